@@ -1,0 +1,29 @@
+# nibble_room(NAME DEPENDS ...): the library of one folder of src/. Every .cpp in the folder belongs to it.
+# Rooms link only the rooms below them, so an arrow that points the wrong way does not link.
+function(nibble_room name)
+  cmake_parse_arguments(ROOM "" "" "DEPENDS" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cpp)
+  set(target nibble_${name})
+  if(sources)
+    add_library(${target} STATIC ${sources})
+    set(scope PUBLIC)
+    target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:nibble_warnings>)
+  else()
+    add_library(${target} INTERFACE)
+    set(scope INTERFACE)
+  endif()
+  target_include_directories(${target} ${scope} $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}>
+                                                $<INSTALL_INTERFACE:include/nibble>)
+  target_compile_features(${target} ${scope} cxx_std_20)
+  target_compile_options(${target} ${scope} -ffp-contract=off)  # decides bits: docs/numerics.md
+  target_link_libraries(${target} ${scope} ${ROOM_DEPENDS})
+  set_property(GLOBAL APPEND PROPERTY NIBBLE_ROOMS ${target})
+endfunction()
+
+add_library(nibble_warnings INTERFACE)
+target_compile_options(nibble_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+                                                 -Wno-sign-conversion $<$<BOOL:${NIBBLE_WERROR}>:-Werror>)
+if(NIBBLE_SANITIZE)
+  add_compile_options(-fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${NIBBLE_SANITIZE})
+endif()

@@ -1,0 +1,2 @@
+include(${CMAKE_CURRENT_LIST_DIR}/NibbleDependencies.cmake)
+include(${CMAKE_CURRENT_LIST_DIR}/nibbleTargets.cmake)

@@ -1,0 +1,23 @@
+// Context: what a computation needs beside its tensors. Passed first to every function that does work.
+#pragma once
+
+#include <cstdint>
+
+#include "core/arena.h"
+#include "core/tensor.h"
+
+namespace nibble {
+
+struct Context {
+    Arena& arena;
+    Device device = Device::cpu;
+    // What randomness is keyed by, beside layer and operand (docs/numerics.md, "Randomness").
+    uint64_t seed = 0;
+    uint32_t step = 0;
+    uint32_t micro_step = 0;
+
+    // In a planning pass, functions size their buffers and return before touching memory.
+    bool planning() const { return arena.planning(); }
+};
+
+}  // namespace nibble

@@ -1,0 +1,11 @@
+// core/: what every other room stands on: errors, tensors, arenas, threads, files, the log.
+// It knows nothing of quantisation, models or training.
+#pragma once
+
+#include "core/arena.h"
+#include "core/context.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/log.h"
+#include "core/parallel.h"
+#include "core/tensor.h"

@@ -1,0 +1,92 @@
+#include "core/tensor.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace nibble {
+
+size_t size_of(DType dtype) {
+    switch (dtype) {
+        case DType::f64:
+        case DType::i64: return 8;
+        case DType::f32:
+        case DType::i32:
+        case DType::u32: return 4;
+        case DType::bf16:
+        case DType::f16:
+        case DType::u16: return 2;
+        default: return 1;
+    }
+}
+
+std::string_view name_of(DType dtype) {
+    switch (dtype) {
+        case DType::f32: return "F32";
+        case DType::bf16: return "BF16";
+        case DType::f16: return "F16";
+        case DType::f64: return "F64";
+        case DType::u8: return "U8";
+        case DType::i8: return "I8";
+        case DType::u16: return "U16";
+        case DType::i32: return "I32";
+        case DType::u32: return "U32";
+        case DType::i64: return "I64";
+        case DType::boolean: return "BOOL";
+        case DType::e4m3: return "F8_E4M3";
+        case DType::e5m2: return "F8_E5M2";
+        case DType::e8m0: return "F8_E8M0";
+    }
+    return "?";
+}
+
+Shape::Shape(std::span<const int64_t> dims) : rank_(static_cast<int>(dims.size())) {
+    require(dims.size() <= kMaxRank, "a tensor has at most {} dimensions, not {}", int{kMaxRank}, dims.size());
+    std::copy(dims.begin(), dims.end(), dims_.begin());
+}
+
+int64_t Shape::count() const {
+    int64_t count = 1;
+    for (int64_t dim : dims()) count *= dim;
+    return count;
+}
+
+std::string Shape::str() const { return fmt::format("[{}]", fmt::join(dims(), ", ")); }
+
+Tensor Tensor::reshaped(Shape new_shape) const {
+    require(new_shape.count() == count(), "shape {} cannot be seen as {}", shape.str(), new_shape.str());
+    return {data, dtype, device, new_shape};
+}
+
+Tensor Tensor::slice(int64_t begin, int64_t end) const {
+    require(shape.rank() > 0 && 0 <= begin && begin <= end && end <= shape[0], "rows {}..{} are not in shape {}",
+            begin, end, shape.str());
+    std::array<int64_t, Shape::kMaxRank> dims{};
+    std::copy(shape.dims().begin(), shape.dims().end(), dims.begin());
+    dims[0] = end - begin;
+    const Shape sliced(std::span<const int64_t>(dims.data(), shape.dims().size()));
+    const int64_t row_elements = shape[0] == 0 ? 0 : count() / shape[0];
+    std::byte* start = static_cast<std::byte*>(data) + static_cast<size_t>(begin * row_elements) * size_of(dtype);
+    return {start, dtype, device, sliced};
+}
+
+Buffer::Buffer(size_t bytes) : bytes_(bytes), shape_{static_cast<int64_t>(bytes)} {
+    constexpr size_t kAlignment = 64;
+    const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+    auto* memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
+    if (memory == nullptr) fail("no memory for {} bytes; make the batch or the model smaller", bytes);
+    std::memset(memory, 0, rounded);
+    data_.reset(memory);
+}
+
+Buffer::Buffer(DType dtype, Shape shape) : Buffer(static_cast<size_t>(shape.count()) * size_of(dtype)) {
+    dtype_ = dtype;
+    shape_ = shape;
+}
+
+void Buffer::Free::operator()(std::byte* p) const { std::free(p); }
+
+}  // namespace nibble

@@ -1,0 +1,43 @@
+// gemm/: matrix products over plain or quantised operands.
+//
+//   C[M, N] = alpha * A[M, K] · B[N, K]ᵀ        both operands K-contiguous ("TN"), as FP4 hardware wants them
+//
+// Products of operands are exact; sums are FP32 in the library's order. This room never decides what is quantised.
+#pragma once
+
+#include "core/core.h"
+#include "quant/quant.h"
+
+namespace nibble {
+
+// One operand: a plain F32 or BF16 tensor, or a quantised matrix.
+struct Operand {
+    Operand(const Tensor& t) : plain(&t) {}                          // NOLINT: implicit on purpose
+    Operand(const QuantizedMatrix& q) : quantized(&q) {}             // NOLINT
+    // The plain tensor is stored [K, rows] instead of [rows, K].
+    static Operand transposed(const Tensor& t) {
+        Operand o(t);
+        o.is_transposed = true;
+        return o;
+    }
+    const Tensor* plain = nullptr;
+    const QuantizedMatrix* quantized = nullptr;
+    bool is_transposed = false;
+};
+
+struct MatmulOptions {
+    float alpha = 1.0f;                // multiplies the operands' tensor scales (product formed in double)
+    bool accumulate = false;           // C += instead of C = (F32 output only)
+    const float* alpha_row = nullptr;  // optional factor for each row of C [M]
+    const float* alpha_col = nullptr;  // and for each column [N]
+    // BF16: plain F32 operands are rounded to BF16 first. F32: products of F32 values.
+    DType compute = DType::bf16;
+};
+
+// C: F32 or BF16 [M, N] (leading dimensions are rows). Throws Error when shapes do not fit.
+void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& c, const MatmulOptions& options = {});
+
+// How this machine executes products, for the run's header: "onednn 2.6.3, bf16 amx" or "onednn 2.6.3, f32 avx2".
+std::string matmul_description();
+
+}  // namespace nibble

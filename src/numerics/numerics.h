@@ -1,0 +1,11 @@
+// numerics/: everything that decides a bit, one scalar at a time: codecs, rounding, random numbers, the rotation.
+// Small host and device functions without state; they are the oracle that SIMD code and kernels must equal.
+#pragma once
+
+#include "numerics/bf16.h"
+#include "numerics/e2m1.h"
+#include "numerics/e4m3.h"
+#include "numerics/e8m0.h"
+#include "numerics/hadamard.h"
+#include "numerics/philox.h"
+#include "numerics/stochastic.h"

@@ -1,0 +1,78 @@
+// quant/: tensors to and from 4 bits. A QuantSpec says how; quantize() gives the bytes that docs/numerics.md
+// defines, the same on every machine. This room never multiplies matrices and knows no layer.
+#pragma once
+
+#include <array>
+#include <bitset>
+#include <cstdint>
+
+#include "core/core.h"
+#include "quant/spec.h"
+
+namespace nibble {
+
+// What keys the coins of one call. Counter layout: docs/numerics.md, "Randomness".
+enum class Gemm : uint8_t { fprop, dgrad, wgrad };
+enum class Side : uint8_t { a, b };  // a: x or dy (rows of the product); b: w or x (its columns)
+struct RandomKey {
+    uint64_t seed = 0;
+    uint32_t step = 0;
+    uint8_t micro_step = 0;
+    uint16_t layer = 0;
+    Gemm gemm = Gemm::fprop;
+    Side side = Side::a;
+};
+
+// Random signs of one rotation block: bit j set means that element j is negated.
+using SignBits = std::bitset<128>;
+// The signs that `spec` uses under `key` (all clear for a plain Hadamard transform or no rotation).
+SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key);
+
+// A matrix in 4 bits, blocks along the columns (the contraction dimension).
+// value(r, k) = e2m1(code) * scale(block) * tensor_scale, in the rotated space if the spec rotates.
+struct QuantizedMatrix {
+    QuantSpec spec;
+    int64_t rows = 0, cols = 0;   // logical
+    int64_t padded_cols = 0;      // as stored; columns beyond `cols` were zero before rotation
+    Tensor codes;                 // U8 [rows, padded_cols / 2]; the even column in the low nibble
+    Tensor scales;                // U8 [rows, padded_cols / block]; E4M3 or E8M0 bytes; square tiles repeat theirs
+    Tensor mask;                  // U8 [rows, padded_cols / 8], bit k%8 of byte k/8; no data without mask=clip
+    Tensor tensor_scale;          // F32 [1], a multiplier
+
+    float* tensor_scale_ptr() const { return static_cast<float*>(tensor_scale.data); }
+};
+
+QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t rows, int64_t cols);
+
+struct QuantizeOptions {
+    // Overrides the signs that spec and key would give (tests; operands that share a rotation).
+    const SignBits* signs = nullptr;
+    // tensor=delayed: the amax of the previous step to use (0: none yet, use the current one).
+    float previous_amax = 0.0f;
+    // If not null, receives the amax of this tensor (after rotation).
+    float* amax = nullptr;
+    // Names the tensor in errors.
+    std::string_view name = "input";
+};
+
+// Quantises x, F32 or BF16 [rows, cols] (leading dimensions are rows), into `out` (made by allocate_quantized).
+// Throws Error naming the tensor and the index of the first NaN or infinity; `out` is then unspecified.
+// quantize() is the fast path; quantize_reference() is the readable scalar definition. Their bytes are equal.
+void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key, QuantizedMatrix& out,
+              const QuantizeOptions& options = {});
+void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+                        QuantizedMatrix& out, const QuantizeOptions& options = {});
+
+// code * scale, exact in BF16, without the tensor scale: what a GEMM reads. out: BF16 or F32 [rows, padded_cols].
+void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out);
+// The same transposed: out [padded_cols, rows].
+void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out);
+// Full values fl((code * scale) * tensor_scale), F32 [rows, padded_cols], in the rotated space.
+void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out);
+
+// x <- rotation of every block of `size` columns: signs first, then the Hadamard butterfly, then one multiply by
+// fl(1/sqrt(size)). F32 [rows, cols], cols a multiple of `size`. The inverse: butterfly, multiply, then signs.
+void rotate(Context& context, int size, const SignBits& signs, const Tensor& x);
+void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x);
+
+}  // namespace nibble

@@ -1,0 +1,60 @@
+// recipe/: a method is a table. Six operands, each with a spec and the tensor that it is made from.
+// This room holds the table, the built-in methods, TOML in and out, and printing; it executes nothing.
+#pragma once
+
+#include <array>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/core.h"
+#include "quant/spec.h"
+
+namespace nibble {
+
+enum class Source : uint8_t {
+    original,   // the high-precision tensor
+    forward,    // what the forward used, re-quantised
+    same_bits,  // the forward's own bytes, transposed (square blocks)
+};
+
+struct OperandSpec {
+    Source source = Source::original;
+    QuantSpec spec;
+    friend bool operator==(const OperandSpec&, const OperandSpec&) = default;
+};
+
+struct Recipe {
+    std::string name;
+    std::string title;   // one line for the list
+    std::string source;  // "arXiv 2601.22813"
+    OperandSpec fprop_x, fprop_w, dgrad_dy, dgrad_w, wgrad_dy, wgrad_x;
+    // Transformer blocks kept in bf16: a number of blocks, or a share of them in (0, 1).
+    double keep_first = 0, keep_last = 0;
+    std::string lm_head = "bf16";
+
+    friend bool operator==(const Recipe&, const Recipe&) = default;
+
+    // How many of `blocks` transformer blocks stay high at the start / at the end.
+    int kept_first(int blocks) const;
+    int kept_last(int blocks) const;
+};
+
+// The operand names in the order of the table, and access to each by name: "fprop.x", "fprop.w", "dgrad.dy", ...
+inline constexpr std::array<std::string_view, 6> kOperandNames = {"fprop.x",  "fprop.w",  "dgrad.dy",
+                                                                  "dgrad.w", "wgrad.dy", "wgrad.x"};
+OperandSpec& operand(Recipe& recipe, std::string_view name);
+const OperandSpec& operand(const Recipe& recipe, std::string_view name);
+
+const std::vector<Recipe>& builtin_recipes();
+// A built-in recipe by name, or one read from a path that ends in .toml. Throws UsageError naming the nearest.
+Recipe find_recipe(std::string_view name_or_path);
+
+Recipe parse_recipe(std::string_view toml, std::string_view where);  // throws UsageError with line and column
+std::string to_toml(const Recipe& recipe);                           // parse_recipe(to_toml(r)) == r
+std::string to_table(const Recipe& recipe);                          // the table that users see
+// Throws UsageError when the table cannot be executed (same-bits without square blocks, rotations that do not
+// cancel, ...). parse_recipe and find_recipe call it.
+void validate(const Recipe& recipe);
+
+}  // namespace nibble
