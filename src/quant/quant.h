@@ -49,7 +49,9 @@ struct QuantizeOptions {
     const SignBits* signs = nullptr;
     // tensor=delayed: the amax of the previous step to use (0: none yet, use the current one).
     float previous_amax = 0.0f;
-    // If not null, receives the amax of this tensor (after rotation).
+    // The amax of x, where its producer knows it (used only without rotation); saves a pass over x.
+    const float* known_amax = nullptr;
+    // If not null, receives the amax that tensor=current uses (after rotation).
     float* amax = nullptr;
     // Names the tensor in errors.
     std::string_view name = "input";

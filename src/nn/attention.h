@@ -1,0 +1,21 @@
+// Causal attention with grouped queries: softmax(q kᵀ / sqrt(head_dim)) v, heads sharing keys and values in groups.
+#pragma once
+
+#include "core/core.h"
+
+namespace nibble {
+
+struct AttentionShape {
+    int64_t sequence = 0;  // T is a multiple of it: sequences lie one after the other
+    int heads = 0, kv_heads = 0, head_dim = 0;
+};
+
+// qkv: [T, (heads + 2*kv_heads) * head_dim], queries, then keys, then values; out: [T, heads * head_dim].
+// logsumexp: F32 [T, heads], of the scaled scores of each row, kept for backward. The scores are never stored.
+void attention_forward(Context& context, const AttentionShape& shape, const Tensor& qkv, const Tensor& out,
+                       const Tensor& logsumexp);
+// dqkv: overwritten.
+void attention_backward(Context& context, const AttentionShape& shape, const Tensor& dout, const Tensor& qkv,
+                        const Tensor& out, const Tensor& logsumexp, const Tensor& dqkv);
+
+}  // namespace nibble

@@ -1,0 +1,28 @@
+// The LM head and the loss, in chunks of tokens: the logits of a whole batch never exist.
+#pragma once
+
+#include "core/core.h"
+
+namespace nibble {
+
+// Targets with this value count neither in the loss nor in its gradient.
+inline constexpr int32_t kIgnoredTarget = -100;
+
+struct HeadLoss {
+    double loss_sum = 0;  // nats, summed over the counted targets
+    int64_t count = 0;    // targets that are not kIgnoredTarget
+};
+
+// logits = x · weightᵀ, loss = -log softmax(logits)[target].
+// x: [T, C]; weight: F32 [V, C]; targets: I32 [T]; loss_rows: F32 [T] per token, or no data.
+HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                   const Tensor& loss_rows);
+
+// The same, and the gradients of scale * loss_sum: dx [T, C] (overwritten), dweight F32 [V, C] (accumulated).
+HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                            float scale, const Tensor& dx, const Tensor& dweight);
+
+// Logits of every row: F32 [T, V]. For generation and evaluation of few tokens.
+void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits);
+
+}  // namespace nibble
