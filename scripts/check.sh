@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# make check: what is too slow or too demanding for make test. Each part says its name; all run, the first
+# failure decides the exit code.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+jobs=${1:-2}
+failed=()
+
+part() {  # part NAME COMMAND...
+    printf '\n== %s\n' "$1"
+    "${@:2}" || failed+=("$1")
+}
+
+build_and_test() {  # build_and_test PRESET
+    cmake --preset "$1" >/dev/null && cmake --build "build/$1" -j "$jobs" && ctest --preset "$1" -j "$jobs"
+}
+
+check_format() { git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror; }
+
+compile_cuda() {
+    local header status=0
+    for header in src/numerics/*.h; do
+        nvcc -std=c++20 -arch=sm_90a -fmad=false -I src -x cu -c "$header" -o /dev/null || status=1
+    done
+    return $status
+}
+
+scripts/install_packages.sh clang clang-format libomp-dev || exit 1
+part "formatting" check_format
+part "address and undefined-behaviour sanitizers" build_and_test asan
+part "clang" build_and_test clang
+part "installed package" scripts/check_install.sh "$jobs"
+if command -v nvcc >/dev/null; then
+    part "CUDA compilation of the numerics headers" compile_cuda
+else
+    printf '\n== CUDA compilation: skipped, there is no nvcc\n'
+fi
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '\nfailed: %s\n' "${failed[*]}"
+    exit 1
+fi
+printf '\nall checks passed\n'
