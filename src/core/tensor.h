@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "numerics/bf16.h"
 
 namespace nibble {
 
@@ -20,11 +21,6 @@ enum class DType : uint8_t { f32, bf16, f16, f64, u8, i8, u16, i32, u32, i64, bo
 
 size_t size_of(DType dtype);
 std::string_view name_of(DType dtype);  // the safetensors name: "F32", "BF16", "U8", ...
-
-struct Bf16 {
-    uint16_t bits;
-    friend bool operator==(Bf16, Bf16) = default;
-};
 
 template <typename T>
 inline constexpr DType kDTypeOf = [] {

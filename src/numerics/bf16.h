@@ -4,10 +4,14 @@
 #include <bit>
 #include <cstdint>
 
-#include "core/tensor.h"
 #include "numerics/host_device.h"
 
 namespace nibble {
+
+struct Bf16 {
+    uint16_t bits;
+    friend bool operator==(Bf16, Bf16) = default;
+};
 
 NIBBLE_HD float bf16_decode(Bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 
