@@ -1,0 +1,149 @@
+#include "train/run_config.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <set>
+
+namespace nibble {
+namespace {
+
+// A configuration file of its own for each test.
+class RunConfigFile : public testing::Test {
+  protected:
+    RunConfigFile() {
+        path_ = fs::temp_directory_path() /
+                fmt::format("nibble_{}.toml", testing::UnitTest::GetInstance()->current_test_info()->name());
+    }
+    ~RunConfigFile() override { fs::remove(path_); }
+
+    RunConfig load(std::string_view text, const std::vector<std::string>& overrides = {}) {
+        write_text(path_, text);
+        return load_run_config(path_.string(), overrides);
+    }
+    // The message of the UsageError, with the file's folder removed.
+    std::string error(std::string_view text, const std::vector<std::string>& overrides = {}) {
+        try {
+            const RunConfig config = load(text, overrides);
+            check_complete(config);
+        } catch (const UsageError& e) {
+            std::string message = e.what();
+            if (const size_t at = message.find(path_.string()); at != std::string::npos)
+                message.replace(at, path_.string().size(), "FILE");
+            return message;
+        }
+        return "no error";
+    }
+    static constexpr std::string_view kComplete =
+        "model.config = 'm.json'\ndata.train = 'd'\ntrain.steps = 10\n";
+    fs::path path_;
+};
+
+TEST(RunConfig, EveryKeyHasItsOwnNamePlaceAndExplanation) {
+    std::set<std::string_view> names;
+    std::set<void*> places;
+    RunConfig config;
+    for (const ConfigKey& key : config_keys()) {
+        EXPECT_TRUE(names.insert(key.name).second) << key.name;
+        EXPECT_TRUE(
+            places.insert(std::visit([](auto* p) { return static_cast<void*>(p); }, key.slot(config))).second)
+            << key.name;
+        EXPECT_FALSE(key.help.empty()) << key.name;
+    }
+}
+
+TEST_F(RunConfigFile, ReadsValuesAndRemembersTheirLines) {
+    const RunConfig config =
+        load("name = 'x'\nseed = 7\n[optimizer]\nlr = 2e-3\nbetas = [0.8, 0.99]\n[recipe]\nkeep_last = 2\n",
+             {"train.tokens=1e6", "schedule.name=wsd"});
+    EXPECT_EQ(config.name, "x");
+    EXPECT_EQ(config.seed, 7);
+    EXPECT_EQ(config.optimizer.lr, 2e-3);
+    EXPECT_EQ(config.optimizer.betas, (std::vector<double>{0.8, 0.99}));
+    EXPECT_EQ(config.recipe.keep_last.text, "2");
+    EXPECT_EQ(config.train.tokens, 1000000);
+    EXPECT_EQ(config.schedule.name, "wsd");
+    const std::string text = to_annotated_toml(config);
+    EXPECT_NE(text.find(fmt::format("# {}:4: learning rate", path_.string())), std::string::npos) << text;
+    EXPECT_NE(text.find("# --set: or: tokens of the run"), std::string::npos) << text;
+    EXPECT_NE(text.find("# default: added to the root"), std::string::npos) << text;
+}
+
+TEST_F(RunConfigFile, PrintsWhatItReadsBack) {
+    const RunConfig config =
+        load("name = 'a \"b\" \\ c'\noptimizer.lr = 1.2e-3\n[device]\nallow = ['fp8-folded']\n",
+             {"recipe.keep_first=15%"});
+    const RunConfig again = load(to_annotated_toml(config));
+    EXPECT_EQ(to_json(again), to_json(config));
+    EXPECT_EQ(again.recipe.keep_first.text, "15%");
+}
+
+TEST_F(RunConfigFile, NamesTheNearestKnownKey) {
+    EXPECT_EQ(error("completely = 'different'\n"),
+              "FILE:1: unknown key \"completely\"; `nibble train --print-config` lists all keys");
+    EXPECT_EQ(error("[optimizer]\nlrr = 1e-3\n"),
+              "FILE:2: unknown key \"optimizer.lrr\"; did you mean \"optimizer.lr\"?");
+    EXPECT_EQ(error("[optimzer]\nlr = 1e-3\n"),
+              "FILE:2: unknown key \"optimzer.lr\"; did you mean \"optimizer.lr\"?");
+    EXPECT_EQ(error("steps = 3\n"), "FILE:1: unknown key \"steps\"; did you mean \"train.steps\"?");
+    EXPECT_EQ(error("", {"train.step=3"}),
+              "--set: unknown key \"train.step\"; did you mean \"train.steps\"?");
+}
+
+TEST_F(RunConfigFile, RefusesWrongTypesAndValues) {
+    EXPECT_EQ(error("[optimizer]\nlr = 'fast'\n"), "FILE:2: optimizer.lr must be a number");
+    EXPECT_EQ(error("[optimizer]\nlr = -1\n"), "FILE:2: optimizer.lr must be from 0 to 1000, not -1");
+    EXPECT_EQ(error("[optimizer]\nlr = inf\n"), "FILE:2: optimizer.lr must be a number");
+    EXPECT_EQ(error("train.steps = 1.5\n"), "FILE:1: train.steps must be a whole number");
+    EXPECT_EQ(error("optimizer = 3\n"), "FILE:1: unknown key \"optimizer\"; did you mean \"optimizer.lr\"?");
+    EXPECT_EQ(error("schedule.name = 'cosin'\n"),
+              "FILE:1: schedule.name must be one of cosine, linear, wsd, constant, not \"cosin\"; "
+              "did you mean \"cosine\"?");
+    EXPECT_EQ(error("optimizer.betas = [0.9]\n"), "FILE:1: optimizer.betas must hold 2 numbers, not 1");
+    EXPECT_EQ(error("optimizer.betas = [0.9, 1.0]\n"),
+              "FILE:1: optimizer.betas each element must be from 0 to 0.9999999, not 1");
+    EXPECT_EQ(error("recipe.keep_last = '15'\n[[phase]]\nat = 0.9\n"),
+              "FILE:2: [[phase]] is not supported in this version; remove it");
+    EXPECT_EQ(error("recipe.keep_last = '101%'\n"),
+              "FILE:1: recipe.keep_last must be \"recipe\", a number, or a share like \"15%\", not \"101%\"");
+    EXPECT_EQ(error("device.allow = ['fp8-fold']\n"),
+              "FILE:1: device.allow each element must be one of fp8-folded, not \"fp8-fold\"; did you mean "
+              "\"fp8-folded\"?");
+    EXPECT_EQ(error("", {"optimizer.lr=abc"}).substr(0, 22), "--set optimizer.lr: Er");
+    EXPECT_EQ(error("", {"optimizer.lr"}), "--set optimizer.lr: write --set section.key=value");
+    EXPECT_TRUE(error("name = \n").starts_with("FILE:1: Error while parsing"));
+}
+
+TEST_F(RunConfigFile, RefusesContradictions) {
+    const std::string complete(kComplete);
+    EXPECT_EQ(error(kComplete), "no error");
+    EXPECT_EQ(error("data.train = 'd'\ntrain.steps = 10\n"),
+              "the configuration needs model.config or model.init");
+    EXPECT_EQ(error(complete + "train.tokens = 5\n"),
+              "FILE:4: train.steps and train.tokens exclude each other; remove one");
+    EXPECT_EQ(error(complete + "train.micro_batch_size = 3\n"),
+              "FILE:4: train.batch_size 16 is not a multiple of train.micro_batch_size 3");
+    EXPECT_EQ(error(complete + "recipe.name = 'bf16'\nrecipe.file = 'f.toml'\n"),
+              "FILE:5: recipe.name and recipe.file exclude each other; remove one");
+}
+
+TEST_F(RunConfigFile, RoundsTokensUpToWholeSteps) {
+    RunConfig config = load("model.config = 'm.json'\ndata.train = 'd'\ntrain.tokens = 1_000_000\n");
+    EXPECT_EQ(config.steps(), 245);  // 244.14 steps of 16 * 256 tokens
+}
+
+TEST_F(RunConfigFile, ReportsWhichKeysDiffer) {
+    const RunConfig a = load("optimizer.lr = 1e-3\nseed = 1\n"), b = load("optimizer.lr = 2e-3\nseed = 2\n");
+    const auto found = differences(to_json(a), to_json(b));
+    ASSERT_EQ(found.size(), 2U);
+    EXPECT_EQ(found[0].key, "seed");
+    EXPECT_EQ(found[0].on_resume, OnResume::fixed);
+    EXPECT_EQ(found[1].key, "optimizer.lr");
+    EXPECT_EQ(found[1].then, "0.001");
+    EXPECT_EQ(found[1].now, "0.002");
+    EXPECT_EQ(found[1].on_resume, OnResume::free);
+}
+
+}  // namespace
+}  // namespace nibble
