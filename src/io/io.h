@@ -1,0 +1,5 @@
+// io/: the ecosystem's file formats. safetensors in and out.
+// It stands on core alone: it knows tensors and names, but no model, no recipe and no run.
+#pragma once
+
+#include "io/safetensors.h"
