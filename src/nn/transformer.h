@@ -1,7 +1,18 @@
-// Transformer: the whole model. Parameters are FP32 masters; one call makes the loss and all gradients.
+// Transformer: the whole model, a Llama (Touvron et al., arXiv 2302.13971). One call makes the loss and all
+// gradients.
+//
+//   x = embedding[tokens]
+//   each block:  x += out(attention(rope(qkv(rmsnorm(x)))))
+//                x += down(swiglu(gate_up(rmsnorm(x))))
+//   loss = cross-entropy of head · rmsnorm(x)
+//
+// The four linear layers of a block are QuantLinear (layer id: 4 * block + 0 qkv, 1 out, 2 gate_up, 3 down);
+// all else is in the activations' dtype with FP32 arithmetic.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/core.h"
@@ -12,12 +23,28 @@
 
 namespace nibble {
 
-// One trained tensor. Fused projections are one parameter: `qkv` holds the rows of q, k and v, `gate_up` those of
-// gate and up; train/model_directory splits them under their Hugging Face names.
+// What a parameter is to the optimizer.
+enum class ParameterKind : uint8_t {
+    matrix,     // a linear layer inside a block
+    embedding,  // the token embedding (and the head, where they are tied)
+    head,
+    norm,
+};
+// "matrices", "embedding", "head", "norms": the words of a configuration.
+std::string_view name_of(ParameterKind kind);
+
+// One trained tensor. Fused projections are one parameter: `qkv` holds the rows of q, k and v, `gate_up`
+// those of gate and up; train/model_directory splits them under their Hugging Face names.
+//
+//   embedding [V, C]
+//   layers.I.attention.norm [C]    layers.I.attention.qkv [(heads + 2 kv_heads) * head_dim, C]
+//   layers.I.attention.out [C, heads * head_dim]
+//   layers.I.mlp.norm [C]          layers.I.mlp.gate_up [2F, C]          layers.I.mlp.down [C, F]
+//   norm [C]                       head [V, C], absent when tied
 struct Parameter {
-    std::string name;        // "layers.3.attention.qkv"
-    Tensor master, gradient; // F32
-    bool is_matrix = false;  // a linear layer inside a block (decayed by default)
+    std::string name;
+    Tensor master, gradient;  // F32
+    ParameterKind kind = ParameterKind::matrix;
 };
 
 class Transformer {
@@ -25,33 +52,61 @@ class Transformer {
     struct Options {
         DType activations = DType::bf16;  // or F32, for study
     };
+    // Whose forward a step uses: the recipe's, or bf16 in every layer (evaluation).
+    enum class Execution : uint8_t { recipe, bf16 };
 
     // `recipe` is copied. Parameters are allocated, zero; call initialize() or load them.
     Transformer(const ModelConfig& config, const Recipe& recipe, const Options& options);
+    Transformer(const Transformer&) = delete;
+    Transformer& operator=(const Transformer&) = delete;
 
     // N(0, initializer_range); output projections (attention out, down) scaled by 1/sqrt(2 layers); norms 1.
-    // Counter-based: each element is a function of (seed, parameter, index) alone.
+    // Counter-based: each element is a function of (seed, parameter, index) alone. Elements 2j and 2j+1 are
+    // the cosine and sine halves of one Box-Muller pair, in double: words 0, 1 of draw j
+    // (Purpose::initialization, layer: the parameter's place in the list) give the radius, words 2, 3 the
+    // angle.
     void initialize(uint64_t seed);
 
+    // In the order of the comment above.
     std::vector<Parameter>& parameters() { return parameters_; }
+    const std::vector<Parameter>& parameters() const { return parameters_; }
+    // The parameter of that name. Throws Error when there is none.
+    Parameter& parameter(std::string_view name);
+    void zero_gradients();
+
     const ModelConfig& config() const { return config_; }
     const Recipe& recipe() const { return recipe_; }
+    const Options& options() const { return options_; }
+    // True for blocks that the recipe keeps in bf16.
+    bool is_kept(int block) const;
 
-    // Once per optimizer step, before its micro-steps: quantises the weights. They live in context.arena until the
-    // caller's ArenaScope ends.
-    void begin_step(Context& context);
+    // Once per optimizer step, before its micro-steps: quantises the weights. They live in context.arena
+    // until the caller's ArenaScope ends.
+    void begin_step(Context& context, Execution execution = Execution::recipe);
 
     // Adds the gradients of scale * (summed loss) to the parameters' gradients and returns the loss.
-    // tokens, targets: I32 [sequences, length].
+    // tokens, targets: I32 [sequences, length]; length at most max_position_embeddings.
+    // What backward needs lives in context.arena until the call returns.
     HeadLoss forward_backward(Context& context, const Tensor& tokens, const Tensor& targets, float scale);
-    // The loss alone. Uses the weights of begin_step().
-    HeadLoss forward(Context& context, const Tensor& tokens, const Tensor& targets);
-    // F32 [V] logits of the last position of each row: [sequences, V].
+    // The loss alone. loss_rows: F32 [sequences, length] per token, or no data.
+    HeadLoss forward(Context& context, const Tensor& tokens, const Tensor& targets,
+                     const Tensor& loss_rows = {});
+    // F32 logits, of the last position of each row ([sequences, V]) or of all ([sequences, length, V]).
     void logits(Context& context, const Tensor& tokens, const Tensor& out);
 
+    // For a step that went wrong: runs it again, outside its ArenaScope, and names the first tensor in the
+    // order of execution that holds a NaN or an infinity: "master of layers.2.mlp.down", "output of
+    // layers.2.attention.out", "gradient of layers.1.mlp.gate_up". Empty if there is none. Gradients are
+    // accumulated on top of what the parameters hold: clear them first.
+    std::string first_non_finite(Context& context, const Tensor& tokens, const Tensor& targets, float scale);
+
   private:
+    struct Block;   // its parameters and layers
+    struct Saved;   // what backward needs of a block's forward
+    struct Stream;  // the residual stream between blocks
+
     ModelConfig config_;
-    Recipe recipe_;
+    Recipe recipe_, bf16_;
     Options options_;
     std::vector<Parameter> parameters_;
 };

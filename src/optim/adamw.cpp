@@ -1,0 +1,127 @@
+#include "optim/adamw.h"
+
+#include <algorithm>
+#include <cmath>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "optim/adamw.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nibble::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Multiplications and additions stay apart (no fused multiply-add), so that every instruction set gives the
+// bits of adamw_reference. Returns how many elements whole vectors covered.
+int64_t UpdateVectors(const AdamWFactors& f, int64_t count, const float* gradient, float* master, float* m,
+                      float* v) {
+    const hn::ScalableTag<float> d;
+    const auto factor = hn::Set(d, f.gradient), epsilon = hn::Set(d, f.epsilon);
+    const auto beta1 = hn::Set(d, f.beta1), rest1 = hn::Set(d, f.rest1);
+    const auto beta2 = hn::Set(d, f.beta2), rest2 = hn::Set(d, f.rest2);
+    const auto correction1 = hn::Set(d, f.correction1), correction2 = hn::Set(d, f.correction2);
+    const auto lr = hn::Set(d, f.lr), keep = hn::Set(d, f.keep);
+    const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+        const auto g = hn::Mul(factor, hn::LoadU(d, gradient + i));
+        const auto new_m = hn::Add(hn::Mul(beta1, hn::LoadU(d, m + i)), hn::Mul(rest1, g));
+        const auto new_v = hn::Add(hn::Mul(beta2, hn::LoadU(d, v + i)), hn::Mul(rest2, hn::Mul(g, g)));
+        const auto root = hn::Add(hn::Sqrt(hn::Mul(new_v, correction2)), epsilon);
+        const auto change = hn::Mul(lr, hn::Div(hn::Mul(new_m, correction1), root));
+        hn::StoreU(hn::Sub(hn::Mul(hn::LoadU(d, master + i), keep), change), d, master + i);
+        hn::StoreU(new_m, d, m + i);
+        hn::StoreU(new_v, d, v + i);
+    }
+    return i;
+}
+
+}  // namespace nibble::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nibble {
+
+HWY_EXPORT(UpdateVectors);
+
+void adamw_reference(const AdamWFactors& f, float gradient, float& master, float& m, float& v) {
+    const float g = f.gradient * gradient;
+    m = f.beta1 * m + f.rest1 * g;
+    v = f.beta2 * v + f.rest2 * (g * g);
+    const float root = std::sqrt(v * f.correction2) + f.epsilon;
+    master = master * f.keep - f.lr * ((m * f.correction1) / root);
+}
+
+AdamW::AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options)
+    : tensors_(std::move(tensors)), options_(options) {
+    constexpr int64_t kChunk = 16384, kAlignment = 16;  // elements
+    const auto is_beta = [](double beta) { return beta >= 0 && beta < 1; };
+    if (!is_beta(options.beta1) || !is_beta(options.beta2)) {
+        fail_usage("the betas of AdamW must be in [0, 1), not [{}, {}]", options.beta1, options.beta2);
+    }
+    if (!(options.epsilon > 0)) fail_usage("the epsilon of AdamW must be positive, not {}", options.epsilon);
+    if (!(options.weight_decay >= 0)) {
+        fail_usage("the weight decay must not be negative, but is {}", options.weight_decay);
+    }
+    int64_t elements = 0;
+    for (const OptimizedTensor& tensor : tensors_) {
+        require(tensor.master.dtype == DType::f32 && tensor.gradient.dtype == DType::f32,
+                "{}: AdamW needs an F32 master and gradient, not {} and {}", tensor.name,
+                name_of(tensor.master.dtype), name_of(tensor.gradient.dtype));
+        require(tensor.master.shape == tensor.gradient.shape, "{}: the master is {}, its gradient {}",
+                tensor.name, tensor.master.shape.str(), tensor.gradient.shape.str());
+        elements += (tensor.master.count() + kAlignment - 1) / kAlignment * kAlignment;
+    }
+    memory_ = Buffer(DType::f32, {2 * elements});
+    float* next = memory_.tensor().as<float>();
+    for (size_t t = 0; t < tensors_.size(); ++t) {
+        const Tensor& master = tensors_[t].master;
+        const int64_t count = master.count(), stride = (count + kAlignment - 1) / kAlignment * kAlignment;
+        state_.push_back({tensors_[t].name,
+                          {next, DType::f32, Device::cpu, master.shape},
+                          {next + stride, DType::f32, Device::cpu, master.shape}});
+        next += 2 * stride;
+        for (int64_t begin = 0; begin < count; begin += kChunk) {
+            chunks_.push_back({t, begin, std::min(count, begin + kChunk)});
+        }
+    }
+}
+
+void AdamW::update(Context& context, int64_t update, double lr, double gradient_factor) {
+    if (context.planning()) return;
+    require(update >= 1, "updates of AdamW count from 1, not {}", update);
+    const auto t = static_cast<double>(update);
+    AdamWFactors decayed;
+    decayed.gradient = static_cast<float>(gradient_factor);
+    decayed.beta1 = static_cast<float>(options_.beta1);
+    decayed.rest1 = static_cast<float>(1 - options_.beta1);
+    decayed.beta2 = static_cast<float>(options_.beta2);
+    decayed.rest2 = static_cast<float>(1 - options_.beta2);
+    decayed.correction1 = static_cast<float>(1 / (1 - std::pow(options_.beta1, t)));
+    decayed.correction2 = static_cast<float>(1 / (1 - std::pow(options_.beta2, t)));
+    decayed.lr = static_cast<float>(lr);
+    decayed.epsilon = static_cast<float>(options_.epsilon);
+    decayed.keep = static_cast<float>(1 - lr * options_.weight_decay);
+    AdamWFactors plain = decayed;
+    plain.keep = 1;
+    const auto update_vectors = HWY_DYNAMIC_DISPATCH(UpdateVectors);
+    parallel_for(static_cast<int64_t>(chunks_.size()), 1, [&](int64_t first, int64_t last) {
+        for (int64_t c = first; c < last; ++c) {
+            const Chunk& chunk = chunks_[static_cast<size_t>(c)];
+            const OptimizedTensor& tensor = tensors_[chunk.tensor];
+            const AdamWFactors& f = tensor.decay ? decayed : plain;
+            const int64_t count = chunk.end - chunk.begin;
+            const float* gradient = tensor.gradient.as<float>() + chunk.begin;
+            float* master = tensor.master.as<float>() + chunk.begin;
+            float* m = state_[chunk.tensor].m.as<float>() + chunk.begin;
+            float* v = state_[chunk.tensor].v.as<float>() + chunk.begin;
+            const int64_t done = update_vectors(f, count, gradient, master, m, v);
+            for (int64_t i = done; i < count; ++i) adamw_reference(f, gradient[i], master[i], m[i], v[i]);
+        }
+    });
+}
+
+}  // namespace nibble
+#endif

@@ -1,0 +1,72 @@
+// AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), FP32
+// throughout.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/core.h"
+
+namespace nibble {
+
+struct AdamWOptions {
+    double beta1 = 0.9, beta2 = 0.95;
+    double epsilon = 1e-8;
+    double weight_decay = 0.1;  // multiplied by the learning rate, as everywhere in practice
+};
+
+// A tensor that is trained. Which tensors decay is the caller's choice.
+struct OptimizedTensor {
+    std::string name;
+    Tensor master, gradient;  // F32, of one shape
+    bool decay = false;
+};
+
+// What one update multiplies by, rounded once from double.
+struct AdamWFactors {
+    float gradient = 1;          // clipping
+    float beta1 = 0, rest1 = 0;  // beta, 1 - beta
+    float beta2 = 0, rest2 = 0;
+    float correction1 = 1, correction2 = 1;  // 1 / (1 - beta^t)
+    float lr = 0, epsilon = 0;
+    float keep = 1;  // 1 - lr * weight_decay, 1 for tensors that do not decay
+};
+
+// One element. The definition that the vector code equals to the bit:
+//   g = f.gradient * g;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g²
+//   w = w (1 - lr weight_decay) - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+void adamw_reference(const AdamWFactors& f, float gradient, float& master, float& m, float& v);
+
+class AdamW {
+  public:
+    struct State {
+        std::string name;  // of the tensor
+        Tensor m, v;       // F32, of the tensor's shape; zero at first
+    };
+
+    // Takes memory for both moments. Throws Error when a tensor is not F32 or its gradient has another shape,
+    // and UsageError when an option is out of range.
+    AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options);
+
+    // Update number `update` (1 is the first), with gradients multiplied by `gradient_factor` (see
+    // clip_factor).
+    void update(Context& context, int64_t update, double lr, double gradient_factor = 1.0);
+
+    // The moments, in the order of the tensors: what a checkpoint holds beside the masters.
+    const std::vector<State>& state() const { return state_; }
+    const std::vector<OptimizedTensor>& tensors() const { return tensors_; }
+
+  private:
+    struct Chunk {
+        size_t tensor;
+        int64_t begin, end;
+    };
+    std::vector<OptimizedTensor> tensors_;
+    AdamWOptions options_;
+    Buffer memory_;
+    std::vector<State> state_;
+    std::vector<Chunk> chunks_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,25 @@
+// Clipping by the global norm (Pascanu, Mikolov and Bengio, arXiv 1211.5063, algorithm 1).
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/core.h"
+
+namespace nibble {
+
+struct GradientNorm {
+    double norm = 0;  // Euclidean, over all elements of all tensors
+    // The first tensor that holds a NaN or an infinity, or -1. The norm is then not finite.
+    int64_t first_non_finite = -1;
+};
+
+// Squares are summed in double, in chunks of fixed size that are added in order: the same bits for any number
+// of threads. gradients: F32. Scratch comes from context.arena; a planning pass returns 0.
+GradientNorm global_norm(Context& context, std::span<const Tensor> gradients);
+
+// What gradients are multiplied by so that their norm is at most `limit`: limit / norm, or 1 when the norm is
+// below. limit = 0: no clipping.
+double clip_factor(double norm, double limit);
+
+}  // namespace nibble
