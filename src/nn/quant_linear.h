@@ -1,13 +1,21 @@
-// QuantLinear: one linear layer, Y[T,N] = X[T,K] · W[N,K]ᵀ, executed by any recipe (docs/numerics.md, section 7).
+// QuantLinear: one linear layer, Y[T,N] = X[T,K] · W[N,K]ᵀ, executed by any recipe (docs/numerics.md, section
+// 7).
 //
 //   product   rows    contraction   operands
 //   fprop     T x N   K             x [T,K],            w [N,K]
 //   dgrad     T x K   N             dy [T,N],           w [K,N] (transposed)
 //   wgrad     N x K   T             dy [N,T] (transp.), x [K,T] (transposed)
+//
+// Where a backward operand is made from the forward, dX and dW are the gradients of what the forward
+// multiplied; they are then masked and turned back to X and W (recipe.h, Finish). T, K and N are any size:
+// what quantisers need is padded with zeros here.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <string>
+#include <functional>
+#include <optional>
+#include <string_view>
 
 #include "core/core.h"
 #include "gemm/matmul.h"
@@ -15,6 +23,15 @@
 #include "recipe/recipe.h"
 
 namespace nibble {
+
+// The state of operands with tensor=delayed, which scale by the amax of the step before. One for each layer;
+// the caller owns it, gives it to prepare() and stores it in checkpoints. In the order of kOperandNames; 0:
+// none yet.
+struct AmaxHistory {
+    std::array<float, 6> previous{};  // of the last step that was trained
+    std::array<float, 6> current{};   // the largest so far in this one
+    friend bool operator==(const AmaxHistory&, const AmaxHistory&) = default;
+};
 
 class QuantLinear {
   public:
@@ -24,33 +41,70 @@ class QuantLinear {
     // What one optimizer step needs of the weight: its forward copy and, where signs allow, its dgrad copy.
     // Made from the FP32 master by prepare(), kept in the arena for all micro-batches of the step.
     struct Weight {
-        Tensor master;           // F32 [N, K]
-        Tensor bf16;             // the rounded master, for plain operands
-        QuantizedMatrix fprop;   // for quantised ones
-        QuantizedMatrix dgrad;   // [K, N]; empty when it is made afresh in each micro-step
+        Tensor master;                   // F32 [N, K]
+        Tensor bf16;                     // the rounded master, where an operand is plain
+        QuantizedMatrix fprop;           // [N, K], where the forward's is quantised
+        QuantizedMatrix dgrad;           // [K, N]; unused when it is made afresh in each micro-step
+        AmaxHistory* history = nullptr;  // as given to prepare()
+        float fprop_amax = 0, dgrad_amax = 0;
     };
-    // What backward needs of one forward: the packed copy (4.5 bits an element) or the BF16 tensor itself.
+    // What backward needs of one forward: the packed copy (4.5 bits an element) or the caller's tensor
+    // itself.
     struct Saved {
-        Tensor x;                // the caller's tensor, when the recipe's backward reads the original
-        QuantizedMatrix fprop_x; // the forward's bytes
-        QuantizedMatrix wgrad_x; // quantised during the forward along T, when made from the original
+        Tensor x;                 // the caller's, when the recipe's backward reads the original
+        QuantizedMatrix fprop_x;  // the forward's bytes
+        QuantizedMatrix wgrad_x;  // quantised during the forward along T, when made from the original
     };
 
     // Allocates from context.arena; the result lives until the caller's enclosing ArenaScope ends.
-    Weight prepare(Context& context, const Tensor& master) const;
+    // `history` is needed by recipes with tensor=delayed (needs_history()); the step after one that was
+    // trained begins with it.
+    Weight prepare(Context& context, const Tensor& master, AmaxHistory* history = nullptr) const;
     // x: BF16 or F32 [T, K]; y: the same dtype [T, N]. Allocates what Saved holds from context.arena.
-    Saved forward(Context& context, const Weight& weight, const Tensor& x, const Tensor& y) const;
-    // dy: [T, N]; dx: [T, K] (overwritten; no data: not wanted); dw: F32 [N, K] (accumulated).
-    void backward(Context& context, const Weight& weight, const Saved& saved, const Tensor& dy, const Tensor& dx,
-                  const Tensor& dw) const;
+    // for_backward = false (evaluation, generation): saves nothing and leaves `history` alone.
+    Saved forward(Context& context, const Weight& weight, const Tensor& x, const Tensor& y,
+                  bool for_backward = true) const;
+    // dy: [T, N]; dx: [T, K] (overwritten; a default Tensor: not wanted); dw: F32 [N, K] (accumulated).
+    void backward(Context& context, const Weight& weight, const Saved& saved, const Tensor& dy,
+                  const Tensor& dx, const Tensor& dw) const;
 
     int64_t in() const { return in_; }
     int64_t out() const { return out_; }
+    bool needs_history() const;
+
+    // Called with every quantised operand ("dgrad.w") as it is multiplied, before the product: for statistics
+    // and tests. Operands that are kept are shown when they are made.
+    using Observer = std::function<void(std::string_view operand, const QuantizedMatrix&)>;
+    void observe(Observer observer) { observer_ = std::move(observer); }
+    // Fixes the rotation signs of a product instead of drawing them: for tests against recorded layers.
+    void fix_signs(Gemm gemm, const SignBits& signs) { fixed_signs_[static_cast<size_t>(gemm)] = signs; }
 
   private:
+    struct Factor;
+    const OperandSpec& spec_of(size_t operand) const;
+    RandomKey key(const Context& context, size_t operand, uint32_t micro_step) const;
+    SignBits signs(const Context& context, size_t operand, uint32_t micro_step) const;
+    int64_t padded_contraction(size_t operand, int64_t contraction) const;
+    bool caches_dgrad() const;
+
+    QuantizedMatrix allocate(Context& context, size_t operand, int64_t rows, int64_t contraction) const;
+    float quantize_into(Context& context, size_t operand, uint32_t micro_step, const AmaxHistory* history,
+                        const Tensor& x, QuantizedMatrix& out) const;
+    float requantize_into(Context& context, size_t operand, uint32_t micro_step, const AmaxHistory* history,
+                          const QuantizedMatrix& forward, QuantizedMatrix& out) const;
+    float make_dgrad_w(Context& context, const Weight& weight, uint32_t micro_step,
+                       QuantizedMatrix& out) const;
+    void make_wgrad_x(Context& context, const Weight& weight, const Saved& saved, QuantizedMatrix& out) const;
+    void multiply(Context& context, size_t operand_a, const Factor& a, const Factor& b, const Tensor& out,
+                  bool accumulate) const;
+    void finish(Context& context, const Finish& finish, size_t operand, const QuantizedMatrix& forward,
+                const Tensor& gradient, const Tensor& out, bool accumulate) const;
+
     const Recipe* recipe_;
     int64_t in_, out_;
     uint16_t layer_;
+    std::array<std::optional<SignBits>, 3> fixed_signs_;
+    Observer observer_;
 };
 
 }  // namespace nibble

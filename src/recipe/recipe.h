@@ -14,9 +14,10 @@ namespace nibble {
 
 enum class Source : uint8_t {
     original,   // the high-precision tensor
-    forward,    // what the forward used, re-quantised
+    forward,    // what the forward used, re-quantised; where that was not quantised: its BF16 value
     same_bits,  // the forward's own bytes, transposed (square blocks)
 };
+std::string_view name_of(Source source);  // "original", "forward", "same-bits"
 
 struct OperandSpec {
     Source source = Source::original;
@@ -35,19 +36,33 @@ struct Recipe {
 
     friend bool operator==(const Recipe&, const Recipe&) = default;
 
-    // How many of `blocks` transformer blocks stay high at the start / at the end.
+    // How many of `blocks` transformer blocks stay high at the start / at the end. A share is rounded to the
+    // nearest number of blocks, halves up (15% of 4 is 1, of 3 is 0, of 62 is 9). Both together are at most
+    // `blocks`.
     int kept_first(int blocks) const;
     int kept_last(int blocks) const;
 };
 
-// The operand names in the order of the table, and access to each by name: "fprop.x", "fprop.w", "dgrad.dy", ...
-inline constexpr std::array<std::string_view, 6> kOperandNames = {"fprop.x",  "fprop.w",  "dgrad.dy",
+// The operand names in the order of the table, and access to each by name: "fprop.x", "fprop.w", "dgrad.dy",
+// ...
+inline constexpr std::array<std::string_view, 6> kOperandNames = {"fprop.x", "fprop.w",  "dgrad.dy",
                                                                   "dgrad.w", "wgrad.dy", "wgrad.x"};
 OperandSpec& operand(Recipe& recipe, std::string_view name);
 const OperandSpec& operand(const Recipe& recipe, std::string_view name);
 
+// What happens to a gradient after its product. dX and dW are gradients of what the forward multiplied where
+// the backward operand is made from it, so they are masked and turned back as the forward's operand was.
+struct Finish {
+    bool mask = false;      // zero where the forward clipped (mask=clip)
+    bool unrotate = false;  // the inverse of the forward's rotation
+    friend bool operator==(const Finish&, const Finish&) = default;
+};
+Finish finish_dx(const Recipe& recipe);
+Finish finish_dw(const Recipe& recipe);
+
 const std::vector<Recipe>& builtin_recipes();
-// A built-in recipe by name, or one read from a path that ends in .toml. Throws UsageError naming the nearest.
+// A built-in recipe by name, or one read from a path that ends in .toml. Throws UsageError naming the
+// nearest.
 Recipe find_recipe(std::string_view name_or_path);
 
 Recipe parse_recipe(std::string_view toml, std::string_view where);  // throws UsageError with line and column
@@ -56,5 +71,8 @@ std::string to_table(const Recipe& recipe);                          // the tabl
 // Throws UsageError when the table cannot be executed (same-bits without square blocks, rotations that do not
 // cancel, ...). parse_recipe and find_recipe call it.
 void validate(const Recipe& recipe);
+// What a user should know about a table that can be executed (biased gradients), one line each; part of
+// to_table().
+std::vector<std::string> recipe_notes(const Recipe& recipe);
 
 }  // namespace nibble

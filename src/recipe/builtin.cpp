@@ -1,0 +1,125 @@
+// The built-in methods. Each page docs/methods/NAME.md gives the equations and where publications disagree.
+#include <fmt/ranges.h>
+
+#include "recipe/recipe.h"
+
+namespace nibble {
+
+namespace {
+
+struct Row {
+    Source source;
+    const char* spec;
+};
+
+constexpr Source kOriginal = Source::original, kForward = Source::forward, kSameBits = Source::same_bits;
+
+// Rows in the order of kOperandNames.
+Recipe make(const char* name, const char* title, const char* source, const Row (&rows)[6],
+            double keep_last = 0) {
+    Recipe recipe;
+    recipe.name = name;
+    recipe.title = title;
+    recipe.source = source;
+    recipe.keep_last = keep_last;
+    for (size_t i = 0; i < kOperandNames.size(); ++i) {
+        operand(recipe, kOperandNames[i]) = {rows[i].source, parse_spec(rows[i].spec)};
+    }
+    validate(recipe);
+    return recipe;
+}
+
+std::vector<Recipe> make_all() {
+    std::vector<Recipe> all;
+    all.push_back(make("bf16", "BF16 operands, FP32 sums: the baseline", "no quantisation",
+                       {{kOriginal, "bf16"},
+                        {kOriginal, "bf16"},
+                        {kOriginal, "bf16"},
+                        {kOriginal, "bf16"},
+                        {kOriginal, "bf16"},
+                        {kOriginal, "bf16"}}));
+    // Algorithm 1 and section 5: 4/6 forward; MS-EDEN on all four backward operands, re-quantised from the
+    // forward.
+    all.push_back(make("quartet2", "Quartet II: NVFP4, Four Over Six forward, MS-EDEN backward",
+                       "arXiv 2601.22813",
+                       {{kOriginal, "nvfp4 1x16 scale=four-six:mse"},
+                        {kOriginal, "nvfp4 1x16 scale=four-six:mse"},
+                        {kOriginal, "nvfp4 1x16 scale=eden rotate=rht:128 signs=step"},
+                        {kForward, "nvfp4 1x16 scale=eden rotate=rht:128 signs=step"},
+                        {kOriginal, "nvfp4 1x16 scale=eden rotate=rht:128 signs=call"},
+                        {kForward, "nvfp4 1x16 scale=eden rotate=rht:128 signs=call"}}));
+    // Version 4 of the paper, algorithm 1: nearest rounding in the backward.
+    all.push_back(make("quartet", "Quartet: MXFP4, QuEST forward, nearest backward", "arXiv 2505.14669v4",
+                       {{kOriginal, "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"},
+                        {kOriginal, "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"},
+                        {kOriginal, "mxfp4 1x32 scale=three-quarters rotate=rht:32 signs=step"},
+                        {kForward, "mxfp4 1x32 scale=three-quarters rotate=rht:32 signs=step"},
+                        {kOriginal, "mxfp4 1x32 scale=three-quarters rotate=rht:32 signs=call"},
+                        {kForward, "mxfp4 1x32 scale=three-quarters rotate=rht:32 signs=call"}}));
+    // Version 1: stochastic rounding in the backward.
+    all.push_back(
+        make("quartet-sr", "Quartet, first version: MXFP4, QuEST forward, stochastic backward",
+             "arXiv 2505.14669v1",
+             {{kOriginal, "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"},
+              {kOriginal, "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"},
+              {kOriginal, "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32 signs=step"},
+              {kForward, "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32 signs=step"},
+              {kOriginal, "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32 signs=call"},
+              {kForward, "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32 signs=call"}}));
+    // Section 4: square weight blocks, stochastic gradients, RHT of 16 on the wgrad alone, signs fixed for
+    // the run.
+    all.push_back(make("nvidia", "NVIDIA: NVFP4, square weight blocks, stochastic gradients, RHT in wgrad",
+                       "arXiv 2509.25149",
+                       {{kOriginal, "nvfp4 1x16"},
+                        {kOriginal, "nvfp4 16x16"},
+                        {kOriginal, "nvfp4 1x16 round=stochastic"},
+                        {kSameBits, "nvfp4 16x16"},
+                        {kOriginal, "nvfp4 1x16 round=stochastic rotate=rht:16 signs=run"},
+                        {kOriginal, "nvfp4 1x16 rotate=rht:16 signs=run"}},
+                       0.15));
+    // The authors' training layer: the nvidia table with the better of two scales everywhere.
+    all.push_back(make(
+        "four-six", "Four Over Six: the nvidia table, each block scaled to 6 or to 4", "arXiv 2512.02010",
+        {{kOriginal, "nvfp4 1x16 scale=four-six:mse"},
+         {kOriginal, "nvfp4 16x16 scale=four-six:mse"},
+         {kOriginal, "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic"},
+         {kSameBits, "nvfp4 16x16 scale=four-six:mse"},
+         {kOriginal, "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic rotate=rht:16 signs=run"},
+         {kOriginal, "nvfp4 1x16 scale=four-six:mse rotate=rht:16 signs=run"}},
+        0.167));
+    // Equations 4 to 6: nearest in the forward and on D.W, stochastic on the three others; no rotation.
+    all.push_back(make("fp4-all-the-way",
+                       "FP4 All the Way: NVFP4, stochastic gradients and wgrad activations",
+                       "arXiv 2505.19115",
+                       {{kOriginal, "nvfp4 1x16"},
+                        {kOriginal, "nvfp4 1x16"},
+                        {kOriginal, "nvfp4 1x16 round=stochastic"},
+                        {kOriginal, "nvfp4 1x16"},
+                        {kOriginal, "nvfp4 1x16 round=stochastic"},
+                        {kOriginal, "nvfp4 1x16 round=stochastic"}}));
+    return all;
+}
+
+}  // namespace
+
+const std::vector<Recipe>& builtin_recipes() {
+    static const std::vector<Recipe> all = make_all();
+    return all;
+}
+
+Recipe find_recipe(std::string_view name_or_path) {
+    if (name_or_path.ends_with(".toml")) {
+        return parse_recipe(read_text(fs::path(name_or_path)), name_or_path);
+    }
+    std::vector<std::string> names;
+    for (const Recipe& recipe : builtin_recipes()) {
+        if (recipe.name == name_or_path) return recipe;
+        names.push_back(recipe.name);
+    }
+    const std::string nearest = nearest_name(name_or_path, names);
+    fail_usage("there is no recipe '{}'{}; the built-in ones are {}; a file of your own ends in .toml",
+               name_or_path, nearest.empty() ? "" : fmt::format(" (did you mean '{}'?)", nearest),
+               fmt::join(names, ", "));
+}
+
+}  // namespace nibble

@@ -1,0 +1,83 @@
+// Recipes as people read them.
+#include <charconv>
+#include <cmath>
+
+#include "recipe/recipe.h"
+#include "recipe/text.h"
+
+namespace nibble {
+
+namespace detail {
+
+namespace {
+
+std::optional<double> parse_double(std::string_view text) {
+    double value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+    return value;
+}
+
+}  // namespace
+
+bool is_valid_kept(double amount) {
+    if (!(amount >= 0) || amount > 1e6) return false;
+    return amount < 1 || amount == std::floor(amount);
+}
+
+std::string kept_text(double amount) {
+    if (amount == 0 || amount >= 1) return fmt::format("{}", amount);
+    // The shortest percentage that reads back as the same number.
+    for (int digits = 1; digits < 17; ++digits) {
+        const std::string percent = fmt::format("{:.{}g}", 100 * amount, digits);
+        if (parse_double(percent).value_or(0) / 100 == amount) return percent + "%";
+    }
+    return fmt::format("{:.17g}%", 100 * amount);
+}
+
+std::optional<double> parse_kept(std::string_view text) {
+    const bool is_share = text.ends_with('%');
+    if (is_share) text.remove_suffix(1);
+    const std::optional<double> number = parse_double(text);
+    if (!number || (is_share && !(*number < 100)) || (!is_share && *number != std::floor(*number)))
+        return std::nullopt;
+    const double amount = is_share ? *number / 100 : *number;
+    return is_valid_kept(amount) ? std::optional(amount) : std::nullopt;
+}
+
+}  // namespace detail
+
+namespace {
+
+std::string finish_text(const Finish& finish) {
+    if (finish.mask && finish.unrotate) return "mask, unrotate";
+    if (finish.mask) return "mask";
+    return finish.unrotate ? "unrotate" : "as computed";
+}
+
+}  // namespace
+
+std::string to_table(const Recipe& recipe) {
+    std::string table = fmt::format("{:<10}{:<12}{}\n", "operand", "made from", "spec");
+    for (const std::string_view name : kOperandNames) {
+        const OperandSpec& o = operand(recipe, name);
+        table += fmt::format("{:<10}{:<12}{}\n", name, name_of(o.source), to_string(o.spec));
+    }
+    const std::string dx = finish_text(finish_dx(recipe)), dw = finish_text(finish_dw(recipe));
+    if (dx == dw) {
+        table += fmt::format("{:<10}{}\n", "dx, dw", dx);
+    } else {
+        table += fmt::format("{:<10}{}\n{:<10}{}\n", "dx", dx, "dw", dw);
+    }
+    std::string kept;
+    if (recipe.keep_first > 0) kept += "first " + detail::kept_text(recipe.keep_first);
+    if (recipe.keep_first > 0 && recipe.keep_last > 0) kept += ", ";
+    if (recipe.keep_last > 0) kept += "last " + detail::kept_text(recipe.keep_last);
+    table += fmt::format("high precision: embedding, lm_head, norms, attention; blocks kept: {}\n",
+                         kept.empty() ? "none" : kept);
+    for (const std::string& note : recipe_notes(recipe)) table += "note: " + note + "\n";
+    if (!recipe.source.empty()) table += recipe.source + "\n";
+    return table;
+}
+
+}  // namespace nibble

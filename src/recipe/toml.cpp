@@ -1,0 +1,205 @@
+// Recipes as TOML files.
+//
+//   name = "mine"
+//   title = "..."               (optional, as are source, keep_first, keep_last and lm_head)
+//   [fprop]
+//   x = { from = "original", spec = "nvfp4 1x16" }      or, for the original, x = "nvfp4 1x16"
+//   w = ...
+//   [dgrad]  dy, w      [wgrad]  dy, x
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "recipe/recipe.h"
+#include "recipe/text.h"
+
+namespace nibble {
+
+namespace {
+
+class Reader {
+  public:
+    explicit Reader(std::string_view where) : where_(where) {}
+
+    Recipe read(const toml::table& root) const {
+        check_keys(
+            root,
+            {"name", "title", "source", "keep_first", "keep_last", "lm_head", "fprop", "dgrad", "wgrad"},
+            "a recipe");
+        Recipe recipe;
+        recipe.name = text(root, "name");
+        if (root.contains("title")) recipe.title = text(root, "title");
+        if (root.contains("source")) recipe.source = text(root, "source");
+        if (root.contains("keep_first")) recipe.keep_first = kept(root, "keep_first");
+        if (root.contains("keep_last")) recipe.keep_last = kept(root, "keep_last");
+        if (root.contains("lm_head")) recipe.lm_head = text(root, "lm_head");
+        for (const std::string_view name : kOperandNames) {
+            const size_t dot = name.find('.');
+            operand(recipe, name) =
+                read_operand(product(root, name.substr(0, dot)), name, name.substr(dot + 1));
+        }
+        return recipe;
+    }
+
+    [[noreturn]] void fail_at(const toml::source_region& region, std::string_view message) const {
+        fail_usage("{}:{}:{}: {}", where_, region.begin.line, region.begin.column, message);
+    }
+
+  private:
+    void check_keys(const toml::table& table, std::initializer_list<std::string_view> known,
+                    std::string_view what) const {
+        const std::vector<std::string> names(known.begin(), known.end());
+        for (const auto& [key, value] : table) {
+            if (std::find(names.begin(), names.end(), key.str()) != names.end()) continue;
+            const std::string nearest = nearest_name(key.str(), names);
+            fail_at(key.source(),
+                    fmt::format("{} has no key '{}'{}", what, key.str(),
+                                nearest.empty() ? "" : fmt::format("; did you mean '{}'?", nearest)));
+        }
+    }
+
+    const toml::node& need(const toml::table& table, std::string_view key, std::string_view shown) const {
+        const toml::node* node = table.get(key);
+        if (node == nullptr) fail_at(table.source(), fmt::format("'{}' is missing", shown));
+        return *node;
+    }
+
+    std::string text_of(const toml::node& node, std::string_view shown) const {
+        const auto* string = node.as_string();
+        if (string == nullptr) fail_at(node.source(), fmt::format("'{}' is a text in quotes", shown));
+        return string->get();
+    }
+
+    std::string text(const toml::table& table, std::string_view key) const {
+        return text_of(need(table, key, key), key);
+    }
+
+    double kept(const toml::table& table, std::string_view key) const {
+        const toml::node& node = need(table, key, key);
+        std::optional<double> amount;
+        if (const auto* integer = node.as_integer()) amount = static_cast<double>(integer->get());
+        if (const auto* string = node.as_string()) amount = detail::parse_kept(string->get());
+        if (!amount || !detail::is_valid_kept(*amount)) {
+            fail_at(node.source(),
+                    fmt::format("'{}' is a number of blocks or a share of them below \"100%\"", key));
+        }
+        return *amount;
+    }
+
+    const toml::table& product(const toml::table& root, std::string_view name) const {
+        const toml::node& node = need(root, name, name);
+        if (!node.is_table()) fail_at(node.source(), fmt::format("'{}' is a table of two operands", name));
+        const toml::table& table = *node.as_table();
+        if (name == "fprop") check_keys(table, {"x", "w"}, "fprop");
+        if (name == "dgrad") check_keys(table, {"dy", "w"}, "dgrad");
+        if (name == "wgrad") check_keys(table, {"dy", "x"}, "wgrad");
+        return table;
+    }
+
+    OperandSpec read_operand(const toml::table& table, std::string_view name, std::string_view key) const {
+        const toml::node& node = need(table, key, name);
+        OperandSpec result;
+        if (node.is_string()) {
+            result.spec = spec_of(node, name);
+            return result;
+        }
+        if (!node.is_table()) {
+            fail_at(node.source(),
+                    fmt::format("'{}' is a spec or {{ from = \"original\", spec = \"...\" }}", name));
+        }
+        const toml::table& parts = *node.as_table();
+        check_keys(parts, {"from", "spec"}, name);
+        if (const toml::node* from = parts.get("from")) result.source = source_of(*from, name);
+        result.spec = spec_of(need(parts, "spec", fmt::format("{}.spec", name)), name);
+        return result;
+    }
+
+    Source source_of(const toml::node& node, std::string_view name) const {
+        const std::string word = text_of(node, fmt::format("{}.from", name));
+        std::vector<std::string> known;
+        for (const Source source : {Source::original, Source::forward, Source::same_bits}) {
+            if (name_of(source) == word) return source;
+            known.emplace_back(name_of(source));
+        }
+        const std::string nearest = nearest_name(word, known);
+        fail_at(node.source(), fmt::format("{} cannot be made from '{}'; {}", name, word,
+                                           nearest.empty() ? "it is original, forward or same-bits"
+                                                           : fmt::format("did you mean '{}'?", nearest)));
+    }
+
+    QuantSpec spec_of(const toml::node& node, std::string_view name) const {
+        const std::string word = text_of(node, name);
+        try {
+            return parse_spec(word);
+        } catch (const UsageError& error) {
+            fail_at(node.source(), fmt::format("{}: {}", name, error.what()));
+        }
+    }
+
+    std::string_view where_;
+};
+
+// A TOML basic string.
+std::string toml_string(std::string_view text) {
+    std::string out = "\"";
+    for (const char c : text) {
+        if (c == '"' || c == '\\') {
+            out += '\\';
+            out += c;
+        } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+            out += fmt::format("\\u{:04X}", static_cast<unsigned char>(c));
+        } else {
+            out += c;
+        }
+    }
+    return out + '"';
+}
+
+// Blocks as an integer, a share as "15%".
+std::string kept_value(double amount) {
+    const std::string text = detail::kept_text(amount);
+    return text.ends_with('%') ? toml_string(text) : text;
+}
+
+}  // namespace
+
+Recipe parse_recipe(std::string_view text, std::string_view where) {
+    const Reader reader(where);
+    Recipe recipe;
+    try {
+        recipe = reader.read(toml::parse(text));
+    } catch (const toml::parse_error& error) {
+        reader.fail_at(error.source(), error.description());
+    }
+    try {
+        validate(recipe);
+    } catch (const UsageError& error) {
+        fail_usage("{}: {}", where, error.what());
+    }
+    return recipe;
+}
+
+std::string to_toml(const Recipe& recipe) {
+    std::string out;
+    out += "name = " + toml_string(recipe.name) + "\n";
+    out += "title = " + toml_string(recipe.title) + "\n";
+    out += "source = " + toml_string(recipe.source) + "\n";
+    out += "keep_first = " + kept_value(recipe.keep_first) + "\n";
+    out += "keep_last = " + kept_value(recipe.keep_last) + "\n";
+    out += "lm_head = " + toml_string(recipe.lm_head) + "\n";
+    std::string_view product;
+    for (const std::string_view name : kOperandNames) {
+        const size_t dot = name.find('.');
+        if (name.substr(0, dot) != product) {
+            product = name.substr(0, dot);
+            out += fmt::format("\n[{}]\n", product);
+        }
+        const OperandSpec& o = operand(recipe, name);
+        out += fmt::format("{:<2} = {{ from = {}, spec = {} }}\n", name.substr(dot + 1),
+                           toml_string(name_of(o.source)), toml_string(to_string(o.spec)));
+    }
+    return out;
+}
+
+}  // namespace nibble

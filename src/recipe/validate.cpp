@@ -1,0 +1,138 @@
+// What cannot be executed is refused here, with the reason; what can but surprises becomes a note.
+#include "recipe/recipe.h"
+#include "recipe/text.h"
+
+namespace nibble {
+
+namespace {
+
+// The rotation of an operand along the contraction of its product, in words; empty if there is none.
+// A same-bits operand was rotated, if at all, along the other dimension.
+std::string rotation_text(const OperandSpec& operand, Signs by_gemm) {
+    const QuantSpec& spec = operand.spec;
+    if (spec.rotation == Rotation::none || operand.source == Source::same_bits) return {};
+    if (spec.rotation == Rotation::hadamard) return fmt::format("hadamard:{}", spec.rotation_size);
+    const char* const words[] = {"", "call", "step", "run", "te"};
+    const Signs signs = spec.signs == Signs::by_gemm ? by_gemm : spec.signs;
+    return fmt::format("rht:{} signs={}", spec.rotation_size, words[static_cast<int>(signs)]);
+}
+
+class Checker {
+  public:
+    explicit Checker(const Recipe& recipe) : r_(recipe) {}
+
+    void check() const {
+        check_names();
+        check_originals();
+        check_rotations("fprop.x", "fprop.w", Signs::step);
+        check_rotations("dgrad.dy", "dgrad.w", Signs::step);
+        check_rotations("wgrad.dy", "wgrad.x", Signs::call);
+        check_forward_signs();
+        check_same_bits("dgrad.w", "fprop.w");
+        check_same_bits("wgrad.x", "fprop.x");
+        check_mask("fprop.x", "dgrad.w", finish_dx(r_));
+        check_mask("fprop.w", "wgrad.x", finish_dw(r_));
+    }
+
+  private:
+    template <typename... Args>
+    [[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) const {
+        throw UsageError(
+            fmt::format("recipe '{}': {}", r_.name, fmt::format(format, std::forward<Args>(args)...)));
+    }
+
+    void check_names() const {
+        if (r_.name.empty() || r_.name.find_first_of(" \t\r\n/\\") != std::string::npos) {
+            refuse("a name is one word");
+        }
+        if (r_.title.find('\n') != std::string::npos || r_.source.find('\n') != std::string::npos) {
+            refuse("title and source are one line each");
+        }
+        for (const double amount : {r_.keep_first, r_.keep_last}) {
+            if (!detail::is_valid_kept(amount))
+                refuse("kept blocks are a whole number or a share below 100%");
+        }
+        if (r_.lm_head != "bf16") refuse("lm_head = \"{}\" cannot be executed; it is \"bf16\"", r_.lm_head);
+    }
+
+    void check_originals() const {
+        for (const std::string_view name : {"fprop.x", "fprop.w", "dgrad.dy", "wgrad.dy"}) {
+            const Source source = operand(r_, name).source;
+            if (source != Source::original) {
+                refuse("{} is made from the original; only dgrad.w and wgrad.x can be made from '{}'", name,
+                       name_of(source));
+            }
+        }
+    }
+
+    void check_rotations(std::string_view a, std::string_view b, Signs by_gemm) const {
+        const std::string rotation_a = rotation_text(operand(r_, a), by_gemm);
+        const std::string rotation_b = rotation_text(operand(r_, b), by_gemm);
+        if (rotation_a == rotation_b) return;
+        const auto shown = [](const std::string& text) { return text.empty() ? "not rotated" : text; };
+        refuse("the rotations of {} ({}) and {} ({}) do not cancel; both operands of a product need the same",
+               a, shown(rotation_a), b, shown(rotation_b));
+    }
+
+    void check_forward_signs() const {
+        for (const std::string_view name : {"fprop.x", "fprop.w"}) {
+            const QuantSpec& spec = operand(r_, name).spec;
+            if (spec.rotation == Rotation::rht && spec.signs == Signs::call) {
+                refuse("{} has signs=call, but the weight is quantised once a step; use step or run", name);
+            }
+        }
+    }
+
+    void check_same_bits(std::string_view backward, std::string_view forward) const {
+        const OperandSpec &b = operand(r_, backward), &f = operand(r_, forward);
+        if (b.source != Source::same_bits) return;
+        if (!f.spec.is_quantized() || !f.spec.is_square()) {
+            refuse("{} cannot have the same bits as {} ({}): that needs square blocks", backward, forward,
+                   to_string(f.spec));
+        }
+        if (b.spec != f.spec) {
+            refuse("{} has the same bits as {}, so its spec is {} too, not {}", backward, forward,
+                   to_string(f.spec), to_string(b.spec));
+        }
+    }
+
+    void check_mask(std::string_view forward, std::string_view backward, const Finish& finish) const {
+        const OperandSpec &f = operand(r_, forward), &b = operand(r_, backward);
+        if (b.spec.mask_clip && b.source != Source::same_bits) {
+            refuse("{} has mask=clip, which only operands of the forward can have", backward);
+        }
+        const std::string_view other = backward == "dgrad.w" ? "dgrad.dy" : "wgrad.dy";
+        if (operand(r_, other).spec.mask_clip) {
+            refuse("{} has mask=clip, which only operands of the forward can have", other);
+        }
+        if (finish.mask && f.spec.rotation != Rotation::none && !finish.unrotate) {
+            refuse("the mask of {} is in its rotated space, so {} has to be made from 'forward'", forward,
+                   backward);
+        }
+    }
+
+    const Recipe& r_;
+};
+
+}  // namespace
+
+void validate(const Recipe& recipe) { Checker(recipe).check(); }
+
+std::vector<std::string> recipe_notes(const Recipe& recipe) {
+    std::vector<std::string> notes;
+    for (const std::string_view name : kOperandNames) {
+        const QuantSpec& spec = operand(recipe, name).spec;
+        const bool chooses = spec.scale == ScaleRule::four_six_mse || spec.scale == ScaleRule::four_six_mae ||
+                             spec.scale == ScaleRule::four_six_amax;
+        if (spec.is_quantized() && chooses && spec.round == Rounding::stochastic) {
+            notes.push_back(
+                fmt::format("{} picks the better of two scales after its coins fell, so it is biased", name));
+        }
+        if (spec.correct != Correction::none && spec.rotation != Rotation::rht) {
+            notes.push_back(fmt::format("{} corrects without a random rotation, so it is biased", name));
+        }
+    }
+    return notes;
+}
+
+}  // namespace nibble
