@@ -18,16 +18,21 @@ struct ModelConfig {
     float initializer_range = 0.02f;
     bool tie_word_embeddings = false;
     RopeLayout rope_layout = RopeLayout::half_split;  // extra key "rope_interleaved": true selects the other
-    int bos_token_id = -1, eos_token_id = -1;
+    int bos_token_id = -1, eos_token_id = -1;         // -1: none; of a list, the first
 
+    // Rows of the fused projection: queries, then keys, then values.
     int64_t qkv_size() const { return int64_t{num_attention_heads + 2 * num_key_value_heads} * head_dim; }
+    // Columns of the attention's output.
+    int64_t attention_size() const { return int64_t{num_attention_heads} * head_dim; }
     int64_t non_embedding_parameters() const;  // blocks and norms, without embedding and head
     int64_t parameters() const;
     friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 };
 
-// Reads a LlamaForCausalLM config.json. Throws Error naming `where` and the key that is missing, malformed or asks
-// for something that this program does not do (another architecture, biases, scaled RoPE).
+// Reads a LlamaForCausalLM config.json, with the defaults of transformers' LlamaConfig for what it leaves
+// out. Throws Error naming `where` and the key that is missing, malformed, unknown or asks for something that
+// this program does not do (another architecture, biases, scaled RoPE, a quantised model). Keys that do not
+// change the computation (dtype, use_cache, transformers_version, ...) are passed over.
 ModelConfig parse_model_config(std::string_view json, std::string_view where);
 // A config.json that Hugging Face transformers reads (architectures, model_type, dtype float32, ...).
 std::string to_json(const ModelConfig& config);
