@@ -6,6 +6,8 @@
 #include "core/context.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/interrupt.h"
 #include "core/log.h"
 #include "core/parallel.h"
 #include "core/tensor.h"
+#include "core/version.h"

@@ -1,0 +1,7 @@
+#include "core/version.h"
+
+namespace nibble {
+
+std::string_view version() { return NIBBLE_VERSION; }
+
+}  // namespace nibble
