@@ -31,7 +31,8 @@ NIBBLE_HD uint8_t e2m1_sign(float v) { return std::signbit(v) ? 8 : 0; }
 // round=nearest: ties to the even code. Saturates at 6. v is not NaN.
 NIBBLE_HD uint8_t e2m1_nearest(float v) {
     const float a = std::fabs(v);
-    const int code = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
+    const int code =
+        (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
     return static_cast<uint8_t>(e2m1_sign(v) | code);
 }
 
@@ -46,7 +47,8 @@ NIBBLE_HD uint8_t e2m1_nearest_away(float v) {
 // round=nearest-down: ties down in magnitude (Quartet's emulation).
 NIBBLE_HD uint8_t e2m1_nearest_down(float v) {
     const float a = std::fabs(v);
-    const int code = (a > 0.25f) + (a > 0.75f) + (a > 1.25f) + (a > 1.75f) + (a > 2.5f) + (a > 3.5f) + (a > 5.0f);
+    const int code =
+        (a > 0.25f) + (a > 0.75f) + (a > 1.25f) + (a > 1.75f) + (a > 2.5f) + (a > 3.5f) + (a > 5.0f);
     return static_cast<uint8_t>(e2m1_sign(v) | code);
 }
 

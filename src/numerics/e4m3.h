@@ -19,7 +19,8 @@ inline constexpr uint8_t kE4M3MaxByte = 0x7e;
 NIBBLE_HD float e4m3_decode(uint8_t byte) {
     const int exponent = byte >> 3, mantissa = byte & 7;
     if (exponent == 0) return static_cast<float>(mantissa) * 0x1p-9f;
-    return std::bit_cast<float>(static_cast<uint32_t>(exponent + 120) << 23 | static_cast<uint32_t>(mantissa) << 20);
+    return std::bit_cast<float>(static_cast<uint32_t>(exponent + 120) << 23 | static_cast<uint32_t>(mantissa)
+                                                                                  << 20);
 }
 
 // The largest byte whose value is at most v. 0 <= v; v >= 448 gives the largest byte.

@@ -15,7 +15,9 @@ NIBBLE_HD float e8m0_decode(uint8_t byte) {
 }
 
 // Unbiased exponent of a positive FP32 number: floor(log2(x)). Subnormals give -127 (all are below 2^-126).
-NIBBLE_HD int exponent_of(float x) { return static_cast<int>((std::bit_cast<uint32_t>(x) >> 23) & 0xffu) - 127; }
+NIBBLE_HD int exponent_of(float x) {
+    return static_cast<int>((std::bit_cast<uint32_t>(x) >> 23) & 0xffu) - 127;
+}
 
 // 2^exponent as an FP32 number, for -127 <= exponent <= 127.
 NIBBLE_HD float power_of_two(int exponent) { return e8m0_decode(static_cast<uint8_t>(exponent + 127)); }

@@ -12,7 +12,10 @@ inline constexpr int kMaxRotation = 128;
 
 // fl(1 / sqrt(size)) for size 16, 32, 64, 128.
 NIBBLE_HD float hadamard_factor(int size) {
-    return size == 16 ? 0.25f : size == 32 ? 0.17677669529663687f : size == 64 ? 0.125f : 0.08838834764831845f;
+    return size == 16   ? 0.25f
+           : size == 32 ? 0.17677669529663687f
+           : size == 64 ? 0.125f
+                        : 0.08838834764831845f;
 }
 
 // x <- H x over `size` values `stride` apart: stages h = 1, 2, 4 ... of (a + b, a - b), then the factor.

@@ -1,5 +1,6 @@
-// numerics/: everything that decides a bit, one scalar at a time: codecs, rounding, random numbers, the rotation.
-// Small host and device functions without state; they are the oracle that SIMD code and kernels must equal.
+// numerics/: everything that decides a bit, one scalar at a time: codecs, rounding, random numbers, the
+// rotation, the scale rules one group at a time. Small host and device functions without state; they are the
+// oracle that SIMD code and kernels must equal.
 #pragma once
 
 #include "numerics/bf16.h"
@@ -7,5 +8,8 @@
 #include "numerics/e4m3.h"
 #include "numerics/e8m0.h"
 #include "numerics/hadamard.h"
+#include "numerics/mxfp4.h"
+#include "numerics/nvfp4.h"
 #include "numerics/philox.h"
+#include "numerics/reduce.h"
 #include "numerics/stochastic.h"

@@ -46,8 +46,8 @@ enum class Purpose : uint8_t {
 
 // The counter of docs/numerics.md, section 6: { i low, i high (24 bits) | purpose << 24, step,
 // layer << 16 | micro-step << 8 | operand }, operand = gemm * 2 + side.
-NIBBLE_HD Philox philox_draw(uint64_t seed, Purpose purpose, uint64_t i, uint32_t step = 0, uint16_t layer = 0,
-                             uint8_t micro_step = 0, uint8_t operand = 0) {
+NIBBLE_HD Philox philox_draw(uint64_t seed, Purpose purpose, uint64_t i, uint32_t step = 0,
+                             uint16_t layer = 0, uint8_t micro_step = 0, uint8_t operand = 0) {
     const uint32_t counter[4] = {
         static_cast<uint32_t>(i),
         (static_cast<uint32_t>(i >> 32) & 0xffffffu) | static_cast<uint32_t>(purpose) << 24,

@@ -32,12 +32,12 @@ SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key);
 // value(r, k) = e2m1(code) * scale(block) * tensor_scale, in the rotated space if the spec rotates.
 struct QuantizedMatrix {
     QuantSpec spec;
-    int64_t rows = 0, cols = 0;   // logical
-    int64_t padded_cols = 0;      // as stored; columns beyond `cols` were zero before rotation
-    Tensor codes;                 // U8 [rows, padded_cols / 2]; the even column in the low nibble
-    Tensor scales;                // U8 [rows, padded_cols / block]; E4M3 or E8M0 bytes; square tiles repeat theirs
-    Tensor mask;                  // U8 [rows, padded_cols / 8], bit k%8 of byte k/8; no data without mask=clip
-    Tensor tensor_scale;          // F32 [1], a multiplier
+    int64_t rows = 0, cols = 0;  // logical
+    int64_t padded_cols = 0;     // as stored; columns beyond `cols` were zero before rotation
+    Tensor codes;                // U8 [rows, padded_cols / 2]; the even column in the low nibble
+    Tensor scales;        // U8 [rows, padded_cols / block]; E4M3 or E8M0 bytes; square tiles repeat theirs
+    Tensor mask;          // U8 [rows, padded_cols / 8], bit k%8 of byte k/8; no data without mask=clip
+    Tensor tensor_scale;  // F32 [1], a multiplier
 
     float* tensor_scale_ptr() const { return static_cast<float*>(tensor_scale.data); }
 };
@@ -47,7 +47,8 @@ QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t 
 struct QuantizeOptions {
     // Overrides the signs that spec and key would give (tests; operands that share a rotation).
     const SignBits* signs = nullptr;
-    // tensor=delayed: the amax of the previous step to use (0: none yet, use the current one).
+    // tensor=delayed: the amax of the previous step, to use instead of this one's (0: none yet, use this
+    // one's).
     float previous_amax = 0.0f;
     // The amax of x, where its producer knows it (used only without rotation); saves a pass over x.
     const float* known_amax = nullptr;
@@ -57,23 +58,26 @@ struct QuantizeOptions {
     std::string_view name = "input";
 };
 
-// Quantises x, F32 or BF16 [rows, cols] (leading dimensions are rows), into `out` (made by allocate_quantized).
-// Throws Error naming the tensor and the index of the first NaN or infinity; `out` is then unspecified.
-// quantize() is the fast path; quantize_reference() is the readable scalar definition. Their bytes are equal.
-void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key, QuantizedMatrix& out,
-              const QuantizeOptions& options = {});
+// Quantises x, F32 or BF16 [rows, cols] (leading dimensions are rows), into `out` (made by
+// allocate_quantized). Throws Error naming the tensor and the index of the first NaN or infinity; `out` is
+// then unspecified. quantize() is the fast path; quantize_reference() is the readable scalar definition.
+// Their bytes are equal.
+void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+              QuantizedMatrix& out, const QuantizeOptions& options = {});
 void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                         QuantizedMatrix& out, const QuantizeOptions& options = {});
 
-// code * scale, exact in BF16, without the tensor scale: what a GEMM reads. out: BF16 or F32 [rows, padded_cols].
+// code * scale, exact in BF16, without the tensor scale: what a GEMM reads. out: BF16 or F32 [rows,
+// padded_cols].
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out);
 // The same transposed: out [padded_cols, rows].
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out);
 // Full values fl((code * scale) * tensor_scale), F32 [rows, padded_cols], in the rotated space.
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out);
 
-// x <- rotation of every block of `size` columns: signs first, then the Hadamard butterfly, then one multiply by
-// fl(1/sqrt(size)). F32 [rows, cols], cols a multiple of `size`. The inverse: butterfly, multiply, then signs.
+// x <- rotation of every block of `size` columns: signs first, then the Hadamard butterfly, then one multiply
+// by fl(1/sqrt(size)). F32 [rows, cols], cols a multiple of `size`. The inverse: butterfly, multiply, then
+// signs.
 void rotate(Context& context, int size, const SignBits& signs, const Tensor& x);
 void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x);
 

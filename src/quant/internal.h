@@ -1,0 +1,54 @@
+// What the reference and the fast path of quant/ share. Not for other rooms.
+#pragma once
+
+#include <atomic>
+#include <bit>
+#include <string_view>
+
+#include "numerics/numerics.h"
+#include "quant/quant.h"
+
+namespace nibble {
+
+// The last byte of the counter (docs/numerics.md, section 6).
+inline uint8_t operand_of(const RandomKey& key) {
+    return static_cast<uint8_t>(static_cast<int>(key.gemm) * 2 + static_cast<int>(key.side));
+}
+// Coins of elements 8i .. 8i + 7, counted over [rows, padded columns].
+inline Philox element_coins(const RandomKey& key, uint64_t i) {
+    return philox_draw(key.seed, Purpose::elements, i, key.step, key.layer, key.micro_step, operand_of(key));
+}
+// Coins of the scales of groups 8i .. 8i + 7.
+inline Philox scale_coins(const RandomKey& key, uint64_t i) {
+    return philox_draw(key.seed, Purpose::scales, i, key.step, key.layer, key.micro_step, operand_of(key));
+}
+
+// Throws the error of an input that holds a NaN or an infinity, naming the first; if there is none, the
+// rotation of huge values has overflowed.
+[[noreturn]] void fail_not_finite(const Tensor& x, std::string_view name);
+
+// Throws unless quantize() was called with a spec, an input and an output that belong together.
+void check_quantize_arguments(const QuantSpec& spec, const Tensor& x, const QuantizedMatrix& out,
+                              const QuantizeOptions& options);
+
+// The signs of one call: those of the options, or what spec and key give.
+inline SignBits signs_of(const QuantSpec& spec, const RandomKey& key, const QuantizeOptions& options) {
+    return options.signs != nullptr ? *options.signs : rotation_signs(spec, key);
+}
+
+// A maximum of non-negative floats that threads share; their bit patterns are ordered as they are.
+class SharedMaximum {
+  public:
+    void raise(float value) {
+        const uint32_t bits = std::bit_cast<uint32_t>(value);
+        uint32_t seen = bits_.load(std::memory_order_relaxed);
+        while (bits > seen && !bits_.compare_exchange_weak(seen, bits, std::memory_order_relaxed)) {
+        }
+    }
+    float value() const { return std::bit_cast<float>(bits_.load(std::memory_order_relaxed)); }
+
+  private:
+    std::atomic<uint32_t> bits_{0};
+};
+
+}  // namespace nibble

@@ -1,0 +1,70 @@
+#include <cmath>
+
+#include "quant/internal.h"
+#include "quant/quantize_simd.h"
+
+namespace nibble {
+
+QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t rows, int64_t cols) {
+    require(spec.is_quantized(), "a {} tensor has no codes to allocate", to_string(spec));
+    validate_spec(spec);
+    QuantizedMatrix q;
+    q.spec = spec;
+    q.rows = rows;
+    q.cols = cols;
+    q.padded_cols = spec.padded(cols);
+    q.codes = arena.allocate(DType::u8, {rows, q.padded_cols / 2});
+    q.scales = arena.allocate(DType::u8, {rows, q.padded_cols / spec.block_size()});
+    if (spec.mask_clip) q.mask = arena.allocate(DType::u8, {rows, q.padded_cols / 8});
+    q.tensor_scale = arena.allocate(DType::f32, {1});
+    return q;
+}
+
+SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key) {
+    if (spec.rotation != Rotation::rht) return {};
+    Signs signs = spec.signs;
+    if (signs == Signs::by_gemm) signs = key.gemm == Gemm::wgrad ? Signs::call : Signs::step;
+    if (signs == Signs::te) return SignBits(0xd7e8);  // the fixed signs of TransformerEngine
+    const uint32_t step = signs == Signs::run ? 0 : key.step;
+    const uint8_t micro_step = signs == Signs::call ? key.micro_step : uint8_t{0};
+    // Never the side: both operands of a product share their signs, or nothing cancels.
+    const uint8_t gemm = static_cast<uint8_t>(static_cast<int>(key.gemm) * 2);
+    const Philox bits = philox_draw(key.seed, Purpose::signs, 0, step, key.layer, micro_step, gemm);
+    SignBits result;
+    for (int j = 0; j < spec.rotation_size; ++j) result[j] = (bits.word[j / 32] >> (j % 32) & 1u) != 0;
+    return result;
+}
+
+void fail_not_finite(const Tensor& x, std::string_view name) {
+    const int64_t count = x.count(), cols = x.cols();
+    for (int64_t i = 0; i < count; ++i) {
+        const float value = x.dtype == DType::bf16 ? bf16_decode(x.as<Bf16>()[i]) : x.as<float>()[i];
+        if (std::isfinite(value)) continue;
+        fail("{}: element [{}, {}] is {}; a 4-bit format has no code for it", name, i / cols, i % cols,
+             std::isnan(value) ? "NaN"
+             : value > 0       ? "infinity"
+                               : "-infinity");
+    }
+    fail("{}: its values are too large to rotate: the sums of the Hadamard transform overflow FP32", name);
+}
+
+void check_quantize_arguments(const QuantSpec& spec, const Tensor& x, const QuantizedMatrix& out,
+                              const QuantizeOptions& options) {
+    require(spec.is_quantized(), "{}: a {} operand is not quantised", options.name, to_string(spec));
+    require(x.dtype == DType::f32 || x.dtype == DType::bf16, "{}: cannot quantise {}; F32 and BF16 can be",
+            options.name, name_of(x.dtype));
+    require(out.spec == spec, "{}: the output was allocated for \"{}\", not for \"{}\"", options.name,
+            to_string(out.spec), to_string(spec));
+    require(x.count() == out.rows * out.cols && (x.count() == 0 || x.cols() == out.cols),
+            "{}: shape {} does not fit an output of [{}, {}]", options.name, x.shape.str(), out.rows,
+            out.cols);
+}
+
+void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+              QuantizedMatrix& out, const QuantizeOptions& options) {
+    check_quantize_arguments(spec, x, out, options);
+    if (context.planning()) return;
+    quantize_reference(context, spec, x, key, out, options);
+}
+
+}  // namespace nibble
