@@ -6,9 +6,9 @@
 //   dgrad     T x K   N             dy [T,N],           w [K,N] (transposed)
 //   wgrad     N x K   T             dy [N,T] (transp.), x [K,T] (transposed)
 //
-// Where a backward operand is made from the forward, dX and dW are the gradients of what the forward
-// multiplied; they are then masked and turned back to X and W (recipe.h, Finish). T, K and N are any size:
-// what quantisers need is padded with zeros here.
+// Where a backward operand is made from the forward, dX and dW are gradients of what the forward multiplied;
+// they are then masked and turned back to X and W (recipe.h, Finish). T, K and N are any size: what
+// quantisers need is padded with zeros here.
 #pragma once
 
 #include <array>
@@ -35,18 +35,18 @@ struct AmaxHistory {
 
 class QuantLinear {
   public:
-    // `layer` keys the randomness; `recipe` must outlive the layer.
+    // `layer` keys the randomness; `recipe` must outlive the layer. Throws UsageError as validate() does.
     QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer);
 
     // What one optimizer step needs of the weight: its forward copy and, where signs allow, its dgrad copy.
     // Made from the FP32 master by prepare(), kept in the arena for all micro-batches of the step.
     struct Weight {
-        Tensor master;                   // F32 [N, K]
-        Tensor bf16;                     // the rounded master, where an operand is plain
-        QuantizedMatrix fprop;           // [N, K], where the forward's is quantised
-        QuantizedMatrix dgrad;           // [K, N]; unused when it is made afresh in each micro-step
-        AmaxHistory* history = nullptr;  // as given to prepare()
-        float fprop_amax = 0, dgrad_amax = 0;
+        Tensor master;          // F32 [N, K]
+        Tensor bf16;            // the rounded master, where an operand is plain
+        QuantizedMatrix fprop;  // [N, K], where the forward quantises
+        QuantizedMatrix dgrad;  // [K, N]; unused when it is made afresh in each micro-step
+        AmaxHistory* history = nullptr;
+        std::array<float, 6> amax{};  // what this step's history will receive when it is trained
     };
     // What backward needs of one forward: the packed copy (4.5 bits an element) or the caller's tensor
     // itself.
@@ -57,11 +57,10 @@ class QuantLinear {
     };
 
     // Allocates from context.arena; the result lives until the caller's enclosing ArenaScope ends.
-    // `history` is needed by recipes with tensor=delayed (needs_history()); the step after one that was
-    // trained begins with it.
+    // `history` is for recipes with tensor=delayed (needs_history()).
     Weight prepare(Context& context, const Tensor& master, AmaxHistory* history = nullptr) const;
-    // x: BF16 or F32 [T, K]; y: the same dtype [T, N]. Allocates what Saved holds from context.arena.
-    // for_backward = false (evaluation, generation): saves nothing and leaves `history` alone.
+    // x: BF16 or F32 [T, K]; y: BF16 or F32 [T, N]. Allocates what Saved holds from context.arena.
+    // for_backward = false (evaluation, generation): saves nothing and leaves the history alone.
     Saved forward(Context& context, const Weight& weight, const Tensor& x, const Tensor& y,
                   bool for_backward = true) const;
     // dy: [T, N]; dx: [T, K] (overwritten; a default Tensor: not wanted); dw: F32 [N, K] (accumulated).
@@ -72,33 +71,14 @@ class QuantLinear {
     int64_t out() const { return out_; }
     bool needs_history() const;
 
-    // Called with every quantised operand ("dgrad.w") as it is multiplied, before the product: for statistics
-    // and tests. Operands that are kept are shown when they are made.
+    // Called with each quantised operand ("dgrad.w") when it is made: for statistics and tests.
     using Observer = std::function<void(std::string_view operand, const QuantizedMatrix&)>;
     void observe(Observer observer) { observer_ = std::move(observer); }
     // Fixes the rotation signs of a product instead of drawing them: for tests against recorded layers.
     void fix_signs(Gemm gemm, const SignBits& signs) { fixed_signs_[static_cast<size_t>(gemm)] = signs; }
 
   private:
-    struct Factor;
-    const OperandSpec& spec_of(size_t operand) const;
-    RandomKey key(const Context& context, size_t operand, uint32_t micro_step) const;
-    SignBits signs(const Context& context, size_t operand, uint32_t micro_step) const;
-    int64_t padded_contraction(size_t operand, int64_t contraction) const;
-    bool caches_dgrad() const;
-
-    QuantizedMatrix allocate(Context& context, size_t operand, int64_t rows, int64_t contraction) const;
-    float quantize_into(Context& context, size_t operand, uint32_t micro_step, const AmaxHistory* history,
-                        const Tensor& x, QuantizedMatrix& out) const;
-    float requantize_into(Context& context, size_t operand, uint32_t micro_step, const AmaxHistory* history,
-                          const QuantizedMatrix& forward, QuantizedMatrix& out) const;
-    float make_dgrad_w(Context& context, const Weight& weight, uint32_t micro_step,
-                       QuantizedMatrix& out) const;
-    void make_wgrad_x(Context& context, const Weight& weight, const Saved& saved, QuantizedMatrix& out) const;
-    void multiply(Context& context, size_t operand_a, const Factor& a, const Factor& b, const Tensor& out,
-                  bool accumulate) const;
-    void finish(Context& context, const Finish& finish, size_t operand, const QuantizedMatrix& forward,
-                const Tensor& gradient, const Tensor& out, bool accumulate) const;
+    class Execution;
 
     const Recipe* recipe_;
     int64_t in_, out_;

@@ -1,0 +1,377 @@
+#include "nn/quant_linear.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "nn/quant_linear_parts.h"
+
+namespace nibble {
+
+namespace {
+
+// Places in kOperandNames; the two operands of a product are neighbours.
+enum Place : size_t { kFpropX, kFpropW, kDgradDy, kDgradW, kWgradDy, kWgradX };
+
+Gemm gemm_of(Place place) { return static_cast<Gemm>(place / 2); }
+Place other_side(Place place) { return static_cast<Place>(place ^ 1); }
+
+// Quantised here, as bytes of its own. A same-bits operand is the forward's, read along the other dimension.
+bool has_bytes(const OperandSpec& operand) {
+    return operand.spec.is_quantized() && operand.source != Source::same_bits;
+}
+
+// The weight's dgrad copy serves a whole step unless its rotation is drawn afresh in each micro-step.
+bool is_fresh_each_call(const QuantSpec& spec) {
+    return spec.rotation == Rotation::rht && spec.signs == Signs::call;
+}
+
+// One side of a product as it is multiplied: quantised, or plain with the tensor scale that its values lack.
+struct Factor {
+    std::optional<QuantizedMatrix> quantized;
+    Tensor plain;
+    bool is_transposed = false;  // plain is stored [contraction, rows]
+    const float* scale = nullptr;
+
+    int64_t rows() const { return quantized ? quantized->rows : is_transposed ? plain.cols() : plain.rows(); }
+    int64_t contraction() const {
+        return quantized ? quantized->padded_cols : is_transposed ? plain.rows() : plain.cols();
+    }
+    Operand operand() const {
+        if (quantized) return *quantized;
+        return is_transposed ? Operand::transposed(plain) : Operand(plain);
+    }
+};
+
+}  // namespace
+
+// One call of a layer: what its steps share.
+class QuantLinear::Execution {
+  public:
+    // `records`: the amax of each operand goes to the history, for the next step.
+    Execution(const QuantLinear& layer, Context& context, AmaxHistory* history, bool records = true)
+        : layer_(layer), recipe_(*layer.recipe_), context_(context), history_(history), records_(records) {}
+
+    const OperandSpec& at(Place place) const { return operand(recipe_, kOperandNames[place]); }
+    bool quantizes(Place place) const { return has_bytes(at(place)); }
+    bool is_of_forward(Place place) const { return at(place).source != Source::original; }
+
+    QuantizedMatrix allocate(Place place, int64_t rows, int64_t contraction) const {
+        const QuantSpec& spec = at(place).spec;
+        const int64_t padded = padded_contraction(place, contraction);
+        const int64_t cols = spec.padded(contraction) == padded ? contraction : padded;
+        return allocate_quantized(context_.arena, spec, rows, cols);
+    }
+
+    // x: [out.rows, out.cols or fewer]. Returns the amax for the history (0 unless tensor=delayed).
+    float quantize_into(Place place, uint32_t micro_step, const Tensor& x, QuantizedMatrix& out) const {
+        const ArenaScope scope(context_.arena);
+        const QuantSpec& spec = at(place).spec;
+        const SignBits sign_bits = signs(place, micro_step);
+        float amax = 0;
+        QuantizeOptions options;
+        options.signs = &sign_bits;
+        options.name = kOperandNames[place];
+        if (spec.tensor == TensorScale::delayed) {
+            require(history_ != nullptr,
+                    "{} has tensor=delayed, but the layer was prepared without a history",
+                    kOperandNames[place]);
+            options.previous_amax = history_->previous[place];
+            options.amax = &amax;
+        }
+        const Tensor padded = detail::padded_columns(context_, x, out.cols);
+        quantize(context_, spec, padded, key(place, micro_step), out, options);
+        return amax;
+    }
+
+    // The transpose of what the forward used: its exact code * scale, quantised again; the tensor scales
+    // multiply.
+    float requantize_into(Place place, uint32_t micro_step, const QuantizedMatrix& forward,
+                          QuantizedMatrix& out) const {
+        const ArenaScope scope(context_.arena);
+        const Tensor values = context_.arena.allocate(DType::bf16, {forward.padded_cols, forward.rows});
+        dequantize_operand_transposed(context_, forward, values);
+        const float amax = quantize_into(place, micro_step, values.slice(0, out.rows), out);
+        if (!context_.planning()) *out.tensor_scale_ptr() *= *forward.tensor_scale_ptr();
+        return amax;
+    }
+
+    float make_dgrad_w(const Weight& weight, uint32_t micro_step, QuantizedMatrix& out) const {
+        float amax = 0;
+        if (is_of_forward(kDgradW) && quantizes(kFpropW)) {
+            amax = requantize_into(kDgradW, micro_step, weight.fprop, out);
+        } else {
+            const ArenaScope scope(context_.arena);
+            const bool rounded = is_of_forward(kDgradW) && at(kFpropW).spec.format == Format::bf16;
+            const Tensor w = detail::transposed(context_, rounded ? weight.bf16 : weight.master);
+            amax = quantize_into(kDgradW, micro_step, w, out);
+        }
+        show(kDgradW, out);
+        return amax;
+    }
+
+    void make_wgrad_x(const Saved& saved, QuantizedMatrix& out) const {
+        float amax = 0;
+        if (is_of_forward(kWgradX) && quantizes(kFpropX)) {
+            amax = requantize_into(kWgradX, context_.micro_step, saved.fprop_x, out);
+        } else {
+            const ArenaScope scope(context_.arena);
+            const bool rounded = is_of_forward(kWgradX) && at(kFpropX).spec.format == Format::bf16;
+            const Tensor x =
+                detail::transposed(context_, rounded ? detail::as_bf16(context_, saved.x) : saved.x);
+            amax = quantize_into(kWgradX, context_.micro_step, x, out);
+        }
+        record(kWgradX, amax);
+        show(kWgradX, out);
+    }
+
+    // Rows of dgrad.w and wgrad.x: the padded ones too where the forward's space is rotated.
+    int64_t rows_of_dgrad_w(const Weight& weight) const {
+        return finish_dx(recipe_).unrotate ? weight.fprop.padded_cols : layer_.in_;
+    }
+    int64_t rows_of_wgrad_x(const Saved& saved) const {
+        return finish_dw(recipe_).unrotate ? saved.fprop_x.padded_cols : layer_.in_;
+    }
+
+    void dgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const Tensor& dx) const {
+        const ArenaScope scope(context_.arena);
+        const Factor a = gradient_factor(kDgradDy, dy, false);
+        const Factor b = dgrad_w_factor(weight);
+        const Tensor mask = finish_dx(recipe_).mask ? saved.fprop_x.mask : Tensor{};
+        multiply_and_finish(kDgradDy, a, b, finish_dx(recipe_), mask, kFpropX, dx, false);
+    }
+
+    void wgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const Tensor& dw) const {
+        const ArenaScope scope(context_.arena);
+        const Factor a = gradient_factor(kWgradDy, dy, true);
+        const Factor b = wgrad_x_factor(saved);
+        const Tensor mask = finish_dw(recipe_).mask ? weight.fprop.mask : Tensor{};
+        multiply_and_finish(kWgradDy, a, b, finish_dw(recipe_), mask, kFpropW, dw, true);
+    }
+
+    // A plain original, stored [rows, contraction] or transposed.
+    Factor plain_factor(Place place, const Tensor& x, bool is_transposed) const {
+        Factor factor;
+        const bool narrower = at(place).spec.format == Format::bf16 && compute(place) == DType::f32;
+        factor.plain = narrower ? detail::as_bf16(context_, x) : x;
+        factor.is_transposed = is_transposed;
+        return factor;
+    }
+
+    void multiply(Place place, Factor a, Factor b, const Tensor& out, bool accumulate) const {
+        const ArenaScope scope(context_.arena);
+        const int64_t contraction = std::max(a.contraction(), b.contraction());
+        for (Factor* factor : {&a, &b}) {
+            if (factor->quantized) continue;
+            factor->plain = factor->is_transposed
+                                ? detail::padded_rows(context_, factor->plain, contraction)
+                                : detail::padded_columns(context_, factor->plain, contraction);
+        }
+        MatmulOptions options;
+        if (!context_.planning()) {
+            const double scale_a = a.scale ? *a.scale : 1.0, scale_b = b.scale ? *b.scale : 1.0;
+            options.alpha = static_cast<float>(scale_a * scale_b);
+        }
+        options.accumulate = accumulate;
+        options.compute = compute(place);
+        matmul(context_, a.operand(), b.operand(), out, options);
+    }
+
+    void record(Place place, float amax) const {
+        if (history_ != nullptr && records_)
+            history_->current[place] = std::max(history_->current[place], amax);
+    }
+    void show(Place place, const QuantizedMatrix& q) const {
+        if (layer_.observer_ && !context_.planning()) layer_.observer_(kOperandNames[place], q);
+    }
+
+  private:
+    RandomKey key(Place place, uint32_t micro_step) const {
+        require(micro_step < 256, "a step has at most 256 micro-steps; make micro_batch_size larger");
+        return {context_.seed, context_.step,  static_cast<uint8_t>(micro_step),
+                layer_.layer_, gemm_of(place), place % 2 == 0 ? Side::a : Side::b};
+    }
+
+    SignBits signs(Place place, uint32_t micro_step) const {
+        const auto& fixed = layer_.fixed_signs_[static_cast<size_t>(gemm_of(place))];
+        return fixed ? *fixed : rotation_signs(at(place).spec, key(place, micro_step));
+    }
+
+    // Both operands of a product are padded to what either needs.
+    int64_t padded_contraction(Place place, int64_t contraction) const {
+        int64_t multiple = 1;
+        for (const Place side : {place, other_side(place)}) {
+            if (quantizes(side)) multiple = std::lcm(multiple, at(side).spec.padding());
+        }
+        return (contraction + multiple - 1) / multiple * multiple;
+    }
+
+    DType compute(Place place) const {
+        const bool exact =
+            at(place).spec.format == Format::fp32 || at(other_side(place)).spec.format == Format::fp32;
+        return exact ? DType::f32 : DType::bf16;
+    }
+
+    Factor gradient_factor(Place place, const Tensor& dy, bool transpose) const {
+        if (!quantizes(place)) return plain_factor(place, dy, transpose);
+        QuantizedMatrix q =
+            transpose ? allocate(place, dy.cols(), dy.rows()) : allocate(place, dy.rows(), dy.cols());
+        {
+            const ArenaScope scope(context_.arena);
+            const Tensor x = transpose ? detail::transposed(context_, dy) : dy;
+            record(place, quantize_into(place, context_.micro_step, x, q));
+        }
+        show(place, q);
+        return {q, {}, false, nullptr};
+    }
+
+    Factor dgrad_w_factor(const Weight& weight) const {
+        if (quantizes(kDgradW)) {
+            if (!is_fresh_each_call(at(kDgradW).spec)) return {weight.dgrad, {}, false, nullptr};
+            QuantizedMatrix q = allocate(kDgradW, rows_of_dgrad_w(weight), layer_.out_);
+            record(kDgradW, make_dgrad_w(weight, context_.micro_step, q));
+            return {q, {}, false, nullptr};
+        }
+        if (is_of_forward(kDgradW) && quantizes(kFpropW)) return forward_factor(weight.fprop);
+        const bool of_fp32 = at(is_of_forward(kDgradW) ? kFpropW : kDgradW).spec.format == Format::fp32;
+        return plain_factor(kDgradW, of_fp32 ? weight.master : weight.bf16, true);
+    }
+
+    Factor wgrad_x_factor(const Saved& saved) const {
+        if (quantizes(kWgradX)) {
+            if (!is_of_forward(kWgradX)) return {saved.wgrad_x, {}, false, nullptr};
+            QuantizedMatrix q = allocate(kWgradX, rows_of_wgrad_x(saved), saved_rows(saved));
+            make_wgrad_x(saved, q);
+            return {q, {}, false, nullptr};
+        }
+        if (is_of_forward(kWgradX) && quantizes(kFpropX)) return forward_factor(saved.fprop_x);
+        const bool rounded = is_of_forward(kWgradX) && at(kFpropX).spec.format == Format::bf16;
+        return plain_factor(kWgradX, rounded ? detail::as_bf16(context_, saved.x) : saved.x, true);
+    }
+
+    int64_t saved_rows(const Saved& saved) const {
+        return quantizes(kFpropX) ? saved.fprop_x.rows : saved.x.rows();
+    }
+
+    // What the forward multiplied, read along its other dimension; exact in BF16.
+    Factor forward_factor(const QuantizedMatrix& q) const {
+        const Tensor values = context_.arena.allocate(DType::bf16, {q.rows, q.padded_cols});
+        dequantize_operand(context_, q, values);
+        return {std::nullopt, values, true, q.tensor_scale_ptr()};
+    }
+
+    void multiply_and_finish(Place place, const Factor& a, const Factor& b, const Finish& finish,
+                             const Tensor& mask, Place forward, const Tensor& out, bool accumulate) const {
+        if (!finish.mask && !finish.unrotate && b.rows() == out.cols()) {
+            multiply(place, a, b, out, accumulate);
+            return;
+        }
+        const Tensor gradient = context_.arena.allocate(DType::f32, {a.rows(), b.rows()});
+        multiply(place, a, b, gradient, false);
+        const int size = finish.unrotate ? at(forward).spec.rotation_size : 0;
+        detail::finish_gradient(context_, gradient, mask, size, signs(forward, 0), out, accumulate);
+    }
+
+    const QuantLinear& layer_;
+    const Recipe& recipe_;
+    Context& context_;
+    AmaxHistory* history_;
+    bool records_;
+};
+
+QuantLinear::QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer)
+    : recipe_(&recipe), in_(in), out_(out), layer_(layer) {
+    require(in > 0 && out > 0, "a linear layer from {} to {} features has no weights", in, out);
+    validate(recipe);
+}
+
+bool QuantLinear::needs_history() const {
+    for (const std::string_view name : kOperandNames) {
+        const OperandSpec& o = operand(*recipe_, name);
+        if (has_bytes(o) && o.spec.tensor == TensorScale::delayed) return true;
+    }
+    return false;
+}
+
+QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master, AmaxHistory* history) const {
+    require(master.dtype == DType::f32 && master.shape == Shape({out_, in_}),
+            "a layer of F32 [{}, {}] was given a weight of {} {}", out_, in_, name_of(master.dtype),
+            master.shape.str());
+    // The first preparation after a step that was trained begins the next one.
+    if (history != nullptr && !context.planning() &&
+        *std::max_element(history->current.begin(), history->current.end()) > 0) {
+        *history = {history->current, {}};
+    }
+    const Execution run(*this, context, history);
+    Weight weight;
+    weight.master = master;
+    weight.history = history;
+    const OperandSpec &fprop_w = recipe_->fprop_w, &dgrad_w = recipe_->dgrad_w;
+    const bool dgrad_is_plain = dgrad_w.spec.format == Format::bf16 && dgrad_w.source == Source::original;
+    if (fprop_w.spec.format == Format::bf16 || dgrad_is_plain) {
+        weight.bf16 = context.arena.allocate(DType::bf16, master.shape);
+        detail::convert(context, master, weight.bf16);
+    }
+    if (run.quantizes(kFpropW)) {
+        weight.fprop = run.allocate(kFpropW, out_, in_);
+        weight.amax[kFpropW] = run.quantize_into(kFpropW, 0, master, weight.fprop);
+        run.show(kFpropW, weight.fprop);
+    }
+    if (run.quantizes(kDgradW) && !is_fresh_each_call(dgrad_w.spec)) {
+        weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_);
+        weight.amax[kDgradW] = run.make_dgrad_w(weight, 0, weight.dgrad);
+    }
+    return weight;
+}
+
+QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, const Tensor& x,
+                                        const Tensor& y, bool for_backward) const {
+    require(x.cols() == in_ && y.cols() == out_ && x.rows() == y.rows(),
+            "a layer from {} to {} features was given {} and {}", in_, out_, x.shape.str(), y.shape.str());
+    const Execution run(*this, context, weight.history, for_backward);
+    const OperandSpec &fprop_x = recipe_->fprop_x, &wgrad_x = recipe_->wgrad_x;
+    Saved saved;
+    const bool reads_forward = wgrad_x.source != Source::original && fprop_x.spec.is_quantized();
+    const bool keeps_bytes = for_backward && (reads_forward || finish_dx(*recipe_).mask);
+    if (for_backward && !reads_forward) saved.x = x;
+    QuantizedMatrix quantized;
+    if (keeps_bytes) quantized = saved.fprop_x = run.allocate(kFpropX, x.rows(), in_);
+    if (for_backward && run.quantizes(kWgradX) && !run.is_of_forward(kWgradX)) {
+        saved.wgrad_x = run.allocate(kWgradX, in_, x.rows());
+        run.make_wgrad_x(saved, saved.wgrad_x);
+        saved.x = {};
+    }
+    const ArenaScope scope(context.arena);
+    Factor a = {std::nullopt, x, false, nullptr}, b = {std::nullopt, {}, false, nullptr};
+    if (run.quantizes(kFpropX)) {
+        if (!keeps_bytes) quantized = run.allocate(kFpropX, x.rows(), in_);
+        run.record(kFpropX, run.quantize_into(kFpropX, context.micro_step, x, quantized));
+        run.show(kFpropX, quantized);
+        a.quantized = quantized;
+    } else {
+        a = run.plain_factor(kFpropX, x, false);
+    }
+    if (run.quantizes(kFpropW)) {
+        b.quantized = weight.fprop;
+    } else {
+        const bool exact = recipe_->fprop_w.spec.format == Format::fp32;
+        b = run.plain_factor(kFpropW, exact ? weight.master : weight.bf16, false);
+    }
+    run.record(kFpropW, weight.amax[kFpropW]);
+    run.record(kDgradW, weight.amax[kDgradW]);
+    run.multiply(kFpropX, a, b, y, false);
+    return saved;
+}
+
+void QuantLinear::backward(Context& context, const Weight& weight, const Saved& saved, const Tensor& dy,
+                           const Tensor& dx, const Tensor& dw) const {
+    const bool wants_dx = dx.shape.rank() > 0;
+    require(dy.cols() == out_ && (!wants_dx || (dx.cols() == in_ && dx.rows() == dy.rows())) &&
+                dw.dtype == DType::f32 && dw.shape == Shape({out_, in_}),
+            "a layer from {} to {} features was given dy {}, dx {}, dw {} {}", in_, out_, dy.shape.str(),
+            dx.shape.str(), name_of(dw.dtype), dw.shape.str());
+    const Execution run(*this, context, weight.history);
+    if (wants_dx) run.dgrad(weight, saved, dy, dx);
+    run.wgrad(weight, saved, dy, dw);
+}
+
+}  // namespace nibble

@@ -1,0 +1,135 @@
+#include "nn/quant_linear_parts.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace nibble::detail {
+
+namespace {
+
+float decode(float x) { return x; }
+float decode(Bf16 x) { return bf16_decode(x); }
+void store(float& to, float x) { to = x; }
+void store(Bf16& to, float x) { to = bf16_encode(x); }
+
+// Calls body with a zero of the tensor's element type.
+template <typename Body>
+void with_element(const Tensor& x, Body&& body) {
+    if (x.dtype == DType::bf16) {
+        body(Bf16{});
+    } else {
+        require(x.dtype == DType::f32, "a linear layer takes F32 or BF16, not {}", name_of(x.dtype));
+        body(0.0f);
+    }
+}
+
+constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread
+
+int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(cols, 1)); }
+
+template <typename T>
+void transpose_tiles(const T* from, int64_t rows, int64_t cols, T* to) {
+    constexpr int64_t kTile = 32;
+    parallel_for(cols, kTile, [&](int64_t begin, int64_t end) {
+        for (int64_t c0 = begin; c0 < end; c0 += kTile) {
+            const int64_t c1 = std::min(c0 + kTile, end);
+            for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
+                const int64_t r1 = std::min(r0 + kTile, rows);
+                for (int64_t c = c0; c < c1; ++c) {
+                    for (int64_t r = r0; r < r1; ++r) to[c * rows + r] = from[r * cols + c];
+                }
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void convert(Context& context, const Tensor& x, const Tensor& out) {
+    require(x.count() == out.count(), "{} does not convert into {}", x.shape.str(), out.shape.str());
+    if (context.planning()) return;
+    with_element(x, [&](auto from_type) {
+        with_element(out, [&](auto to_type) {
+            const auto* from = x.as<decltype(from_type)>();
+            auto* to = out.as<decltype(to_type)>();
+            parallel_for(x.count(), kGrain, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; ++i) store(to[i], decode(from[i]));
+            });
+        });
+    });
+}
+
+Tensor as_bf16(Context& context, const Tensor& x) {
+    if (x.dtype == DType::bf16) return x;
+    const Tensor out = context.arena.allocate(DType::bf16, {x.rows(), x.cols()});
+    convert(context, x, out);
+    return out;
+}
+
+Tensor transposed(Context& context, const Tensor& x) {
+    const Tensor out = context.arena.allocate(x.dtype, {x.cols(), x.rows()});
+    if (context.planning()) return out;
+    with_element(x, [&](auto type) {
+        transpose_tiles(x.as<decltype(type)>(), x.rows(), x.cols(), out.as<decltype(type)>());
+    });
+    return out;
+}
+
+Tensor padded_columns(Context& context, const Tensor& x, int64_t count) {
+    if (x.cols() == count) return x;
+    const Tensor out = context.arena.allocate(x.dtype, {x.rows(), count});
+    if (context.planning()) return out;
+    const size_t from_bytes = static_cast<size_t>(x.cols()) * size_of(x.dtype);
+    const size_t to_bytes = static_cast<size_t>(count) * size_of(x.dtype);
+    const auto* from = static_cast<const std::byte*>(x.data);
+    auto* to = static_cast<std::byte*>(out.data);
+    parallel_for(x.rows(), row_grain(count), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+            std::byte* row = to + static_cast<size_t>(r) * to_bytes;
+            std::memcpy(row, from + static_cast<size_t>(r) * from_bytes, from_bytes);
+            std::memset(row + from_bytes, 0, to_bytes - from_bytes);
+        }
+    });
+    return out;
+}
+
+Tensor padded_rows(Context& context, const Tensor& x, int64_t count) {
+    if (x.rows() == count) return x;
+    const Tensor out = context.arena.allocate(x.dtype, {count, x.cols()});
+    if (context.planning()) return out;
+    std::memcpy(out.data, x.data, x.bytes());
+    std::memset(static_cast<std::byte*>(out.data) + x.bytes(), 0, out.bytes() - x.bytes());
+    return out;
+}
+
+void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mask, int rotation_size,
+                     const SignBits& signs, const Tensor& out, bool accumulate) {
+    if (context.planning()) return;
+    const int64_t cols = gradient.cols(), wanted = out.cols();
+    float* const g = gradient.as<float>();
+    if (mask.shape.rank() > 0) {
+        const auto* bits = mask.as<uint8_t>();
+        const int64_t stride = mask.cols();
+        parallel_for(gradient.rows(), row_grain(cols), [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; ++r) {
+                for (int64_t k = 0; k < cols; ++k) {
+                    if ((bits[r * stride + k / 8] >> (k % 8) & 1) == 0) g[r * cols + k] = 0.0f;
+                }
+            }
+        });
+    }
+    if (rotation_size > 0) unrotate(context, rotation_size, signs, gradient);
+    with_element(out, [&](auto type) {
+        auto* const to = out.as<decltype(type)>();
+        parallel_for(gradient.rows(), row_grain(cols), [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; ++r) {
+                auto* const row = to + r * wanted;
+                for (int64_t k = 0; k < wanted; ++k) {
+                    store(row[k], accumulate ? decode(row[k]) + g[r * cols + k] : g[r * cols + k]);
+                }
+            }
+        });
+    });
+}
+
+}  // namespace nibble::detail
