@@ -86,7 +86,7 @@ std::vector<Recipe> make_all() {
          {kSameBits, "nvfp4 16x16 scale=four-six:mse"},
          {kOriginal, "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic rotate=rht:16 signs=run"},
          {kOriginal, "nvfp4 1x16 scale=four-six:mse rotate=rht:16 signs=run"}},
-        0.167));
+        0.17));
     // Equations 4 to 6: nearest in the forward and on D.W, stochastic on the three others; no rotation.
     all.push_back(make("fp4-all-the-way",
                        "FP4 All the Way: NVFP4, stochastic gradients and wgrad activations",

@@ -32,16 +32,15 @@ std::string kept_text(double amount) {
         const std::string percent = fmt::format("{:.{}g}", 100 * amount, digits);
         if (parse_double(percent).value_or(0) / 100 == amount) return percent + "%";
     }
-    return fmt::format("{:.17g}%", 100 * amount);
+    return fmt::format("{}", amount);
 }
 
 std::optional<double> parse_kept(std::string_view text) {
-    const bool is_share = text.ends_with('%');
-    if (is_share) text.remove_suffix(1);
+    const bool is_percentage = text.ends_with('%');
+    if (is_percentage) text.remove_suffix(1);
     const std::optional<double> number = parse_double(text);
-    if (!number || (is_share && !(*number < 100)) || (!is_share && *number != std::floor(*number)))
-        return std::nullopt;
-    const double amount = is_share ? *number / 100 : *number;
+    if (!number || (is_percentage && !(*number < 100))) return std::nullopt;
+    const double amount = is_percentage ? *number / 100 : *number;
     return is_valid_kept(amount) ? std::optional(amount) : std::nullopt;
 }
 

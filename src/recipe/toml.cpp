@@ -79,6 +79,7 @@ class Reader {
         const toml::node& node = need(table, key, key);
         std::optional<double> amount;
         if (const auto* integer = node.as_integer()) amount = static_cast<double>(integer->get());
+        if (const auto* number = node.as_floating_point()) amount = number->get();
         if (const auto* string = node.as_string()) amount = detail::parse_kept(string->get());
         if (!amount || !detail::is_valid_kept(*amount)) {
             fail_at(node.source(),
@@ -156,7 +157,7 @@ std::string toml_string(std::string_view text) {
     return out + '"';
 }
 
-// Blocks as an integer, a share as "15%".
+// Blocks as a number, a share as "15%".
 std::string kept_value(double amount) {
     const std::string text = detail::kept_text(amount);
     return text.ends_with('%') ? toml_string(text) : text;

@@ -122,9 +122,7 @@ std::vector<std::string> recipe_notes(const Recipe& recipe) {
     std::vector<std::string> notes;
     for (const std::string_view name : kOperandNames) {
         const QuantSpec& spec = operand(recipe, name).spec;
-        const bool chooses = spec.scale == ScaleRule::four_six_mse || spec.scale == ScaleRule::four_six_mae ||
-                             spec.scale == ScaleRule::four_six_amax;
-        if (spec.is_quantized() && chooses && spec.round == Rounding::stochastic) {
+        if (spec.is_quantized() && is_four_six(spec.scale) && spec.round == Rounding::stochastic) {
             notes.push_back(
                 fmt::format("{} picks the better of two scales after its coins fell, so it is biased", name));
         }
