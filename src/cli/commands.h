@@ -12,6 +12,7 @@
 namespace nibble {
 
 // To add a command: write src/cli/NAME.cpp, declare its function here, call it in main.cpp.
+void add_codec_command(CLI::App& app);
 void add_recipes_command(CLI::App& app);
 
 }  // namespace nibble

@@ -11,9 +11,13 @@
 namespace nibble {
 namespace {
 
-void add_commands(CLI::App& app) { add_recipes_command(app); }
+// In the order of the help text.
+void add_commands(CLI::App& app) {
+    add_codec_command(app);
+    add_recipes_command(app);
+}
 
-// The words of `arguments` that no option and no command took, and the command that was reached.
+// The command that the words of the command line reached.
 const CLI::App& reached(const CLI::App& app) {
     const CLI::App* at = &app;
     while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
