@@ -2,7 +2,8 @@
 //
 //   C[M, N] = alpha * A[M, K] · B[N, K]ᵀ        both operands K-contiguous ("TN"), as FP4 hardware wants them
 //
-// Products of operands are exact; sums are FP32 in the library's order. This room never decides what is quantised.
+// Products of operands are exact; sums are FP32 in the library's order. This room never decides what is
+// quantised.
 #pragma once
 
 #include "core/core.h"
@@ -12,16 +13,16 @@ namespace nibble {
 
 // One operand: a plain F32 or BF16 tensor, or a quantised matrix.
 struct Operand {
-    Operand(const Tensor& t) : plain(&t) {}                          // NOLINT: implicit on purpose
-    Operand(const QuantizedMatrix& q) : quantized(&q) {}             // NOLINT
+    Operand(const Tensor& t) : plain(t) {}                // NOLINT: implicit on purpose
+    Operand(const QuantizedMatrix& q) : quantized(&q) {}  // NOLINT
     // The plain tensor is stored [K, rows] instead of [rows, K].
     static Operand transposed(const Tensor& t) {
         Operand o(t);
         o.is_transposed = true;
         return o;
     }
-    const Tensor* plain = nullptr;
-    const QuantizedMatrix* quantized = nullptr;
+    Tensor plain;
+    const QuantizedMatrix* quantized = nullptr;  // must live until the product is done
     bool is_transposed = false;
 };
 
@@ -35,9 +36,11 @@ struct MatmulOptions {
 };
 
 // C: F32 or BF16 [M, N] (leading dimensions are rows). Throws Error when shapes do not fit.
-void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& c, const MatmulOptions& options = {});
+void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& c,
+            const MatmulOptions& options = {});
 
-// How this machine executes products, for the run's header: "onednn 2.6.3, bf16 amx" or "onednn 2.6.3, f32 avx2".
+// How this machine executes products, for the run's header: "onednn 2.6.3, bf16 amx" or "onednn 2.6.3, f32
+// avx2".
 std::string matmul_description();
 
 }  // namespace nibble
