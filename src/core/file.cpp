@@ -80,6 +80,18 @@ void AtomicFile::write(const void* data, size_t bytes) {
     }
 }
 
+void AtomicFile::write_at(size_t offset, const void* data, size_t bytes) {
+    const auto* at = static_cast<const std::byte*>(data);
+    while (bytes > 0) {
+        const ssize_t written = ::pwrite(descriptor_, at, bytes, static_cast<off_t>(offset));
+        if (written < 0 && errno == EINTR) continue;
+        if (written < 0) fail_with_errno("write");
+        at += written;
+        offset += static_cast<size_t>(written);
+        bytes -= static_cast<size_t>(written);
+    }
+}
+
 void AtomicFile::commit() {
     if (::fsync(descriptor_) != 0) fail_with_errno("write");
     if (::close(std::exchange(descriptor_, -1)) != 0) fail_with_errno("write");

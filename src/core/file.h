@@ -28,6 +28,8 @@ class AtomicFile {
 
     void write(const void* data, size_t bytes);
     void write(std::string_view text) { write(text.data(), text.size()); }
+    // Overwrites earlier bytes: a header that is known at the end.
+    void write_at(size_t offset, const void* data, size_t bytes);
     // Syncs and renames. Without it the destructor removes the partial file.
     void commit();
 
