@@ -262,9 +262,11 @@ class Reference {
             for (int block = 0; block < strip.width; block += spec_.rotation_size) {
                 const int end = block + spec_.rotation_size;
                 float v[kMaxRotation] = {};  // groups of byte 0 add nothing
-                for (int k = block; k < end; ++k) {
+                for (int k = block; k < end; k += kNvfp4Group) {
                     const uint8_t scale = e.scales[r][k / kNvfp4Group];
-                    if (scale != 0) v[k - block] = strip.values[r][k] * nvfp4_element_factor(tensor, scale);
+                    if (scale == 0) continue;
+                    const float factor = nvfp4_element_factor(tensor, scale);
+                    for (int i = k; i < k + kNvfp4Group; ++i) v[i - block] = strip.values[r][i] * factor;
                 }
                 const float factor = eden_factor_scaled(v, &e.codes[r][block], spec_.rotation_size);
                 for (int k = block; k < end; k += kNvfp4Group) correct_scale(strip, r, k, factor, e);
