@@ -27,11 +27,12 @@ struct Strip {
     }
 };
 
-// What becomes of a strip.
+// What becomes of a strip; the encode functions below fill as much of it as the strip has.
 struct Encoded {
-    uint8_t codes[kMaxRows][kMaxWidth] = {};
-    uint8_t scales[kMaxRows][kMaxWidth / kNvfp4Group] = {};
-    bool inside[kMaxRows][kMaxWidth] = {};  // mask=clip
+    uint8_t codes[kMaxRows][kMaxWidth];
+    uint8_t scales[kMaxRows][kMaxWidth / kNvfp4Group];
+    float wide[kMaxRows][kMaxWidth / kNvfp4Group];  // tensor=posthoc: scales before the tensor scale is known
+    bool inside[kMaxRows][kMaxWidth];               // mask=clip
 };
 
 class Reference {
@@ -46,13 +47,21 @@ class Reference {
         if (options_.amax != nullptr) *options_.amax = amax;
         if (spec_.format == Format::mxfp4) {
             *out_.tensor_scale_ptr() = spec_.scale == ScaleRule::three_quarters ? kFourThirds : 1.0f;
-            for_each_strip([&](const Strip& strip) { store(strip, encode_mxfp4(strip)); });
+            for_each_strip([&](const Strip& strip) {
+                Encoded e;
+                encode_mxfp4(strip, e);
+                store(strip, e);
+            });
         } else if (posthoc) {
             run_posthoc();
         } else {
             const Nvfp4Tensor tensor = nvfp4_tensor(rule(), scaling_amax(amax));
             *out_.tensor_scale_ptr() = tensor.scale;
-            for_each_strip([&](const Strip& strip) { store(strip, encode_nvfp4(strip, tensor)); });
+            for_each_strip([&](const Strip& strip) {
+                Encoded e;
+                encode_nvfp4(strip, tensor, e);
+                store(strip, e);
+            });
         }
     }
 
@@ -220,8 +229,7 @@ class Reference {
         }
     }
 
-    Encoded encode_nvfp4(const Strip& strip, const Nvfp4Tensor& tensor) const {
-        Encoded e;
+    void encode_nvfp4(const Strip& strip, const Nvfp4Tensor& tensor, Encoded& e) const {
         for (int k = 0; k < strip.width; k += kNvfp4Group) {
             const float amax = strip.amax(k, kNvfp4Group);
             if (spec_.scale == ScaleRule::amax) {
@@ -237,7 +245,6 @@ class Reference {
         }
         if (spec_.correct == Correction::eden) correct_groups(strip, tensor, e);
         if (spec_.correct == Correction::eden_block) correct_rotation_blocks(strip, tensor, e);
-        return e;
     }
 
     void correct_scale(const Strip& strip, int r, int k, float factor, Encoded& e) const {
@@ -276,54 +283,49 @@ class Reference {
 
     // --- tensor=posthoc ---
 
-    struct Wide {
-        float scales[kMaxRows][kMaxWidth / kNvfp4Group] = {};
-    };
-
     // Codes and wide scales of a strip; neither depends on the rest of the tensor.
-    Wide encode_posthoc(const Strip& strip, Encoded& e) const {
-        Wide wide;
+    void encode_posthoc(const Strip& strip, Encoded& e) const {
         for (int k = 0; k < strip.width; k += kNvfp4Group) {
             const float scale = posthoc_scale(rule(), strip.amax(k, kNvfp4Group));
-            if (scale == 0.0f) continue;
             const float factor = posthoc_element_factor(scale);
             for (int r = 0; r < strip.rows; ++r) {
+                uint8_t* codes = &e.codes[r][k];
+                float& wide = e.wide[r][k / kNvfp4Group];
+                wide = 0.0f;
+                std::fill_n(codes, kNvfp4Group, uint8_t{0});
+                if (scale == 0.0f) continue;
                 float v[kNvfp4Group], clamped[kNvfp4Group];
                 for (int i = 0; i < kNvfp4Group; ++i) {
                     v[i] = strip.values[r][k + i] * factor;
                     clamped[i] = clamp_to_e2m1(v[i]);
                 }
-                round_elements(strip, r, k, clamped, kNvfp4Group, &e.codes[r][k]);
-                const float correction = spec_.correct == Correction::eden
-                                             ? eden_factor_scaled(v, &e.codes[r][k], kNvfp4Group)
-                                             : 1.0f;
-                wide.scales[r][k / kNvfp4Group] = posthoc_wide_scale(scale, correction);
+                round_elements(strip, r, k, clamped, kNvfp4Group, codes);
+                const bool eden = spec_.correct == Correction::eden;
+                wide = posthoc_wide_scale(scale, eden ? eden_factor_scaled(v, codes, kNvfp4Group) : 1.0f);
             }
         }
-        return wide;
     }
 
     void run_posthoc() const {
         SharedMaximum largest;
         for_each_strip([&](const Strip& strip) {
             Encoded e;
-            const Wide wide = encode_posthoc(strip, e);
+            encode_posthoc(strip, e);
             for (int r = 0; r < strip.rows; ++r) {
-                for (int k = 0; k < strip.width; k += kNvfp4Group)
-                    largest.raise(wide.scales[r][k / kNvfp4Group]);
+                for (int g = 0; g < strip.width / kNvfp4Group; ++g) largest.raise(e.wide[r][g]);
             }
         });
         const float tensor_scale = posthoc_tensor_scale(rule(), largest.value());
         *out_.tensor_scale_ptr() = tensor_scale;
         for_each_strip([&](const Strip& strip) {
             Encoded e;
-            const Wide wide = encode_posthoc(strip, e);
+            encode_posthoc(strip, e);
             for (int r = 0; r < strip.rows; ++r) {
-                for (int k = 0; k < strip.width; k += kNvfp4Group) {
-                    const int row =
-                        spec_.is_square() ? 0 : r;  // rows of a tile share a byte, so they share a coin
-                    const float target = wide.scales[r][k / kNvfp4Group] / tensor_scale;
-                    e.scales[r][k / kNvfp4Group] = round_scale(target, group_index(strip, row, k));
+                const int row =
+                    spec_.is_square() ? 0 : r;  // rows of a tile share a byte, so they share a coin
+                for (int g = 0; g < strip.width / kNvfp4Group; ++g) {
+                    const float target = e.wide[r][g] / tensor_scale;
+                    e.scales[r][g] = round_scale(target, group_index(strip, row, g * kNvfp4Group));
                 }
             }
             store(strip, e);
@@ -349,8 +351,7 @@ class Reference {
         }
     }
 
-    Encoded encode_mxfp4(const Strip& strip) const {
-        Encoded e;
+    void encode_mxfp4(const Strip& strip, Encoded& e) const {
         for (int k = 0; k < strip.width; k += kMxfp4Block) {
             const float* x = &strip.values[0][k];
             const float amax = strip.amax(k, kMxfp4Block);
@@ -362,9 +363,12 @@ class Reference {
                 v[i] = (spec_.scale == ScaleRule::three_quarters ? kThreeQuarters * x[i] : x[i]) * factor;
                 e.inside[0][k + i] = std::fabs(v[i]) < kE2M1Max;
             }
-            if (amax > 0.0f) round_elements(strip, 0, k, v, kMxfp4Block, &e.codes[0][k]);
+            if (amax > 0.0f) {
+                round_elements(strip, 0, k, v, kMxfp4Block, &e.codes[0][k]);
+            } else {
+                std::fill_n(&e.codes[0][k], kMxfp4Block, uint8_t{0});
+            }
         }
-        return e;
     }
 
     // --- output ---
