@@ -82,7 +82,7 @@ class RoundValue(torch.autograd.Function):
 class Llama:
     def __init__(self, weights, rounded):
         self.dtype = torch.float32 if rounded else torch.float64
-        self.p = {name: w.to(self.dtype).requires_grad_() for name, w in weights.items()}
+        self.p = {name: w.to(self.dtype, copy=True).requires_grad_() for name, w in weights.items()}
         self.stored = RoundBoth.apply if rounded else (lambda x: x)
         self.entering = RoundValue.apply if rounded else (lambda x: x)
 

@@ -10,12 +10,12 @@
 // all else is in the activations' dtype with FP32 arithmetic.
 #pragma once
 
-#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "core/core.h"
+#include "nn/attention.h"
 #include "nn/cross_entropy.h"
 #include "nn/model_config.h"
 #include "nn/quant_linear.h"
@@ -57,6 +57,7 @@ class Transformer {
 
     // `recipe` is copied. Parameters are allocated, zero; call initialize() or load them.
     Transformer(const ModelConfig& config, const Recipe& recipe, const Options& options);
+    ~Transformer();
     Transformer(const Transformer&) = delete;
     Transformer& operator=(const Transformer&) = delete;
 
@@ -96,19 +97,52 @@ class Transformer {
 
     // For a step that went wrong: runs it again, outside its ArenaScope, and names the first tensor in the
     // order of execution that holds a NaN or an infinity: "master of layers.2.mlp.down", "output of
-    // layers.2.attention.out", "gradient of layers.1.mlp.gate_up". Empty if there is none. Gradients are
-    // accumulated on top of what the parameters hold: clear them first.
+    // layers.2.attention.out", "gradient of layers.1.mlp.gate_up". Empty if there is none. The gradients of
+    // this micro-step are added to what the parameters hold: clear them first.
     std::string first_non_finite(Context& context, const Tensor& tokens, const Tensor& targets, float scale);
 
+    // The state of recipes with tensor=delayed, one entry a layer id: part of a checkpoint.
+    std::vector<AmaxHistory>& amax_history() { return amax_history_; }
+
   private:
-    struct Block;   // its parameters and layers
-    struct Saved;   // what backward needs of a block's forward
-    struct Stream;  // the residual stream between blocks
+    struct Pass;   // the tensors that the blocks of one forward share
+    struct Saved;  // what backward needs of one block's forward
+    enum BlockParameter { kAttentionNorm, kQkv, kOut, kMlpNorm, kGateUp, kDown, kBlockParameters };
+    enum BlockLayer { kQkvLayer, kOutLayer, kGateUpLayer, kDownLayer, kBlockLayers };
+
+    void add_parameters();
+    Parameter& of_block(int block, BlockParameter which);
+    Parameter& embedding() { return parameters_.front(); }
+    Parameter& final_norm();
+    Parameter& head();
+
+    Pass begin_pass(Context& context, const Tensor& tokens, bool for_backward);
+    // The final norm's output [T, C]; lives until the caller's ArenaScope ends.
+    Tensor hidden_states(Context& context, const Tensor& tokens);
+    Tensor flat_targets(const Tensor& tokens, const Tensor& targets) const;
+    AttentionShape attention_shape(const Pass& pass) const;
+    void block_forward(Context& context, Pass& pass, int block);
+    void block_backward(Context& context, const Pass& pass, int block);
+    void linear_forward(Context& context, const Pass& pass, int block, BlockLayer which, const Tensor& x,
+                        const Tensor& y);
+    void linear_backward(Context& context, int block, BlockLayer which, const Tensor& dy, const Tensor& dx);
+    // In first_non_finite(), ends the pass if `tensor` is not finite; otherwise does nothing. An @ in `what`
+    // stands for the block's prefix.
+    void check(const Context& context, const Tensor& tensor, std::string_view what, int block = -1) const;
 
     ModelConfig config_;
     Recipe recipe_, bf16_;
     Options options_;
+    Buffer masters_, gradients_, rope_table_;
+    Tensor rope_cos_, rope_sin_;
     std::vector<Parameter> parameters_;
+    std::vector<QuantLinear> layers_, bf16_layers_;
+    std::vector<AmaxHistory> amax_history_;
+    // Of the step that begin_step() began, and of the pass under way: their memory is the arena's.
+    const std::vector<QuantLinear>* executed_ = nullptr;
+    std::vector<QuantLinear::Weight> weights_;
+    std::vector<Saved> saved_;
+    bool checks_ = false;
 };
 
 }  // namespace nibble

@@ -1,0 +1,178 @@
+#include "nn/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+
+#include "nn/rope.h"
+#include "nn/transformer_pass.h"
+#include "numerics/philox.h"
+
+namespace nibble {
+
+namespace {
+
+constexpr int64_t kAlignment = 16;  // elements
+
+int64_t aligned(int64_t count) { return (count + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Standard normal numbers 2j and 2j+1 of a parameter.
+struct NormalPair {
+    double first, second;
+};
+NormalPair normal_pair(uint64_t seed, uint16_t parameter, uint64_t j) {
+    const Philox draw = philox_draw(seed, Purpose::initialization, j, 0, parameter);
+    // In (0, 1]: 64 bits and a half, so that the logarithm is finite.
+    const auto uniform = [&draw](int low) {
+        const uint64_t bits = draw.word[low] | static_cast<uint64_t>(draw.word[low + 1]) << 32;
+        return (static_cast<double>(bits) + 0.5) * 0x1p-64;
+    };
+    const double radius = std::sqrt(-2 * std::log(uniform(0)));
+    const double angle = 2 * std::numbers::pi * uniform(2);
+    return {radius * std::cos(angle), radius * std::sin(angle)};
+}
+
+void fill_normal(const Tensor& tensor, uint64_t seed, uint16_t parameter, double deviation) {
+    auto* values = tensor.as<float>();
+    const int64_t count = tensor.count();
+    parallel_for((count + 1) / 2, 1024, [=](int64_t first, int64_t last) {
+        for (int64_t j = first; j < last; ++j) {
+            const NormalPair pair = normal_pair(seed, parameter, static_cast<uint64_t>(j));
+            values[2 * j] = static_cast<float>(deviation * pair.first);
+            if (2 * j + 1 < count) values[2 * j + 1] = static_cast<float>(deviation * pair.second);
+        }
+    });
+}
+
+}  // namespace
+
+std::string_view name_of(ParameterKind kind) {
+    switch (kind) {
+        case ParameterKind::matrix:
+            return "matrices";
+        case ParameterKind::embedding:
+            return "embedding";
+        case ParameterKind::head:
+            return "head";
+        case ParameterKind::norm:
+            return "norms";
+    }
+    return "?";
+}
+
+Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const Options& options)
+    : config_(config), recipe_(recipe), bf16_(find_recipe("bf16")), options_(options) {
+    require(options.activations == DType::bf16 || options.activations == DType::f32,
+            "activations are BF16 or F32, not {}", name_of(options.activations));
+    add_parameters();
+
+    const int64_t c = config.hidden_size, f = config.intermediate_size;
+    for (int block = 0; block < config.num_hidden_layers; ++block) {
+        const int64_t in[kBlockLayers] = {c, config.attention_size(), c, f};
+        const int64_t out[kBlockLayers] = {config.qkv_size(), c, 2 * f, c};
+        for (int which = 0; which < kBlockLayers; ++which) {
+            const auto id = static_cast<uint16_t>(block * kBlockLayers + which);
+            layers_.emplace_back(is_kept(block) ? bf16_ : recipe_, in[which], out[which], id);
+            bf16_layers_.emplace_back(bf16_, in[which], out[which], id);
+        }
+    }
+    amax_history_.resize(layers_.size());
+    weights_.resize(layers_.size());
+    saved_.resize(static_cast<size_t>(config.num_hidden_layers));
+
+    const int64_t positions = config.max_position_embeddings, half = config.head_dim / 2;
+    rope_table_ = Buffer(DType::f32, {2, positions, half});
+    rope_cos_ = rope_table_.tensor().slice(0, 1).reshaped({positions, half});
+    rope_sin_ = rope_table_.tensor().slice(1, 2).reshaped({positions, half});
+    rope_table(config.rope_theta, rope_cos_, rope_sin_);
+}
+
+Transformer::~Transformer() = default;
+
+void Transformer::add_parameters() {
+    const int64_t c = config_.hidden_size, f = config_.intermediate_size, v = config_.vocab_size;
+    int64_t elements = 0;
+    const auto add = [&](std::string name, Shape shape, ParameterKind kind) {
+        parameters_.push_back({std::move(name), {nullptr, DType::f32, Device::cpu, shape}, {}, kind});
+        elements += aligned(shape.count());
+    };
+    add("embedding", {v, c}, ParameterKind::embedding);
+    for (int block = 0; block < config_.num_hidden_layers; ++block) {
+        const std::string prefix = fmt::format("layers.{}.", block);
+        add(prefix + "attention.norm", {c}, ParameterKind::norm);
+        add(prefix + "attention.qkv", {config_.qkv_size(), c}, ParameterKind::matrix);
+        add(prefix + "attention.out", {c, config_.attention_size()}, ParameterKind::matrix);
+        add(prefix + "mlp.norm", {c}, ParameterKind::norm);
+        add(prefix + "mlp.gate_up", {2 * f, c}, ParameterKind::matrix);
+        add(prefix + "mlp.down", {c, f}, ParameterKind::matrix);
+    }
+    add("norm", {c}, ParameterKind::norm);
+    if (!config_.tie_word_embeddings) add("head", {v, c}, ParameterKind::head);
+
+    masters_ = Buffer(DType::f32, {elements});
+    gradients_ = Buffer(DType::f32, {elements});
+    int64_t begin = 0;
+    for (Parameter& parameter : parameters_) {
+        const Shape shape = parameter.master.shape;
+        parameter.master = masters_.tensor().slice(begin, begin + shape.count()).reshaped(shape);
+        parameter.gradient = gradients_.tensor().slice(begin, begin + shape.count()).reshaped(shape);
+        begin += aligned(shape.count());
+    }
+}
+
+void Transformer::initialize(uint64_t seed) {
+    const double deviation = config_.initializer_range;
+    const double output_deviation = deviation / std::sqrt(2.0 * config_.num_hidden_layers);
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+        const Parameter& parameter = parameters_[i];
+        if (parameter.kind == ParameterKind::norm) {
+            std::ranges::fill(parameter.master.span<float>(), 1.0f);
+            continue;
+        }
+        const bool is_output =
+            parameter.name.ends_with("attention.out") || parameter.name.ends_with("mlp.down");
+        fill_normal(parameter.master, seed, static_cast<uint16_t>(i),
+                    is_output ? output_deviation : deviation);
+    }
+}
+
+Parameter& Transformer::parameter(std::string_view name) {
+    const auto found = std::find_if(parameters_.begin(), parameters_.end(),
+                                    [name](const Parameter& parameter) { return parameter.name == name; });
+    require(found != parameters_.end(), "the model has no parameter {}", name);
+    return *found;
+}
+
+Parameter& Transformer::of_block(int block, BlockParameter which) {
+    return parameters_[static_cast<size_t>(1 + block * kBlockParameters + which)];
+}
+
+Parameter& Transformer::final_norm() {
+    return parameters_[static_cast<size_t>(1 + config_.num_hidden_layers * kBlockParameters)];
+}
+
+Parameter& Transformer::head() {
+    return config_.tie_word_embeddings ? parameters_.front() : parameters_.back();
+}
+
+void Transformer::zero_gradients() { std::memset(gradients_.data(), 0, gradients_.bytes()); }
+
+bool Transformer::is_kept(int block) const {
+    const int blocks = config_.num_hidden_layers;
+    return block < recipe_.kept_first(blocks) || block >= blocks - recipe_.kept_last(blocks);
+}
+
+void Transformer::begin_step(Context& context, Execution execution) {
+    constexpr BlockParameter kMatrices[kBlockLayers] = {kQkv, kOut, kGateUp, kDown};
+    const bool as_recipe = execution == Execution::recipe;
+    executed_ = as_recipe ? &layers_ : &bf16_layers_;
+    for (size_t id = 0; id < weights_.size(); ++id) {
+        const auto block = static_cast<int>(id / kBlockLayers);
+        const Tensor& master = of_block(block, kMatrices[id % kBlockLayers]).master;
+        AmaxHistory* history = (*executed_)[id].needs_history() ? &amax_history_[id] : nullptr;
+        weights_[id] = (*executed_)[id].prepare(context, master, history);
+    }
+}
+
+}  // namespace nibble

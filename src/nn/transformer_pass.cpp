@@ -1,0 +1,297 @@
+#include "nn/transformer_pass.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "nn/attention.h"
+#include "nn/embedding.h"
+#include "nn/rmsnorm.h"
+#include "nn/rope.h"
+#include "nn/swiglu.h"
+
+namespace nibble {
+
+namespace {
+
+// Ends a pass of first_non_finite().
+struct FoundNonFinite {
+    std::string name;
+};
+
+bool is_finite(const Tensor& tensor) {
+    const int64_t count = tensor.count();
+    // The exponent bits alone, all set: a NaN or an infinity.
+    if (tensor.dtype == DType::bf16) {
+        const auto* x = tensor.as<Bf16>();
+        for (int64_t i = 0; i < count; ++i) {
+            if ((x[i].bits & 0x7f80u) == 0x7f80u) return false;
+        }
+        return true;
+    }
+    const auto* x = tensor.as<float>();
+    for (int64_t i = 0; i < count; ++i) {
+        if (!std::isfinite(x[i])) return false;
+    }
+    return true;
+}
+
+// True if the backward of a layer under `recipe` reads the tensor that its forward was given.
+bool backward_reads_input(const Recipe& recipe) {
+    const OperandSpec& x = recipe.wgrad_x;
+    return x.source == Source::original ? !x.spec.is_quantized() : !recipe.fprop_x.spec.is_quantized();
+}
+
+}  // namespace
+
+void Transformer::check(const Context& context, const Tensor& tensor, std::string_view what,
+                        int block) const {
+    if (!checks_ || context.planning() || is_finite(tensor)) return;
+    const size_t name = what.find('@');  // where the block's prefix goes
+    if (name == std::string_view::npos) throw FoundNonFinite{std::string(what)};
+    throw FoundNonFinite{fmt::format("{}layers.{}.{}", what.substr(0, name), block, what.substr(name + 1))};
+}
+
+Transformer::Pass Transformer::begin_pass(Context& context, const Tensor& tokens, bool for_backward) {
+    require(tokens.dtype == DType::i32 && tokens.shape.rank() == 2 && tokens.count() > 0,
+            "tokens must be I32 [sequences, length], not {} {}", name_of(tokens.dtype), tokens.shape.str());
+    require(tokens.cols() <= config_.max_position_embeddings,
+            "sequences of {} tokens are longer than the model's max_position_embeddings = {}", tokens.cols(),
+            config_.max_position_embeddings);
+    require(executed_ != nullptr, "a pass through the model needs the weights that begin_step() makes");
+    Pass pass;
+    pass.tokens = tokens.count();
+    pass.sequence = tokens.cols();
+    pass.for_backward = for_backward;
+    const auto allocate = [&](int64_t cols) {
+        return context.arena.allocate(options_.activations, {pass.tokens, cols});
+    };
+    pass.residual = allocate(config_.hidden_size);
+    pass.delta = allocate(config_.hidden_size);
+    pass.normed = allocate(config_.hidden_size);
+    pass.hidden = allocate(config_.intermediate_size);
+    if (for_backward) {
+        pass.d_residual = allocate(config_.hidden_size);
+        pass.d_mixed = allocate(config_.attention_size());
+        pass.d_qkv = allocate(config_.qkv_size());
+    }
+    embedding_forward(context, tokens.reshaped({pass.tokens}), embedding().master, pass.residual);
+    check(context, pass.residual, "output of embedding");
+    return pass;
+}
+
+void Transformer::linear_forward(Context& context, const Pass& pass, int block, BlockLayer which,
+                                 const Tensor& x, const Tensor& y) {
+    const auto id = static_cast<size_t>(block * kBlockLayers + which);
+    QuantLinear::Saved saved = (*executed_)[id].forward(context, weights_[id], x, y, pass.for_backward);
+    const bool shares_scratch = x.data == pass.normed.data || x.data == pass.hidden.data;
+    require(context.planning() || saved.x.data == nullptr || !shares_scratch,
+            "layer {} keeps an input that the next layer overwrites", id);
+    saved_[static_cast<size_t>(block)].linear[which] = saved;
+}
+
+void Transformer::linear_backward(Context& context, int block, BlockLayer which, const Tensor& dy,
+                                  const Tensor& dx) {
+    constexpr BlockParameter kMatrices[kBlockLayers] = {kQkv, kOut, kGateUp, kDown};
+    const auto id = static_cast<size_t>(block * kBlockLayers + which);
+    const QuantLinear::Saved& saved = saved_[static_cast<size_t>(block)].linear[which];
+    (*executed_)[id].backward(context, weights_[id], saved, dy, dx,
+                              of_block(block, kMatrices[which]).gradient);
+}
+
+void Transformer::block_forward(Context& context, Pass& pass, int block) {
+    Saved& saved = saved_[static_cast<size_t>(block)];
+    const Recipe& recipe = executed_ == &bf16_layers_ || is_kept(block) ? bf16_ : recipe_;
+    const bool keeps_inputs = pass.for_backward && backward_reads_input(recipe);
+    const auto allocate = [&](int64_t cols) {
+        return context.arena.allocate(options_.activations, {pass.tokens, cols});
+    };
+    const auto statistics = [&](int64_t cols) {
+        return context.arena.allocate(DType::f32, {pass.tokens, cols});
+    };
+    // residual <- residual + delta, normed <- rmsnorm(residual). Without a backward the sum is made in place.
+    const auto add_and_norm = [&](const Parameter& norm, const Tensor& rstd, const Tensor& normed) {
+        const Tensor sum =
+            pass.has_delta && pass.for_backward ? allocate(config_.hidden_size) : pass.residual;
+        rmsnorm_forward(context, pass.residual, pass.has_delta ? pass.delta : Tensor{}, norm.master,
+                        config_.rms_norm_eps, sum, normed, rstd);
+        pass.residual = sum;
+        pass.has_delta = true;
+        return sum;
+    };
+
+    Tensor normed = keeps_inputs ? allocate(config_.hidden_size) : pass.normed;
+    saved.attention_rstd = statistics(1).reshaped({pass.tokens});
+    saved.attention_x = add_and_norm(of_block(block, kAttentionNorm), saved.attention_rstd, normed);
+    check(context, saved.attention_x, "residual stream before @attention.norm", block);
+    check(context, normed, "output of @attention.norm", block);
+    saved.qkv = allocate(config_.qkv_size());
+    linear_forward(context, pass, block, kQkvLayer, normed, saved.qkv);
+    check(context, saved.qkv, "output of @attention.qkv", block);
+    rope_forward(context, config_.rope_layout, saved.qkv, pass.sequence, config_.num_attention_heads,
+                 config_.num_key_value_heads, rope_cos_, rope_sin_);
+    saved.mixed = allocate(config_.attention_size());
+    saved.logsumexp = statistics(config_.num_attention_heads);
+    attention_forward(context, attention_shape(pass), saved.qkv, saved.mixed, saved.logsumexp);
+    check(context, saved.mixed, "output of @attention (softmax and values)", block);
+    linear_forward(context, pass, block, kOutLayer, saved.mixed, pass.delta);
+    check(context, pass.delta, "output of @attention.out", block);
+
+    normed = keeps_inputs ? allocate(config_.hidden_size) : pass.normed;
+    saved.mlp_rstd = statistics(1).reshaped({pass.tokens});
+    saved.mlp_x = add_and_norm(of_block(block, kMlpNorm), saved.mlp_rstd, normed);
+    check(context, saved.mlp_x, "residual stream before @mlp.norm", block);
+    check(context, normed, "output of @mlp.norm", block);
+    saved.gate_up = allocate(2 * config_.intermediate_size);
+    linear_forward(context, pass, block, kGateUpLayer, normed, saved.gate_up);
+    check(context, saved.gate_up, "output of @mlp.gate_up", block);
+    const Tensor hidden = keeps_inputs ? allocate(config_.intermediate_size) : pass.hidden;
+    swiglu_forward(context, saved.gate_up, hidden);
+    check(context, hidden, "output of @mlp (swiglu)", block);
+    linear_forward(context, pass, block, kDownLayer, hidden, pass.delta);
+    check(context, pass.delta, "output of @mlp.down", block);
+}
+
+void Transformer::block_backward(Context& context, const Pass& pass, int block) {
+    Saved& saved = saved_[static_cast<size_t>(block)];
+    const Tensor &d_residual = pass.d_residual, &d_normed = pass.normed, &d_hidden = pass.hidden;
+    const auto check_gradient = [&](BlockParameter which) {
+        if (checks_)
+            check(context, of_block(block, which).gradient, "gradient of " + of_block(block, which).name);
+    };
+
+    linear_backward(context, block, kDownLayer, d_residual, d_hidden);
+    check_gradient(kDown);
+    check(context, d_hidden, "gradient of the input of @mlp.down", block);
+    const Tensor& d_gate_up = saved.gate_up;
+    swiglu_backward(context, d_hidden, saved.gate_up, d_gate_up);
+    check(context, d_gate_up, "gradient of the output of @mlp.gate_up", block);
+    linear_backward(context, block, kGateUpLayer, d_gate_up, d_normed);
+    check_gradient(kGateUp);
+    check(context, d_normed, "gradient of the input of @mlp.gate_up", block);
+    const Parameter& mlp_norm = of_block(block, kMlpNorm);
+    rmsnorm_backward(context, d_normed, saved.mlp_x, mlp_norm.master, saved.mlp_rstd, d_residual, d_residual,
+                     mlp_norm.gradient);
+    check_gradient(kMlpNorm);
+    check(context, d_residual, "gradient of the residual stream before @mlp.norm", block);
+
+    linear_backward(context, block, kOutLayer, d_residual, pass.d_mixed);
+    check_gradient(kOut);
+    check(context, pass.d_mixed, "gradient of the input of @attention.out", block);
+    attention_backward(context, attention_shape(pass), pass.d_mixed, saved.qkv, saved.mixed, saved.logsumexp,
+                       pass.d_qkv);
+    rope_backward(context, config_.rope_layout, pass.d_qkv, pass.sequence, config_.num_attention_heads,
+                  config_.num_key_value_heads, rope_cos_, rope_sin_);
+    check(context, pass.d_qkv, "gradient of the output of @attention.qkv", block);
+    linear_backward(context, block, kQkvLayer, pass.d_qkv, d_normed);
+    check_gradient(kQkv);
+    check(context, d_normed, "gradient of the input of @attention.qkv", block);
+    const Parameter& attention_norm = of_block(block, kAttentionNorm);
+    rmsnorm_backward(context, d_normed, saved.attention_x, attention_norm.master, saved.attention_rstd,
+                     d_residual, d_residual, attention_norm.gradient);
+    check_gradient(kAttentionNorm);
+    check(context, d_residual, "gradient of the residual stream before @attention.norm", block);
+}
+
+AttentionShape Transformer::attention_shape(const Pass& pass) const {
+    return {pass.sequence, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim};
+}
+
+HeadLoss Transformer::forward_backward(Context& context, const Tensor& tokens, const Tensor& targets,
+                                       float scale) {
+    const ArenaScope scope(context.arena);
+    Pass pass = begin_pass(context, tokens, true);
+    for (int block = 0; block < config_.num_hidden_layers; ++block) block_forward(context, pass, block);
+    const Tensor rstd = context.arena.allocate(DType::f32, {pass.tokens});
+    const Tensor x = context.arena.allocate(options_.activations, pass.residual.shape);
+    rmsnorm_forward(context, pass.residual, pass.delta, final_norm().master, config_.rms_norm_eps, x,
+                    pass.normed, rstd);
+    check(context, pass.normed, "output of norm");
+
+    const Tensor& d_normed = pass.delta;
+    const HeadLoss loss = head_loss_backward(context, pass.normed, head().master,
+                                             flat_targets(tokens, targets), scale, d_normed, head().gradient);
+    if (checks_ && !std::isfinite(loss.loss_sum)) throw FoundNonFinite{"loss"};
+    check(context, head().gradient, "gradient of " + head().name);
+    check(context, d_normed, "gradient of the output of norm");
+    rmsnorm_backward(context, d_normed, x, final_norm().master, rstd, Tensor{}, pass.d_residual,
+                     final_norm().gradient);
+    check(context, final_norm().gradient, "gradient of norm");
+    check(context, pass.d_residual, "gradient of the residual stream before norm");
+    for (int block = config_.num_hidden_layers - 1; block >= 0; --block) block_backward(context, pass, block);
+    embedding_backward(context, pass.d_residual, tokens.reshaped({pass.tokens}), embedding().gradient);
+    check(context, embedding().gradient, "gradient of embedding");
+    return loss;
+}
+
+Tensor Transformer::hidden_states(Context& context, const Tensor& tokens) {
+    Pass pass = begin_pass(context, tokens, false);
+    for (int block = 0; block < config_.num_hidden_layers; ++block) {
+        const ArenaScope scope(context.arena);
+        block_forward(context, pass, block);
+    }
+    const ArenaScope scope(context.arena);
+    const Tensor rstd = context.arena.allocate(DType::f32, {pass.tokens});
+    rmsnorm_forward(context, pass.residual, pass.delta, final_norm().master, config_.rms_norm_eps,
+                    pass.residual, pass.normed, rstd);
+    return pass.normed;
+}
+
+HeadLoss Transformer::forward(Context& context, const Tensor& tokens, const Tensor& targets,
+                              const Tensor& loss_rows) {
+    const ArenaScope scope(context.arena);
+    const Tensor x = hidden_states(context, tokens);
+    Tensor rows = loss_rows;
+    if (rows.shape.rank() > 0) rows = rows.reshaped({tokens.count()});
+    return head_loss(context, x, head().master, flat_targets(tokens, targets), rows);
+}
+
+void Transformer::logits(Context& context, const Tensor& tokens, const Tensor& out) {
+    const ArenaScope scope(context.arena);
+    const int64_t sequences = tokens.rows(), length = tokens.cols();
+    require(out.dtype == DType::f32 && out.cols() == config_.vocab_size &&
+                (out.rows() == sequences || out.rows() == tokens.count()),
+            "the logits of tokens {} do not fit {} {}", tokens.shape.str(), name_of(out.dtype),
+            out.shape.str());
+    Tensor x = hidden_states(context, tokens);
+    if (out.rows() != tokens.count()) {
+        const Tensor last = context.arena.allocate(x.dtype, {sequences, config_.hidden_size});
+        if (!context.planning()) {
+            for (int64_t s = 0; s < sequences; ++s) {
+                const int64_t row = (s + 1) * length - 1;
+                const Tensor to = last.slice(s, s + 1);
+                std::memcpy(to.data, x.slice(row, row + 1).data, to.bytes());
+            }
+        }
+        x = last;
+    }
+    head_logits(context, x, head().master, out.reshaped({x.rows(), config_.vocab_size}));
+}
+
+Tensor Transformer::flat_targets(const Tensor& tokens, const Tensor& targets) const {
+    require(targets.dtype == DType::i32 && targets.shape == tokens.shape, "targets must be I32 {}, not {} {}",
+            tokens.shape.str(), name_of(targets.dtype), targets.shape.str());
+    return targets.reshaped({targets.count()});
+}
+
+std::string Transformer::first_non_finite(Context& context, const Tensor& tokens, const Tensor& targets,
+                                          float scale) {
+    for (const Parameter& parameter : parameters_) {
+        if (!is_finite(parameter.master)) return "master of " + parameter.name;
+    }
+    const ArenaScope scope(context.arena);
+    std::string found;
+    checks_ = true;
+    try {
+        begin_step(context);
+        forward_backward(context, tokens, targets, scale);
+    } catch (const FoundNonFinite& non_finite) {
+        found = non_finite.name;
+    } catch (...) {
+        checks_ = false;
+        throw;
+    }
+    checks_ = false;
+    return found;
+}
+
+}  // namespace nibble

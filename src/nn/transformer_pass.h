@@ -1,0 +1,34 @@
+// The working set of one pass through a Transformer; for transformer*.cpp alone.
+#pragma once
+
+#include "nn/transformer.h"
+
+namespace nibble {
+
+struct Transformer::Pass {
+    int64_t tokens = 0;    // T = sequences * length
+    int64_t sequence = 0;  // length
+    bool for_backward = false;
+    // The residual stream between two norms is residual + delta; the next norm makes the sum.
+    Tensor residual, delta;  // [T, C]
+    bool has_delta = false;
+    // Inputs of linear layers whose backward does not read them; in backward, gradients of the same shapes.
+    Tensor normed;  // [T, C]
+    Tensor hidden;  // [T, F]
+    // Backward only.
+    Tensor d_residual;  // [T, C], the gradient of the residual stream
+    Tensor d_mixed;     // [T, heads * head_dim]
+    Tensor d_qkv;       // [T, qkv_size]
+};
+
+struct Transformer::Saved {
+    Tensor attention_x, mlp_x;        // [T, C], what the norms read
+    Tensor attention_rstd, mlp_rstd;  // F32 [T]
+    Tensor qkv;                       // [T, qkv_size], after RoPE
+    Tensor mixed;                     // [T, heads * head_dim], the attention's output
+    Tensor logsumexp;                 // F32 [T, heads]
+    Tensor gate_up;                   // [T, 2F]
+    QuantLinear::Saved linear[kBlockLayers];
+};
+
+}  // namespace nibble
