@@ -429,7 +429,7 @@ std::string to_string(const QuantSpec& s) {
 
 std::string_view caution_of(const QuantSpec& spec) {
     if (is_four_six(spec.scale) && spec.round == Rounding::stochastic) {
-        return "four-six chooses between stochastic candidates: the result is biased by about 1 %";
+        return "four-six chooses between stochastic candidates: the result is biased";
     }
     return "";
 }

@@ -1,0 +1,348 @@
+// What holds for every spec, shape and input.
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "support/quantized.h"
+#include "support/samples.h"
+
+namespace nibble {
+namespace {
+
+using test::Quantized;
+
+const std::vector<std::string> kSpecs = {
+    "nvfp4 1x16",
+    "nvfp4 1x16 round=nearest-away",
+    "nvfp4 1x16 range=16/17 round=stochastic",
+    "nvfp4 1x16 scale=max4",
+    "nvfp4 1x16 scale=four-six:mse",
+    "nvfp4 1x16 scale=four-six:mae",
+    "nvfp4 1x16 scale=four-six:amax",
+    "nvfp4 1x16 scale=four-six:mse round=stochastic rotate=rht:16",
+    "nvfp4 1x16 scale=eden",
+    "nvfp4 1x16 scale=eden rotate=rht:128",
+    "nvfp4 1x16 scale=eden tensor=posthoc rotate=rht:64",
+    "nvfp4 1x16 correct=eden-block range=1600/1581 scale-round=stochastic rotate=rht:32",
+    "nvfp4 1x16 tensor=posthoc",
+    "nvfp4 1x16 tensor=none",
+    "nvfp4 1x16 tensor=delayed",
+    "nvfp4 1x16 rotate=rht:16 signs=te out=bf16",
+    "nvfp4 1x16 rotate=hadamard:128",
+    "nvfp4 16x16",
+    "nvfp4 16x16 round=stochastic",
+    "nvfp4 16x16 scale=four-six:mse",
+    "nvfp4 16x16 scale=four-six:amax rotate=rht:32",
+    "nvfp4 16x16 tensor=posthoc scale-round=stochastic",
+    "mxfp4 1x32 scale=floor",
+    "mxfp4 1x32 scale=floor round=nearest-down",
+    "mxfp4 1x32 scale=ceil round=stochastic",
+    "mxfp4 1x32 scale=rceil rotate=rht:16",
+    "mxfp4 1x32 scale=even",
+    "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32",
+    "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip",
+    "mxfp4 1x32 scale=quest:rms mult=1.5 rotate=hadamard:128 mask=clip",
+};
+
+bool is_deterministic(const QuantSpec& spec) { return !spec.is_stochastic(); }
+
+struct Matrix {
+    int64_t rows = 0, cols = 0;
+    std::vector<float> values;
+    Tensor tensor() { return view_of(values, {rows, cols}); }
+};
+
+// Normal values at any size, with rows and elements of other sizes among them.
+Matrix random_matrix() {
+    Matrix m;
+    m.rows = *rc::gen::inRange<int64_t>(1, 40);
+    m.cols = *rc::gen::inRange<int64_t>(1, 300);
+    m.values = test::normals(m.rows * m.cols, *rc::gen::arbitrary<uint64_t>());
+    const float size = std::ldexp(1.0f, *rc::gen::inRange(-60, 61));
+    const int64_t outlier = *rc::gen::inRange<int64_t>(0, m.rows * m.cols);
+    for (float& v : m.values) v *= size;
+    m.values[static_cast<size_t>(outlier)] *= 100.0f;
+    return m;
+}
+
+QuantSpec random_spec() { return parse_spec(*rc::gen::elementOf(kSpecs)); }
+
+RC_GTEST_PROP(Quantize, ScalesAndValuesAreFinite, ()) {
+    const QuantSpec spec = random_spec();
+    Matrix x = random_matrix();
+    const Quantized q(spec, x.tensor());
+    const uint8_t most = spec.format == Format::nvfp4 ? kE4M3MaxByte : 252;
+    for (int64_t r = 0; r < q.rows(); ++r) {
+        for (int64_t k = 0; k < q.cols(); ++k) RC_ASSERT(q.scale(r, k) <= most);
+    }
+    RC_ASSERT(std::isfinite(q.tensor_scale()) && q.tensor_scale() > 0.0f);
+    for (const float v : q.values()) RC_ASSERT(std::isfinite(v));
+}
+
+// Subnormal and huge inputs: nothing that is not finite, and nothing larger than four thirds of what came in.
+TEST(Quantize, ExtremeInputsStayFinite) {
+    for (const std::string& text : kSpecs) {
+        const QuantSpec spec = parse_spec(text);
+        for (const float size : {0x1p-149f, 0x1p-140f, 0x1p-127f, 0x1p-100f, 0x1p100f, 0x1p118f}) {
+            Matrix x{16, 128, test::normals(16 * 128, 7)};
+            for (float& v : x.values) v *= size;
+            const Quantized q(spec, x.tensor());
+            ASSERT_TRUE(std::isfinite(q.tensor_scale()) && q.tensor_scale() > 0.0f) << text << " " << size;
+            for (const float v : q.values()) ASSERT_TRUE(std::isfinite(v)) << text << " " << size;
+        }
+    }
+}
+
+TEST(Quantize, ZeroGivesZero) {
+    for (const std::string& text : kSpecs) {
+        Matrix x{5, 70, std::vector<float>(5 * 70, 0.0f)};
+        x.values[3] = -0.0f;
+        const Quantized q(text, x.tensor());
+        EXPECT_TRUE(std::isfinite(q.tensor_scale())) << text;
+        for (int64_t r = 0; r < q.rows(); ++r) {
+            for (int64_t k = 0; k < q.cols(); ++k) ASSERT_EQ(q.code(r, k), 0) << text;
+        }
+    }
+}
+
+TEST(Quantize, EmptyMatricesHaveNoCodes) {
+    for (const std::string& text : kSpecs) {
+        for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{0, 16}, {3, 0}, {0, 0}}) {
+            std::vector<float> nothing;
+            const Quantized q(text, view_of(nothing, {rows, cols}));
+            EXPECT_EQ(q.matrix().codes.count(), 0);
+            EXPECT_TRUE(std::isfinite(q.tensor_scale()));
+        }
+    }
+}
+
+// Users never pad: the bytes are those of the same matrix with zeros appended.
+RC_GTEST_PROP(Quantize, PadsColumnsWithZeros, ()) {
+    const QuantSpec spec = random_spec();
+    Matrix x = random_matrix();
+    Matrix padded{x.rows, spec.padded(x.cols), {}};
+    for (int64_t r = 0; r < x.rows; ++r) {
+        const auto row = x.values.begin() + r * x.cols;
+        padded.values.insert(padded.values.end(), row, row + x.cols);
+        padded.values.resize(static_cast<size_t>((r + 1) * padded.cols), 0.0f);
+    }
+    RC_ASSERT(Quantized(spec, x.tensor()).bytes() == Quantized(spec, padded.tensor()).bytes());
+}
+
+// A square block with rows missing is one whose missing rows are zero.
+TEST(Quantize, PadsRowsOfSquareBlocksWithZeros) {
+    for (const char* text :
+         {"nvfp4 16x16", "nvfp4 16x16 scale=four-six:mae", "nvfp4 16x16 round=stochastic"}) {
+        Matrix x{21, 48, test::normals(21 * 48, 9)};
+        Matrix padded = x;
+        padded.rows = 32;
+        padded.values.resize(32 * 48, 0.0f);
+        const Quantized q(text, x.tensor()), p(text, padded.tensor());
+        for (int64_t r = 0; r < x.rows; ++r) {
+            for (int64_t k = 0; k < x.cols; ++k) {
+                ASSERT_EQ(q.code(r, k), p.code(r, k)) << text;
+                ASSERT_EQ(q.scale(r, k), p.scale(r, k)) << text;
+            }
+        }
+    }
+}
+
+RC_GTEST_PROP(Quantize, TakesBf16AsItsExactValues, ()) {
+    const QuantSpec spec = random_spec();
+    Matrix x = random_matrix();
+    std::vector<Bf16> narrow;
+    for (float& v : x.values) {
+        narrow.push_back(bf16_encode(v));
+        v = bf16_decode(narrow.back());
+    }
+    RC_ASSERT(Quantized(spec, x.tensor()).bytes() ==
+              Quantized(spec, view_of(narrow, {x.rows, x.cols})).bytes());
+}
+
+// Twice the input has the same codes and twice the scale (mxfp4: the next bytes; except for QuEST's 1e-8).
+RC_GTEST_PROP(Quantize, ScalesWithPowersOfTwo, ()) {
+    const QuantSpec spec = random_spec();
+    RC_PRE(spec.tensor != TensorScale::none);
+    RC_PRE(spec.scale != ScaleRule::quest_std && spec.scale != ScaleRule::quest_rms);
+    Matrix x{16, 256, test::normals(16 * 256, *rc::gen::arbitrary<uint64_t>())};
+    const Quantized q(spec, x.tensor());
+    for (float& v : x.values) v *= 2.0f;
+    const Quantized twice(spec, x.tensor());
+    const bool nvfp4 = spec.format == Format::nvfp4;
+    RC_ASSERT(twice.tensor_scale() == q.tensor_scale() * (nvfp4 ? 2.0f : 1.0f));
+    for (int64_t r = 0; r < q.rows(); ++r) {
+        for (int64_t k = 0; k < q.cols(); ++k) {
+            RC_ASSERT(twice.code(r, k) == q.code(r, k));
+            RC_ASSERT(twice.scale(r, k) == q.scale(r, k) + (nvfp4 ? 0 : 1));
+        }
+    }
+}
+
+RC_GTEST_PROP(Quantize, NearestRoundingIsOdd, ()) {
+    const QuantSpec spec = random_spec();
+    RC_PRE(spec.round != Rounding::stochastic);
+    Matrix x = random_matrix();
+    const std::vector<float> values = Quantized(spec, x.tensor()).values();
+    for (float& v : x.values) v = -v;
+    const std::vector<float> negated = Quantized(spec, x.tensor()).values();
+    for (size_t i = 0; i < values.size(); ++i) RC_ASSERT(negated[i] == -values[i]);
+}
+
+// Rows do not see each other but through the tensor's amax.
+RC_GTEST_PROP(Quantize, RowsOfNarrowBlocksAreIndependent, ()) {
+    const QuantSpec spec = random_spec();
+    RC_PRE(!spec.is_square() && is_deterministic(spec));
+    Matrix x = random_matrix();
+    Matrix reversed{x.rows, x.cols, {}};
+    for (int64_t r = x.rows; r-- > 0;) {
+        reversed.values.insert(reversed.values.end(), x.values.begin() + r * x.cols,
+                               x.values.begin() + (r + 1) * x.cols);
+    }
+    const Quantized q(spec, x.tensor()), other(spec, reversed.tensor());
+    for (int64_t r = 0; r < q.rows(); ++r) {
+        for (int64_t k = 0; k < q.cols(); ++k) {
+            RC_ASSERT(q.code(r, k) == other.code(x.rows - 1 - r, k));
+            RC_ASSERT(q.scale(r, k) == other.scale(x.rows - 1 - r, k));
+        }
+    }
+}
+
+RC_GTEST_PROP(Quantize, BytesDoNotDependOnTheNumberOfThreads, ()) {
+    const QuantSpec spec = random_spec();
+    Matrix x = random_matrix();
+    const int threads = thread_count();
+    set_thread_count(1);
+    const std::vector<uint8_t> one = Quantized(spec, x.tensor(), {.seed = 3}).bytes();
+    set_thread_count(*rc::gen::inRange(2, 8));
+    const std::vector<uint8_t> many = Quantized(spec, x.tensor(), {.seed = 3}).bytes();
+    set_thread_count(threads);
+    RC_ASSERT(one == many);
+}
+
+// Values of the format come back as they are: random codes with a 6 in every block, random scales, one at
+// 448.
+RC_GTEST_PROP(Quantize, RepresentableNvfp4ValuesRoundTrip, ()) {
+    const std::string text = *rc::gen::element<std::string>("nvfp4", "nvfp4 16x16", "nvfp4 round=stochastic",
+                                                            "nvfp4 round=nearest-away");
+    const QuantSpec spec = parse_spec(text);
+    const float tensor_scale = std::ldexp(1.0f, *rc::gen::inRange(-40, 40));
+    const uint64_t seed = *rc::gen::arbitrary<uint64_t>();
+    const int64_t rows = 32, cols = 64;
+    Matrix x{rows, cols, std::vector<float>(static_cast<size_t>(rows * cols))};
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t k = 0; k < cols; ++k) {
+            const int64_t tile = spec.is_square() ? r / 16 * 16 : r;
+            const Philox block = test::draw_for_test(seed, static_cast<uint64_t>(tile * cols + k / 16), 1);
+            const uint8_t byte = tile == 0 && k < 16 ? 0x7e : static_cast<uint8_t>(8 + block.word[0] % 119);
+            const Philox draw = test::draw_for_test(seed, static_cast<uint64_t>(r * cols + k));
+            const uint8_t code = k % 16 == 5 ? 7 : draw.word[0] & 15;
+            x.values[static_cast<size_t>(r * cols + k)] = nvfp4_operand(code, byte) * tensor_scale;
+        }
+    }
+    RC_ASSERT(Quantized(spec, x.tensor()).values() == x.values);
+}
+
+RC_GTEST_PROP(Quantize, RepresentableMxfp4ValuesRoundTrip, ()) {
+    const std::string text =
+        *rc::gen::element<std::string>("mxfp4", "mxfp4 round=stochastic", "mxfp4 round=nearest-down");
+    const uint64_t seed = *rc::gen::arbitrary<uint64_t>();
+    const int64_t rows = 8, cols = 96;
+    Matrix x{rows, cols, std::vector<float>(static_cast<size_t>(rows * cols))};
+    for (int64_t i = 0; i < rows * cols; ++i) {
+        const Philox block = test::draw_for_test(seed, static_cast<uint64_t>(i / 32), 1);
+        const Philox draw = test::draw_for_test(seed, static_cast<uint64_t>(i));
+        const uint8_t code = i % 32 == 9 ? 6 + (draw.word[0] & 1) : draw.word[0] & 15;
+        x.values[static_cast<size_t>(i)] = mxfp4_operand(code, static_cast<uint8_t>(1 + block.word[0] % 252));
+    }
+    RC_ASSERT(Quantized(text, x.tensor()).values() == x.values);
+}
+
+TEST(Quantize, SquareBlocksQuantiseTheTransposeToTheTranspose) {
+    Matrix x{48, 80, test::normals(48 * 80, 13)};
+    Matrix t{80, 48, std::vector<float>(x.values.size())};
+    for (int64_t r = 0; r < x.rows; ++r) {
+        for (int64_t k = 0; k < x.cols; ++k) t.values[k * x.rows + r] = x.values[r * x.cols + k];
+    }
+    const Quantized q("nvfp4 16x16", x.tensor()), qt("nvfp4 16x16", t.tensor());
+    for (int64_t r = 0; r < x.rows; ++r) {
+        for (int64_t k = 0; k < x.cols; ++k) {
+            ASSERT_EQ(q.code(r, k), qt.code(k, r));
+            ASSERT_EQ(q.scale(r, k), qt.scale(k, r));
+        }
+    }
+}
+
+// --- what a call refuses ---
+
+std::string error_of(std::string_view spec, const Tensor& x, std::string_view name = "x") {
+    try {
+        Quantized(spec, x, {}, {.name = name});
+    } catch (const Error& error) {
+        return error.what();
+    }
+    return "(no error)";
+}
+
+TEST(Quantize, NamesTheFirstValueThatIsNotFinite) {
+    for (const std::string& text : kSpecs) {
+        Matrix x{40, 50, test::normals(40 * 50, 1)};
+        x.values[31 * 50 + 7] = std::numeric_limits<float>::infinity();
+        x.values[17 * 50 + 49] = std::numeric_limits<float>::quiet_NaN();
+        x.values[39 * 50] = -std::numeric_limits<float>::infinity();
+        EXPECT_EQ(error_of(text, x.tensor(), "layers.3.dy"),
+                  "layers.3.dy: element [17, 49] is NaN; a 4-bit format has no code for it")
+            << text;
+    }
+    std::vector<Bf16> narrow(64, Bf16{0x3f80});
+    narrow[33] = Bf16{0xff80};
+    EXPECT_EQ(error_of("nvfp4", view_of(narrow, {2, 32}), "w"),
+              "w: element [1, 1] is -infinity; a 4-bit format has no code for it");
+}
+
+TEST(Quantize, NamesANanEvenWhereTheAmaxIsKnown) {
+    Matrix x{2, 16, std::vector<float>(32, 1.0f)};
+    x.values[20] = std::numeric_limits<float>::quiet_NaN();
+    const float amax = 1.0f;
+    EXPECT_THROW(Quantized("nvfp4", x.tensor(), {}, {.known_amax = &amax}), Error);
+}
+
+TEST(Quantize, RefusesValuesWhoseRotationOverflows) {
+    Matrix x{1, 128, std::vector<float>(128, 3e38f)};
+    EXPECT_NE(
+        error_of("nvfp4 rotate=rht:128", x.tensor(), "dy").find("dy: its values are too large to rotate"),
+        std::string::npos);
+}
+
+TEST(Quantize, RefusesOutputsThatDoNotFit) {
+    Matrix x{4, 32, test::normals(128, 1)};
+    Arena arena(4096);
+    Context context{arena};
+    QuantizedMatrix other = allocate_quantized(arena, parse_spec("nvfp4"), 4, 16);
+    EXPECT_THROW(quantize(context, parse_spec("nvfp4"), x.tensor(), {}, other), Error);
+    QuantizedMatrix mx = allocate_quantized(arena, parse_spec("mxfp4"), 4, 32);
+    EXPECT_THROW(quantize(context, parse_spec("nvfp4"), x.tensor(), {}, mx), Error);
+    EXPECT_THROW(allocate_quantized(arena, parse_spec("bf16"), 4, 32), Error);
+    std::vector<uint8_t> bytes(128);
+    EXPECT_THROW(quantize(context, parse_spec("mxfp4"), view_of(bytes, {4, 32}), {}, mx), Error);
+}
+
+TEST(Quantize, ReturnsBeforeTouchingMemoryWhilePlanning) {
+    Arena arena;  // planning: it hands out addresses that must not be used
+    Context context{arena};
+    const QuantSpec spec = parse_spec("nvfp4 scale=eden rotate=rht:128");
+    QuantizedMatrix q = allocate_quantized(arena, spec, 100, 100);
+    const Tensor x{nullptr, DType::f32, Device::cpu, {100, 100}};
+    quantize(context, spec, x, {}, q);
+    quantize_reference(context, spec, x, {}, q);
+    dequantize_operand(context, q, {nullptr, DType::bf16, Device::cpu, {100, 128}});
+    EXPECT_EQ(q.codes.shape, (Shape{100, 64}));
+    EXPECT_EQ(q.scales.shape, (Shape{100, 8}));
+    EXPECT_EQ(q.mask.data, nullptr);
+}
+
+}  // namespace
+}  // namespace nibble
