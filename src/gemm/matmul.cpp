@@ -130,11 +130,13 @@ class Source {
         if (is_transposed()) return {bytes, 1, rows_, size_of(dtype_)};
         return {bytes, stored_k_, 1, size_of(dtype_)};
     }
-    // In double: 4/3 has no exact FP32 form, and products of scales are rounded once.
+    // In double: 4/3 has no exact FP32 form, and products of scales are rounded once. (A matrix that was
+    // quantised again has the product of 4/3 and of the first scale.)
     double tensor_scale() const {
         if (!is_quantized()) return 1.0;
-        if (operand_.quantized->spec.scale == ScaleRule::three_quarters) return 4.0 / 3.0;
-        return *operand_.quantized->tensor_scale_ptr();
+        const double scale = *operand_.quantized->tensor_scale_ptr();
+        constexpr double kLost = (4.0 / 3.0) / static_cast<double>(4.0f / 3.0f);
+        return operand_.quantized->spec.scale == ScaleRule::three_quarters ? scale * kLost : scale;
     }
     size_t row_bytes() const { return static_cast<size_t>(stored_k_) * size_of(dtype_); }
 

@@ -30,12 +30,14 @@ struct Factor {
     std::optional<QuantizedMatrix> quantized;
     Tensor plain;
     bool is_transposed = false;  // plain is stored [contraction, rows]
-    const float* scale = nullptr;
+    Tensor scale;                // F32 [1]; no shape: 1
 
     int64_t rows() const { return quantized ? quantized->rows : is_transposed ? plain.cols() : plain.rows(); }
     int64_t contraction() const {
         return quantized ? quantized->padded_cols : is_transposed ? plain.rows() : plain.cols();
     }
+    bool is_scaled() const { return scale.shape.rank() > 0; }
+    double scale_value() const { return is_scaled() ? *scale.as<float>() : 1.0; }
     Operand operand() const {
         if (quantized) return *quantized;
         return is_transposed ? Operand::transposed(plain) : Operand(plain);
@@ -167,9 +169,11 @@ class QuantLinear::Execution {
                                 : detail::padded_columns(context_, factor->plain, contraction);
         }
         MatmulOptions options;
-        if (!context_.planning()) {
-            const double scale_a = a.scale ? *a.scale : 1.0, scale_b = b.scale ? *b.scale : 1.0;
-            options.alpha = static_cast<float>(scale_a * scale_b);
+        if (context_.planning()) {
+            options.alpha =
+                a.is_scaled() || b.is_scaled() ? 0.5f : 1.0f;  // an alpha other than 1 needs memory
+        } else {
+            options.alpha = static_cast<float>(a.scale_value() * b.scale_value());
         }
         options.accumulate = accumulate;
         options.compute = compute(place);
@@ -221,15 +225,15 @@ class QuantLinear::Execution {
             record(place, quantize_into(place, context_.micro_step, x, q));
         }
         show(place, q);
-        return {q, {}, false, nullptr};
+        return {q, {}, false, {}};
     }
 
     Factor dgrad_w_factor(const Weight& weight) const {
         if (quantizes(kDgradW)) {
-            if (!is_fresh_each_call(at(kDgradW).spec)) return {weight.dgrad, {}, false, nullptr};
+            if (!is_fresh_each_call(at(kDgradW).spec)) return {weight.dgrad, {}, false, {}};
             QuantizedMatrix q = allocate(kDgradW, rows_of_dgrad_w(weight), layer_.out_);
             record(kDgradW, make_dgrad_w(weight, context_.micro_step, q));
-            return {q, {}, false, nullptr};
+            return {q, {}, false, {}};
         }
         if (is_of_forward(kDgradW) && quantizes(kFpropW)) return forward_factor(weight.fprop);
         const bool of_fp32 = at(is_of_forward(kDgradW) ? kFpropW : kDgradW).spec.format == Format::fp32;
@@ -238,10 +242,10 @@ class QuantLinear::Execution {
 
     Factor wgrad_x_factor(const Saved& saved) const {
         if (quantizes(kWgradX)) {
-            if (!is_of_forward(kWgradX)) return {saved.wgrad_x, {}, false, nullptr};
+            if (!is_of_forward(kWgradX)) return {saved.wgrad_x, {}, false, {}};
             QuantizedMatrix q = allocate(kWgradX, rows_of_wgrad_x(saved), saved_rows(saved));
             make_wgrad_x(saved, q);
-            return {q, {}, false, nullptr};
+            return {q, {}, false, {}};
         }
         if (is_of_forward(kWgradX) && quantizes(kFpropX)) return forward_factor(saved.fprop_x);
         const bool rounded = is_of_forward(kWgradX) && at(kFpropX).spec.format == Format::bf16;
@@ -256,7 +260,7 @@ class QuantLinear::Execution {
     Factor forward_factor(const QuantizedMatrix& q) const {
         const Tensor values = context_.arena.allocate(DType::bf16, {q.rows, q.padded_cols});
         dequantize_operand(context_, q, values);
-        return {std::nullopt, values, true, q.tensor_scale_ptr()};
+        return {std::nullopt, values, true, q.tensor_scale};
     }
 
     void multiply_and_finish(Place place, const Factor& a, const Factor& b, const Finish& finish,
@@ -341,7 +345,7 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
         saved.x = {};
     }
     const ArenaScope scope(context.arena);
-    Factor a = {std::nullopt, x, false, nullptr}, b = {std::nullopt, {}, false, nullptr};
+    Factor a = {std::nullopt, x, false, {}}, b = {std::nullopt, {}, false, {}};
     if (run.quantizes(kFpropX)) {
         if (!keeps_bytes) quantized = run.allocate(kFpropX, x.rows(), in_);
         run.record(kFpropX, run.quantize_into(kFpropX, context.micro_step, x, quantized));

@@ -37,6 +37,7 @@ class QuantLinear {
   public:
     // `layer` keys the randomness; `recipe` must outlive the layer. Throws UsageError as validate() does.
     QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer);
+    QuantLinear(const Recipe&&, int64_t, int64_t, uint16_t) = delete;
 
     // What one optimizer step needs of the weight: its forward copy and, where signs allow, its dgrad copy.
     // Made from the FP32 master by prepare(), kept in the arena for all micro-batches of the step.

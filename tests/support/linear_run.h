@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cmath>
-#include <map>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -27,6 +27,10 @@ class Matrix {
             }
         }
     }
+    Matrix(const Matrix& other) : Matrix(other.tensor().dtype, other.rows(), other.cols()) {
+        std::memcpy(buffer_.data(), other.buffer_.data(), other.tensor().bytes());
+    }
+    Matrix(Matrix&&) = default;
     Tensor tensor() const { return buffer_.tensor(); }
     int64_t rows() const { return tensor().rows(); }
     int64_t cols() const { return tensor().cols(); }
