@@ -69,7 +69,8 @@ Tensor Tensor::slice(int64_t begin, int64_t end) const {
     dims[0] = end - begin;
     const Shape sliced(std::span<const int64_t>(dims.data(), shape.dims().size()));
     const int64_t row_elements = shape[0] == 0 ? 0 : count() / shape[0];
-    std::byte* start = static_cast<std::byte*>(data) + static_cast<size_t>(begin * row_elements) * size_of(dtype);
+    auto* start = static_cast<std::byte*>(data);
+    if (start != nullptr) start += static_cast<size_t>(begin * row_elements) * size_of(dtype);
     return {start, dtype, device, sliced};
 }
 

@@ -13,19 +13,19 @@ namespace HWY_NAMESPACE {
 
 template <typename From, typename To>
 void convert_row(const From* from, To* to, int64_t count) {
-    each_vector(count, [&](int64_t i, auto lanes) { store(load(from + i, lanes), to + i, lanes); });
+    each_vector(count, [&](int64_t i, auto lanes) HWY_ATTR { store(load(from + i, lanes), to + i, lanes); });
 }
 void to_f32_row(const Bf16* from, float* to, int64_t count) { convert_row(from, to, count); }
 void to_bf16_row(const float* from, Bf16* to, int64_t count) { convert_row(from, to, count); }
 void round_row(const float* from, float* to, int64_t count) {
     each_vector(count,
-                [&](int64_t i, auto lanes) { store(rounded_to_bf16(load(from + i, lanes)), to + i, lanes); });
+                [&](int64_t i, auto lanes) HWY_ATTR { store(rounded_to_bf16(load(from + i, lanes)), to + i, lanes); });
 }
 
 template <typename Element>
 void finish(const FinishRow& row, Element* c, int64_t count) {
     const V factor = constant(row.factor);
-    each_vector(count, [&](int64_t i, auto lanes) {
+    each_vector(count, [&](int64_t i, auto lanes) HWY_ATTR {
         V sum = load(row.sums + i, lanes);
         for (int64_t part = 1; part < row.parts; ++part) {
             sum = hn::Add(sum, load(row.sums + part * row.stride + i, lanes));

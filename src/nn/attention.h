@@ -1,4 +1,5 @@
-// Causal attention with grouped queries: softmax(q kᵀ / sqrt(head_dim)) v, heads sharing keys and values in groups.
+// Causal attention with grouped queries: softmax(q kᵀ / sqrt(head_dim)) v, heads sharing keys and values in
+// groups.
 #pragma once
 
 #include "core/core.h"
@@ -11,7 +12,8 @@ struct AttentionShape {
 };
 
 // qkv: [T, (heads + 2*kv_heads) * head_dim], queries, then keys, then values; out: [T, heads * head_dim].
-// logsumexp: F32 [T, heads], of the scaled scores of each row, kept for backward. The scores are never stored.
+// logsumexp: F32 [T, heads], of the scaled scores of each row, kept for backward. The scores are never
+// stored.
 void attention_forward(Context& context, const AttentionShape& shape, const Tensor& qkv, const Tensor& out,
                        const Tensor& logsumexp);
 // dqkv: overwritten.

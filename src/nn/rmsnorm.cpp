@@ -50,14 +50,14 @@ float forward_rows(const RmsnormForward& n, int64_t begin, int64_t end) {
         const int64_t row = t * n.cols;
         V squares = constant(0.0f);
         if (delta != nullptr) {
-            each_vector(n.cols, [&](int64_t c, auto lanes) {
+            each_vector(n.cols, [&](int64_t c, auto lanes) HWY_ATTR {
                 const V both = hn::Add(load(x + row + c, lanes), load(delta + row + c, lanes));
                 const V v = as_stored<Element>(both);
                 store(v, sum + row + c, lanes);
                 squares = hn::MulAdd(v, v, squares);
             });
         } else {
-            each_vector(n.cols, [&](int64_t c, auto lanes) {
+            each_vector(n.cols, [&](int64_t c, auto lanes) HWY_ATTR {
                 const V v = load(x + row + c, lanes);
                 squares = hn::MulAdd(v, v, squares);
             });
@@ -66,7 +66,7 @@ float forward_rows(const RmsnormForward& n, int64_t begin, int64_t end) {
         const float rstd = 1.0f / std::sqrt(mean + n.eps);
         n.rstd[t] = rstd;
         const Element* normalised = delta != nullptr ? sum + row : x + row;
-        each_vector(n.cols, [&](int64_t c, auto lanes) {
+        each_vector(n.cols, [&](int64_t c, auto lanes) HWY_ATTR {
             const V scaled = hn::Mul(load(normalised + c, lanes), constant(rstd));
             const V v = as_stored<Element>(hn::Mul(scaled, load(n.weight + c, lanes)));
             store(v, y + row + c, lanes);
@@ -89,13 +89,13 @@ void backward_rows(const RmsnormBackward& n, int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
         const int64_t row = t * n.cols;
         V dot = constant(0.0f);
-        each_vector(n.cols, [&](int64_t c, auto lanes) {
+        each_vector(n.cols, [&](int64_t c, auto lanes) HWY_ATTR {
             const V g = hn::Mul(load(dy + row + c, lanes), load(n.weight + c, lanes));
             dot = hn::MulAdd(g, load(x + row + c, lanes), dot);
         });
         const float rstd = n.rstd[t];
         const float mean = hn::GetLane(hn::SumOfLanes(kF32, dot)) * rstd / static_cast<float>(n.cols);
-        each_vector(n.cols, [&](int64_t c, auto lanes) {
+        each_vector(n.cols, [&](int64_t c, auto lanes) HWY_ATTR {
             const V g = load(dy + row + c, lanes);
             const V xhat = hn::Mul(load(x + row + c, lanes), constant(rstd));
             const V inner = hn::NegMulAdd(xhat, constant(mean), hn::Mul(g, load(n.weight + c, lanes)));

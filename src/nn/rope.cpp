@@ -76,7 +76,7 @@ HWY_INLINE void store_pairs(Pair pair, Element* p, SomeLanes lanes) {
 
 template <typename Element>
 void rotate_heads(const RopeRow& r, Element* row) {
-    each_vector(r.half, [&](int64_t i, auto lanes) {
+    each_vector(r.half, [&](int64_t i, auto lanes) HWY_ATTR {
         const V cos = load(r.cos + i, lanes);
         const V sin = hn::Mul(load(r.sin + i, lanes), constant(r.direction));
         for (int64_t h = 0; h < r.heads; ++h) {

@@ -17,7 +17,7 @@ HWY_INLINE V sigmoid(V x) { return hn::Div(constant(1.0f), hn::Add(constant(1.0f
 template <typename Element>
 float forward_row(int64_t cols, const Element* gate_up, Element* h) {
     V amax = constant(0.0f);
-    each_vector(cols, [&](int64_t c, auto lanes) {
+    each_vector(cols, [&](int64_t c, auto lanes) HWY_ATTR {
         const V gate = load(gate_up + c, lanes);
         const V silu = hn::Mul(gate, sigmoid(gate));
         const V v = as_stored<Element>(hn::Mul(silu, load(gate_up + cols + c, lanes)));
@@ -36,7 +36,7 @@ float swiglu_forward_bf16(int64_t cols, const Bf16* gate_up, Bf16* h) {
 template <typename Element>
 void backward_row(int64_t cols, const Element* dh, const Element* gate_up, Element* dgate_up) {
     const V one = constant(1.0f);
-    each_vector(cols, [&](int64_t c, auto lanes) {
+    each_vector(cols, [&](int64_t c, auto lanes) HWY_ATTR {
         const V gate = load(gate_up + c, lanes), up = load(gate_up + cols + c, lanes);
         const V gradient = load(dh + c, lanes);
         const V s = sigmoid(gate);

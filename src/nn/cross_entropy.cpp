@@ -1,0 +1,203 @@
+// The logits of a few rows at a time: product, softmax, loss and the gradient of the logits while they are in
+// the cache, then the gradient of x. The gradients of a larger chunk of logits are kept for that of the
+// weight.
+#include "nn/cross_entropy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "gemm/convert.h"
+#include "gemm/matmul.h"
+#include "gemm/row_kernels.h"
+#include "gemm/tasks.h"
+#include "gemm/tile_product.h"
+#include "nn/cross_entropy_rows.h"
+#include "nn/element.h"
+
+namespace nibble {
+
+namespace {
+
+// Sizes and dtypes of one call.
+struct Head {
+    int64_t rows, cols, vocabulary;
+    DType operands;  // of the products
+    bool rounds;     // values are rounded to BF16, but kept as F32 (a CPU without BF16 products)
+    int64_t tile;    // rows whose logits exist at a time
+    int64_t chunk;   // rows whose gradients of logits exist at a time
+
+    Head(const Tensor& x, const Tensor& weight, std::string_view function) {
+        require_activations({&x}, function);
+        rows = x.rows();
+        cols = x.cols();
+        vocabulary = weight.rows();
+        require(weight.cols() == cols && rows > 0 && vocabulary > 0, "{}: x {} and weight {} do not fit",
+                function, x.shape.str(), weight.shape.str());
+        operands = x.dtype == DType::bf16 ? bf16_product_dtype() : DType::f32;
+        rounds = x.dtype == DType::bf16 && operands == DType::f32;
+        // About 512 KiB of logits a thread, and 16 MiB of gradients; at least 128 rows of a weight's
+        // gradient.
+        tile = std::min(rows, std::clamp<int64_t>((1 << 17) / vocabulary / 16 * 16, 16, 64));
+        const int64_t row_bytes = vocabulary * static_cast<int64_t>(size_of(operands));
+        chunk = std::min(rows, std::max<int64_t>(128, (16 << 20) / row_bytes / tile * tile));
+        if (chunk > tile) chunk = chunk / tile * tile;
+    }
+
+    size_t operand_bytes(int64_t count) const { return static_cast<size_t>(count) * size_of(operands); }
+};
+
+// A product of `tile` rows with the same packed B for every tile, and of the rows that are left.
+struct RowProduct {
+    const TileProduct *whole, *last;
+
+    RowProduct(TileShape shape, int64_t rows, int64_t tile) {
+        shape.m = tile;
+        whole = &TileProduct::get_packed(shape);
+        shape.m = rows % tile == 0 ? tile : rows % tile;
+        last = shape.m == tile ? whole : &TileProduct::get_packed(shape, whole);
+    }
+    const TileProduct& of(int64_t rows, int64_t tile) const { return rows == tile ? *whole : *last; }
+    size_t scratch_bytes() const { return std::max(whole->scratch_bytes(), last->scratch_bytes()); }
+};
+
+TileShape shape_of(const Head& head, int64_t n, int64_t k) {
+    TileShape shape;
+    shape.n = n;
+    shape.k = k;
+    shape.a_m = k;
+    shape.a_k = 1;
+    shape.c_m = n;
+    shape.operands = head.operands;
+    return shape;
+}
+
+Tensor pack(Context& context, const RowProduct& product, const Tensor& weight) {
+    const Tensor packed =
+        context.arena.allocate(DType::u8, {static_cast<int64_t>(product.whole->packed_bytes())});
+    if (!context.planning()) product.whole->pack(weight.data, packed.data);
+    return packed;
+}
+
+void check_targets(const Tensor& targets, int64_t rows, int64_t vocabulary) {
+    require(targets.count() == rows, "{} targets do not fit {} rows", targets.count(), rows);
+    for (int64_t t = 0; t < rows; ++t) {
+        const int32_t target = targets.as<int32_t>()[t];
+        require(target == kIgnoredTarget || (0 <= target && target < vocabulary),
+                "target {} at position {} is not in the vocabulary of {}", target, t, vocabulary);
+    }
+}
+
+// The loss, and its gradients where dx has data (in a planning pass: where `backward`).
+HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+             const Tensor& loss_rows, bool backward, float scale, const Tensor& dx, const Tensor& dweight) {
+    const Head head(x, weight, "head_loss");
+    const ArenaScope scope(context.arena);
+    const Tensor losses = context.arena.allocate(DType::f32, {head.rows});
+    Tensor operand = weight;
+    if (x.dtype == DType::bf16) {
+        operand = context.arena.allocate(head.operands, weight.shape);
+        if (!context.planning()) convert(weight, operand, true);
+    }
+    TileShape logits_shape = shape_of(head, head.vocabulary, head.cols);
+    logits_shape.b_k = 1;
+    logits_shape.b_n = head.cols;
+    TileShape dx_shape = shape_of(head, head.cols, head.vocabulary);
+    dx_shape.b_k = head.cols;
+    dx_shape.b_n = 1;
+    const RowProduct logits_product(logits_shape, head.rows, head.tile);
+    const Tensor packed = pack(context, logits_product, operand);
+    const RowProduct dx_product(backward ? dx_shape : logits_shape, head.rows, head.tile);
+    const Tensor dx_packed = backward ? pack(context, dx_product, operand) : Tensor{};
+    const Tensor gradients =
+        context.arena.allocate(head.operands, {backward ? head.chunk : 0, head.vocabulary});
+    if (!context.planning()) check_targets(targets, head.rows, head.vocabulary);
+
+    ScratchLayout layout;
+    const size_t product_at =
+        layout.add(std::max(logits_product.scratch_bytes(), dx_product.scratch_bytes()));
+    const size_t logits_at = layout.add<float>(head.tile * head.vocabulary);
+    const size_t x_at = layout.add(head.rounds ? head.operand_bytes(head.tile * head.cols) : 0);
+    const size_t dx_at = layout.add<float>(head.tile * head.cols);
+    const LossRow how{scale, head.operands == DType::bf16, head.rounds};
+    const auto task = [&](int64_t begin, int64_t count, std::byte* gradient, std::byte* scratch) {
+        auto* logits = reinterpret_cast<float*>(scratch + logits_at);
+        const Tensor tile_x = x.reshaped({head.rows, head.cols}).slice(begin, begin + count);
+        const void* a = tile_x.data;
+        if (head.rounds) {
+            to_f32(tile_x.as<Bf16>(), reinterpret_cast<float*>(scratch + x_at), tile_x.count());
+            a = scratch + x_at;
+        }
+        logits_product.of(count, head.tile).run(a, packed.data, logits, scratch + product_at);
+        for (int64_t i = 0; i < count; ++i) {
+            const int32_t target = targets.as<int32_t>()[begin + i];
+            std::byte* row = backward ? gradient + head.operand_bytes(i * head.vocabulary) : nullptr;
+            float& loss = losses.as<float>()[begin + i];
+            if (target != kIgnoredTarget) {
+                loss = loss_row(how, logits + i * head.vocabulary, head.vocabulary, target, row);
+            } else {
+                loss = 0.0f;
+                if (backward) std::memset(row, 0, head.operand_bytes(head.vocabulary));
+            }
+        }
+        if (!backward) return;
+        auto* sums = reinterpret_cast<float*>(scratch + dx_at);
+        dx_product.of(count, head.tile).run(gradient, dx_packed.data, sums, scratch + product_at);
+        if (dx.dtype == DType::bf16) {
+            to_bf16(sums, dx.as<Bf16>() + begin * head.cols, count * head.cols);
+        } else {
+            std::copy_n(sums, count * head.cols, dx.as<float>() + begin * head.cols);
+        }
+    };
+    for (int64_t begin = 0; begin < head.rows; begin += head.chunk) {
+        const int64_t count = std::min(head.chunk, head.rows - begin);
+        parallel_tasks(
+            context, (count + head.tile - 1) / head.tile, layout.bytes(), [&](int64_t i, std::byte* scratch) {
+                const int64_t at = i * head.tile;
+                task(begin + at, std::min(head.tile, count - at),
+                     static_cast<std::byte*>(gradients.data) + head.operand_bytes(at * head.vocabulary),
+                     scratch);
+            });
+        if (!backward) continue;
+        MatmulOptions add;
+        add.accumulate = true;
+        add.compute = x.dtype;
+        const Tensor chunk_x = x.reshaped({head.rows, head.cols}).slice(begin, begin + count);
+        matmul(context, Operand::transposed(gradients.slice(0, count)), Operand::transposed(chunk_x), dweight,
+               add);
+    }
+
+    HeadLoss result;
+    if (context.planning()) return result;
+    for (int64_t t = 0; t < head.rows; ++t) {
+        if (targets.as<int32_t>()[t] == kIgnoredTarget) continue;
+        result.loss_sum += double{losses.as<float>()[t]};
+        ++result.count;
+    }
+    if (loss_rows.data != nullptr) std::copy_n(losses.as<float>(), head.rows, loss_rows.as<float>());
+    return result;
+}
+
+}  // namespace
+
+HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                   const Tensor& loss_rows) {
+    return run(context, x, weight, targets, loss_rows, false, 1.0f, {}, {});
+}
+
+HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                            float scale, const Tensor& dx, const Tensor& dweight) {
+    require_activations({&x, &dx}, "head_loss_backward");
+    require(dx.count() == x.count() && dweight.count() == weight.count(),
+            "head_loss_backward: dx {} and dweight {} do not fit x {} and weight {}", dx.shape.str(),
+            dweight.shape.str(), x.shape.str(), weight.shape.str());
+    return run(context, x, weight, targets, {}, true, scale, dx, dweight);
+}
+
+void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits) {
+    MatmulOptions options;
+    options.compute = x.dtype;
+    matmul(context, x, weight, logits, options);
+}
+
+}  // namespace nibble

@@ -1,0 +1,171 @@
+#include "nn/cross_entropy.h"
+
+#include "nn/compare.h"
+#include "nn/cross_entropy_reference.h"
+
+namespace nibble {
+namespace {
+
+TEST(HeadLossReference, BackwardIsTheGradientOfTheLoss) {
+    constexpr int64_t kRows = 5, kCols = 3, kVocabulary = 4;
+    auto x = random_doubles(1, kRows * kCols), weight = random_doubles(2, kVocabulary * kCols);
+    const std::vector<int32_t> targets = {0, 3, kIgnoredTarget, 1, 1};
+    std::vector<double> losses(kRows), dx(x.size()), dweight(weight.size());
+    const auto f = [&] {
+        reference::head_loss(kRows, kCols, kVocabulary, x.data(), weight.data(), targets.data(), 1.0,
+                             losses.data(), static_cast<double*>(nullptr), static_cast<double*>(nullptr));
+        return 0.3 * weighted_sum(std::vector<double>(kRows, 1.0), losses);
+    };
+    const auto dx_numeric = finite_differences(x, f), dweight_numeric = finite_differences(weight, f);
+    reference::head_loss(kRows, kCols, kVocabulary, x.data(), weight.data(), targets.data(), 0.3,
+                         losses.data(), dx.data(), dweight.data());
+    expect_close(dx, dx_numeric, 1e-7, 1e-8, "dx");
+    expect_close(dweight, dweight_numeric, 1e-7, 1e-8, "dweight");
+}
+
+struct Size {
+    int64_t rows, cols, vocabulary;
+};
+constexpr Size kSizes[] = {{1, 4, 3}, {7, 20, 33}, {65, 32, 100}, {70, 16, 9000}};
+
+class HeadLossOf : public testing::TestWithParam<DType> {
+  protected:
+    static Buffer targets_of(const Size& s) {
+        Buffer targets(DType::i32, {s.rows});
+        for (int64_t t = 0; t < s.rows; ++t) {
+            targets.tensor().as<int32_t>()[t] =
+                t % 5 == 3 ? kIgnoredTarget : static_cast<int32_t>(t * 37 % s.vocabulary);
+        }
+        return targets;
+    }
+
+    template <typename Element>
+    void check(const Size& s) {
+        constexpr float kScale = 0.25f;
+        const DType dtype = GetParam();
+        const Buffer x = random_buffer(dtype, {s.rows, s.cols}, 1);
+        const Buffer weight = random_buffer(DType::f32, {s.vocabulary, s.cols}, 2);
+        const Buffer before = random_buffer(DType::f32, {s.vocabulary, s.cols}, 3);
+        const Buffer targets = targets_of(s);
+        const Buffer dx(dtype, {s.rows, s.cols}), dweight(DType::f32, {s.vocabulary, s.cols});
+        const Buffer loss_rows(DType::f32, {s.rows});
+        HeadLoss loss, trained;
+        run_planned([&](Context& context) {
+            std::copy_n(before.tensor().as<float>(), before.tensor().count(), dweight.tensor().as<float>());
+            loss = head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), loss_rows.tensor());
+            trained = head_loss_backward(context, x.tensor(), weight.tensor(), targets.tensor(), kScale,
+                                         dx.tensor(), dweight.tensor());
+        });
+
+        auto w = values_of(weight.tensor());
+        if (dtype == DType::bf16) {
+            for (double& v : w) v = round_to_bf16(static_cast<float>(v));
+        }
+        const auto x_values = values_of(x.tensor());
+        std::vector<double> losses(static_cast<size_t>(s.rows)), expected_dx(x_values.size());
+        auto expected_dweight = values_of(before.tensor());
+        reference::head_loss(s.rows, s.cols, s.vocabulary, x_values.data(), w.data(),
+                             targets.tensor().as<int32_t>(), double{kScale}, losses.data(),
+                             expected_dx.data(), expected_dweight.data());
+        // BF16: gradients of logits and dx are rounded to 8 bits.
+        const double tolerance = dtype == DType::bf16 ? 1.0 / 128 : 4e-6;
+        double sum = 0;
+        for (const double l : losses) sum += l;
+        expect_close(values_of(loss_rows.tensor()), losses, 1e-6, 4e-6, "loss_rows");
+        EXPECT_NEAR(loss.loss_sum, sum, 4e-6 * static_cast<double>(s.rows));
+        EXPECT_EQ(trained.loss_sum, loss.loss_sum);
+        EXPECT_EQ(loss.count, s.rows - (s.rows + 1) / 5);
+        EXPECT_EQ(trained.count, loss.count);
+        expect_close(values_of(dx.tensor()), expected_dx, tolerance, tolerance * largest(expected_dx) / 2,
+                     "dx");
+        expect_close(values_of(dweight.tensor()), expected_dweight, tolerance, tolerance * 2, "dweight");
+    }
+};
+
+TEST_P(HeadLossOf, EqualsTheReference) {
+    for (const Size& s : kSizes) {
+        SCOPED_TRACE(fmt::format("{} rows of {}, vocabulary {}", s.rows, s.cols, s.vocabulary));
+        GetParam() == DType::bf16 ? check<Bf16>(s) : check<float>(s);
+    }
+}
+
+// More gradients of logits than are kept at a time.
+TEST_P(HeadLossOf, IsTheSumOverItsChunks) {
+    const Size s{200, 4, 70000};
+    GetParam() == DType::bf16 ? check<Bf16>(s) : check<float>(s);
+}
+
+TEST_P(HeadLossOf, IsTheSameWithAnyNumberOfThreads) {
+    const int before = thread_count();
+    const Size s{300, 24, 700};
+    const Buffer x = random_buffer(GetParam(), {s.rows, s.cols}, 1);
+    const Buffer weight = random_buffer(DType::f32, {s.vocabulary, s.cols}, 2), targets = targets_of(s);
+    double first = 0;
+    std::vector<double> first_dx, first_dweight;
+    for (const int threads : {1, 2, 3}) {
+        set_thread_count(threads);
+        const Buffer dx(GetParam(), {s.rows, s.cols}), dweight(DType::f32, {s.vocabulary, s.cols});
+        HeadLoss loss;
+        run_planned([&](Context& context) {
+            loss = head_loss_backward(context, x.tensor(), weight.tensor(), targets.tensor(), 1.0f,
+                                      dx.tensor(), dweight.tensor());
+        });
+        if (threads == 1) {
+            first = loss.loss_sum;
+            first_dx = values_of(dx.tensor());
+            first_dweight = values_of(dweight.tensor());
+        }
+        EXPECT_EQ(loss.loss_sum, first);
+        EXPECT_EQ(values_of(dx.tensor()), first_dx);
+        EXPECT_EQ(values_of(dweight.tensor()), first_dweight);
+    }
+    set_thread_count(before);
+}
+
+TEST_P(HeadLossOf, LogitsAreTheProduct) {
+    const Buffer x = random_buffer(GetParam(), {3, 20}, 1), weight = random_buffer(DType::f32, {11, 20}, 2);
+    const Buffer logits(DType::f32, {3, 11});
+    run_planned(
+        [&](Context& context) { head_logits(context, x.tensor(), weight.tensor(), logits.tensor()); });
+    std::vector<double> expected;
+    for (int64_t t = 0; t < 3; ++t) {
+        for (int64_t v = 0; v < 11; ++v) {
+            double sum = 0;
+            for (int64_t c = 0; c < 20; ++c) {
+                const float w = weight.tensor().as<float>()[v * 20 + c];
+                const auto x_values = values_of(x.tensor());
+                sum += x_values[static_cast<size_t>(t * 20 + c)] *
+                       (GetParam() == DType::bf16 ? round_to_bf16(w) : w);
+            }
+            expected.push_back(sum);
+        }
+    }
+    expect_close(values_of(logits.tensor()), expected, 1e-6, 1e-5, "logits");
+}
+
+TEST_P(HeadLossOf, GoesToInfinityOrNanWithItsLogits) {
+    const Buffer x = random_buffer(GetParam(), {2, 4}, 1), weight = random_buffer(DType::f32, {5, 4}, 2);
+    weight.tensor().as<float>()[9] = NAN;
+    const Buffer targets(DType::i32, {2});
+    HeadLoss loss;
+    run_planned([&](Context& context) {
+        loss = head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), {});
+    });
+    EXPECT_FALSE(std::isfinite(loss.loss_sum));
+}
+
+TEST_P(HeadLossOf, RefusesTargetsOutsideTheVocabulary) {
+    const Buffer x(GetParam(), {2, 4}), weight(DType::f32, {5, 4}), targets(DType::i32, {2});
+    Arena arena(1 << 20);
+    Context context{arena};
+    for (const int32_t bad : {-1, 5}) {
+        targets.tensor().as<int32_t>()[1] = bad;
+        EXPECT_THROW(head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), {}), Error);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Activations, HeadLossOf, testing::Values(DType::f32, DType::bf16),
+                         [](const auto& test) { return std::string(name_of(test.param)); });
+
+}  // namespace
+}  // namespace nibble
