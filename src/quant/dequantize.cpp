@@ -19,7 +19,7 @@ std::array<float, kCodes> code_values() {
 }
 
 // code * scale is exact in BF16: what it drops is zero.
-void store(float value, Bf16& to) { to = bf16_encode(value); }
+void store(float value, Bf16& to) { to = {static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16)}; }
 void store(float value, float& to) { to = value; }
 
 // Calls body(row, first column, values, count) for every block of every row; values = code * scale.
@@ -28,7 +28,8 @@ void for_each_block(const QuantizedMatrix& q, Body&& body) {
     const auto values = code_values();
     const int block = q.spec.block_size();
     const int64_t blocks = q.padded_cols / block;
-    parallel_for(q.rows, 16, [&](int64_t begin, int64_t end) {
+    const int64_t grain = std::max<int64_t>(rows_per_task(q.padded_cols), 16);
+    parallel_for(q.rows, grain, [&](int64_t begin, int64_t end) {
         float operand[32];
         for (int64_t row = begin; row < end; ++row) {
             const uint8_t* codes = q.codes.as<uint8_t>() + row * q.padded_cols / 2;
@@ -61,7 +62,6 @@ void dequantize_rows(const QuantizedMatrix& q, T* out) {
 
 template <typename T>
 void dequantize_columns(const QuantizedMatrix& q, T* out) {
-    // 16 rows (the grain of for_each_block) fill a run of 16 neighbours in every output row.
     for_each_block(q, [&](int64_t row, int64_t col, const float* values, int count) {
         for (int i = 0; i < count; ++i) store(values[i], out[(col + i) * q.rows + row]);
     });
@@ -74,7 +74,7 @@ void for_each_rotation_block(int size, const Tensor& x, Body&& body) {
     require(x.dtype == DType::f32, "rotation works on F32, not on {}", name_of(x.dtype));
     require(x.count() == 0 || x.cols() % size == 0, "{} columns are not a multiple of the rotation's {}",
             x.cols(), size);
-    parallel_for(x.count() / size, 64, [&](int64_t begin, int64_t end) {
+    parallel_for(x.count() / size, rows_per_task(size), [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b) body(x.as<float>() + b * size);
     });
 }

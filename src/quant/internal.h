@@ -1,6 +1,7 @@
 // What the reference and the fast path of quant/ share. Not for other rooms.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <string_view>
@@ -34,6 +35,11 @@ void check_quantize_arguments(const QuantSpec& spec, const Tensor& x, const Quan
 // The signs of one call: those of the options, or what spec and key give.
 inline SignBits signs_of(const QuantSpec& spec, const RandomKey& key, const QuantizeOptions& options) {
     return options.signs != nullptr ? *options.signs : rotation_signs(spec, key);
+}
+
+// How many rows are worth a task of their own: small matrices are not worth waking threads for.
+inline int64_t rows_per_task(int64_t cols) {
+    return std::max<int64_t>(16384 / std::max<int64_t>(cols, 1), 1);
 }
 
 // A maximum of non-negative floats that threads share; their bit patterns are ordered as they are.

@@ -108,7 +108,8 @@ class Reference {
         if (out_.cols == 0) return;
         const int height = spec_.is_square() ? kMaxRows : 1;
         const int width = static_cast<int>(spec_.padding());
-        parallel_for((out_.rows + height - 1) / height, 1, [&](int64_t begin, int64_t end) {
+        const int64_t grain = rows_per_task(height * out_.padded_cols);
+        parallel_for((out_.rows + height - 1) / height, grain, [&](int64_t begin, int64_t end) {
             Strip strip;
             strip.width = width;
             for (int64_t row = begin * height; row < std::min(end * height, out_.rows); row += height) {
