@@ -148,6 +148,11 @@ Parameter& Transformer::of_block(int block, BlockParameter which) {
     return parameters_[static_cast<size_t>(1 + block * kBlockParameters + which)];
 }
 
+Parameter& Transformer::matrix_of(size_t layer) {
+    constexpr BlockParameter kMatrices[kBlockLayers] = {kQkv, kOut, kGateUp, kDown};
+    return of_block(static_cast<int>(layer / kBlockLayers), kMatrices[layer % kBlockLayers]);
+}
+
 Parameter& Transformer::final_norm() {
     return parameters_[static_cast<size_t>(1 + config_.num_hidden_layers * kBlockParameters)];
 }
@@ -164,14 +169,11 @@ bool Transformer::is_kept(int block) const {
 }
 
 void Transformer::begin_step(Context& context, Execution execution) {
-    constexpr BlockParameter kMatrices[kBlockLayers] = {kQkv, kOut, kGateUp, kDown};
-    const bool as_recipe = execution == Execution::recipe;
-    executed_ = as_recipe ? &layers_ : &bf16_layers_;
+    executed_ = execution == Execution::recipe ? &layers_ : &bf16_layers_;
     for (size_t id = 0; id < weights_.size(); ++id) {
-        const auto block = static_cast<int>(id / kBlockLayers);
-        const Tensor& master = of_block(block, kMatrices[id % kBlockLayers]).master;
+        running_layer_ = id;
         AmaxHistory* history = (*executed_)[id].needs_history() ? &amax_history_[id] : nullptr;
-        weights_[id] = (*executed_)[id].prepare(context, master, history);
+        weights_[id] = (*executed_)[id].prepare(context, matrix_of(id).master, history);
     }
 }
 

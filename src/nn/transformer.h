@@ -97,8 +97,8 @@ class Transformer {
 
     // For a step that went wrong: runs it again, outside its ArenaScope, and names the first tensor in the
     // order of execution that holds a NaN or an infinity: "master of layers.2.mlp.down", "output of
-    // layers.2.attention.out", "gradient of layers.1.mlp.gate_up". Empty if there is none. The gradients of
-    // this micro-step are added to what the parameters hold: clear them first.
+    // layers.2.attention.out", "gradient of layers.1.mlp.gate_up"; or the layer that fails, and how. Empty if
+    // all is well. The gradients of this micro-step are added to what the parameters hold: clear them first.
     std::string first_non_finite(Context& context, const Tensor& tokens, const Tensor& targets, float scale);
 
     // The state of recipes with tensor=delayed, one entry a layer id: part of a checkpoint.
@@ -112,6 +112,7 @@ class Transformer {
 
     void add_parameters();
     Parameter& of_block(int block, BlockParameter which);
+    Parameter& matrix_of(size_t layer);  // the weight of a layer id
     Parameter& embedding() { return parameters_.front(); }
     Parameter& final_norm();
     Parameter& head();
@@ -143,6 +144,7 @@ class Transformer {
     std::vector<QuantLinear::Weight> weights_;
     std::vector<Saved> saved_;
     bool checks_ = false;
+    size_t running_layer_ = 0;  // for messages
 };
 
 }  // namespace nibble

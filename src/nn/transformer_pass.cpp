@@ -81,7 +81,7 @@ Transformer::Pass Transformer::begin_pass(Context& context, const Tensor& tokens
 
 void Transformer::linear_forward(Context& context, const Pass& pass, int block, BlockLayer which,
                                  const Tensor& x, const Tensor& y) {
-    const auto id = static_cast<size_t>(block * kBlockLayers + which);
+    const auto id = running_layer_ = static_cast<size_t>(block * kBlockLayers + which);
     QuantLinear::Saved saved = (*executed_)[id].forward(context, weights_[id], x, y, pass.for_backward);
     const bool shares_scratch = x.data == pass.normed.data || x.data == pass.hidden.data;
     require(context.planning() || saved.x.data == nullptr || !shares_scratch,
@@ -91,11 +91,9 @@ void Transformer::linear_forward(Context& context, const Pass& pass, int block, 
 
 void Transformer::linear_backward(Context& context, int block, BlockLayer which, const Tensor& dy,
                                   const Tensor& dx) {
-    constexpr BlockParameter kMatrices[kBlockLayers] = {kQkv, kOut, kGateUp, kDown};
-    const auto id = static_cast<size_t>(block * kBlockLayers + which);
+    const auto id = running_layer_ = static_cast<size_t>(block * kBlockLayers + which);
     const QuantLinear::Saved& saved = saved_[static_cast<size_t>(block)].linear[which];
-    (*executed_)[id].backward(context, weights_[id], saved, dy, dx,
-                              of_block(block, kMatrices[which]).gradient);
+    (*executed_)[id].backward(context, weights_[id], saved, dy, dx, matrix_of(id).gradient);
 }
 
 void Transformer::block_forward(Context& context, Pass& pass, int block) {
@@ -286,9 +284,8 @@ std::string Transformer::first_non_finite(Context& context, const Tensor& tokens
         forward_backward(context, tokens, targets, scale);
     } catch (const FoundNonFinite& non_finite) {
         found = non_finite.name;
-    } catch (...) {
-        checks_ = false;
-        throw;
+    } catch (const Error& error) {
+        found = fmt::format("{}: {}", matrix_of(running_layer_).name, error.what());
     }
     checks_ = false;
     return found;
