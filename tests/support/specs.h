@@ -8,7 +8,7 @@ namespace nibble::test {
 
 inline const std::vector<std::string> kSpecs = {
     "nvfp4 1x16",
-    "nvfp4 1x16 round=nearest-away",
+    "nvfp4 1x16 tensor=none round=nearest-away",
     "nvfp4 1x16 range=16/17 round=stochastic",
     "nvfp4 1x16 scale=max4",
     "nvfp4 1x16 scale=four-six:mse",
