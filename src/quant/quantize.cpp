@@ -63,7 +63,7 @@ void check_quantize_arguments(const QuantSpec& spec, const Tensor& x, const Quan
 void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
               QuantizedMatrix& out, const QuantizeOptions& options) {
     check_quantize_arguments(spec, x, out, options);
-    if (context.planning()) return;
+    if (context.planning() || quantize_simd(context, spec, x, key, out, options)) return;
     quantize_reference(context, spec, x, key, out, options);
 }
 

@@ -1,0 +1,194 @@
+// NVFP4 in blocks of 1x16, group after group of the tile (numerics/nvfp4.h, one group per lane).
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "quant/nvfp4_simd.cpp"
+#include "quant/simd_targets.h"
+// clang-format off
+#include <hwy/foreach_target.h>
+// clang-format on
+#include <hwy/highway.h>
+
+#include "quant/nvfp4_group-inl.h"
+#include "quant/simd_job.h"
+#include "quant/steps-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nibble {
+namespace HWY_NAMESPACE {
+#if NIBBLE_HAS_LANES
+namespace {
+
+// What a step writes before it is put in the order of memory.
+struct Packed {
+    alignas(64) uint8_t codes[kMaxGroups * kLanes * 8];
+    alignas(64) uint8_t scales[kMaxGroups * kLanes];
+    alignas(64) float targets[kMaxGroups * kLanes];  // of scales that are rounded after their elements
+
+    HWY_INLINE void set_codes(int g, const Codes& c) {
+        hn::StoreInterleaved2(c.words[0], c.words[1], U32(),
+                              reinterpret_cast<uint32_t*>(codes) + g * kLanes * 2);
+    }
+    HWY_INLINE void set_scales(int g, VU bytes) { store_bytes(bytes, scales + g * kLanes); }
+    HWY_INLINE void store(const QuantizeJob& job, const Step& step, int groups) const {
+        store_groups<8>(codes, groups, step.count, job.codes + step.unit * job.unit / 2);
+        store_groups<1>(scales, groups, step.count, job.scales + step.unit * groups);
+    }
+};
+
+HWY_INLINE void round_targets(const QuantizeJob& job, const Step& step, int groups, Packed& packed) {
+    const F32 d;
+    if (job.spec.scale_round == ScaleRounding::nearest) {
+        for (int g = 0; g < groups; ++g) {
+            packed.set_scales(g, e4m3_round(hn::Load(d, packed.targets + g * kLanes)).byte);
+        }
+        return;
+    }
+    if (groups == 8) {  // a unit has the eight coins of one draw
+        VU words[4];
+        draw_coins(job.scale_coins, static_cast<uint64_t>(step.unit), job.unit_offsets, words);
+        for (int w = 0; w < 4; ++w) {
+            for (const bool odd : {false, true}) {
+                const int g = 2 * w + odd;
+                const VF target = hn::Load(d, packed.targets + g * kLanes);
+                packed.set_scales(g, e4m3_stochastic_byte(target, coin_threshold(words[w], odd)));
+            }
+        }
+        return;
+    }
+    for (int l = 0; l < kLanes; ++l) {
+        for (int g = 0; g < groups; ++g) {
+            const int64_t group = (step.unit + l) * groups + g;
+            const Philox coins = scale_coins(job.key, static_cast<uint64_t>(group / 8));
+            packed.scales[g * kLanes + l] =
+                e4m3_stochastic(packed.targets[g * kLanes + l], coins.coin(group % 8));
+        }
+    }
+}
+
+template <Kind kKind, Rounding kRounding>
+uint32_t quantize_range(const QuantizeJob& job, int64_t begin, int64_t end) {
+    Step step;
+    Packed packed;
+    const int groups = job.unit / kNvfp4Group;
+    VU largest = hn::Zero(U32());
+    for (int64_t unit = begin; unit < end; unit += kLanes) {
+        step.load(job, unit, end);
+        for (int g = 0; g < groups; ++g) {
+            const float* tile = step.tile + g * kNvfp4Group * kLanes;
+            const VU bits = largest_bits<kNvfp4Group>(tile);
+            const VF amax = float_of(bits);
+            largest = hn::Max(largest, bits);
+            Rounder<kRounding> rounder;
+            rounder.draw(job, unit * job.unit + g * kNvfp4Group);
+            if constexpr (kKind == Kind::amax) {
+                const Scale scale = e4m3_round(hn::Mul(amax, f32(job.tensor.block_factor)));
+                packed.set_codes(g, encode(tile, scale, job.tensor, rounder));
+                packed.set_scales(g, scale.byte);
+            } else if constexpr (kKind == Kind::eden) {
+                const Scale scale = e4m3_round(hn::Mul(amax, f32(job.tensor.block_factor)));
+                packed.set_codes(g, encode(tile, scale, job.tensor, rounder));
+                const VF ratio = eden_factor(tile, scale, job.tensor, rounder);
+                hn::Store(hn::Mul(ratio, scale.value), F32(), packed.targets + g * kLanes);
+            } else {
+                const Scale scale = four_six_scale<kKind>(tile, amax, job.tensor, rounder);
+                packed.set_codes(g, encode(tile, scale, job.tensor, rounder));
+                packed.set_scales(g, scale.byte);
+            }
+        }
+        if constexpr (kKind == Kind::eden) round_targets(job, step, groups, packed);
+        packed.store(job, step, groups);
+    }
+    return largest_lane(largest);
+}
+
+// tensor=posthoc: the first pass finds the largest wide scale, the second divides all by the tensor scale.
+template <Rounding kRounding>
+uint32_t posthoc_range(const QuantizeJob& job, int64_t begin, int64_t end) {
+    Step step;
+    Packed packed;
+    const int groups = job.unit / kNvfp4Group;
+    const bool is_eden = job.spec.correct == Correction::eden;
+    VU largest = hn::Zero(U32()), largest_wide = largest;
+    for (int64_t unit = begin; unit < end; unit += kLanes) {
+        step.load(job, unit, end);
+        for (int g = 0; g < groups; ++g) {
+            const float* tile = step.tile + g * kNvfp4Group * kLanes;
+            const VU bits = largest_bits<kNvfp4Group>(tile);
+            largest = hn::Max(largest, bits);
+            Rounder<kRounding> rounder;
+            rounder.draw(job, unit * job.unit + g * kNvfp4Group);
+            const VF raw = hn::Mul(float_of(bits), f32(job.tensor.rule.inverse_top));
+            const VF scale = float_of(hn::And(bits_of(raw), u32(0xfff80000u)));
+            const auto is_zero = hn::Eq(scale, f32(0.0f));
+            const VF factor = hn::Min(hn::Div(f32(1.0f), scale), f32(FLT_MAX));
+            VF wide = scale;
+            if (is_eden) wide = hn::Mul(scale, eden_factor_scaled(tile, factor, rounder));
+            wide = hn::IfThenZeroElse(is_zero, round_to_bf16(wide));
+            largest_wide = hn::Max(largest_wide, bits_of(wide));
+            if (job.posthoc_scale == 0.0f) continue;
+            Codes codes = pack_codes(tile, factor, rounder);
+            for (VU& word : codes.words) word = select_bits(is_zero, hn::Zero(U32()), word);
+            packed.set_codes(g, codes);
+            hn::Store(hn::Div(wide, f32(job.posthoc_scale)), F32(), packed.targets + g * kLanes);
+        }
+        if (job.posthoc_scale == 0.0f) continue;
+        round_targets(job, step, groups, packed);
+        packed.store(job, step, groups);
+    }
+    const bool is_finite = largest_lane(largest) < 0x7f800000u;
+    return job.posthoc_scale == 0.0f && is_finite ? largest_lane(largest_wide) : largest_lane(largest);
+}
+
+}  // namespace
+
+// The kernel of a spec; null if there is none.
+RangeKernel choose_nvfp4(const QuantSpec& spec) {
+    const bool nearest = spec.round == Rounding::nearest, stochastic = spec.round == Rounding::stochastic;
+    if (spec.tensor == TensorScale::posthoc) {
+        if (spec.scale != ScaleRule::amax || spec.correct == Correction::eden_block) return nullptr;
+        return nearest      ? posthoc_range<Rounding::nearest>
+               : stochastic ? posthoc_range<Rounding::stochastic>
+                            : nullptr;
+    }
+    if (spec.correct != Correction::none) {
+        const bool plain = spec.correct == Correction::eden && spec.scale == ScaleRule::amax && nearest;
+        return plain ? quantize_range<Kind::eden, Rounding::nearest> : nullptr;
+    }
+    switch (spec.scale) {
+        case ScaleRule::amax:
+            return nearest      ? quantize_range<Kind::amax, Rounding::nearest>
+                   : stochastic ? quantize_range<Kind::amax, Rounding::stochastic>
+                   : spec.round == Rounding::nearest_away
+                       ? quantize_range<Kind::amax, Rounding::nearest_away>
+                       : quantize_range<Kind::amax, Rounding::nearest_down>;
+        case ScaleRule::four_six_mse:
+            return nearest      ? quantize_range<Kind::mse, Rounding::nearest>
+                   : stochastic ? quantize_range<Kind::mse, Rounding::stochastic>
+                                : nullptr;
+        case ScaleRule::four_six_mae:
+            return nearest      ? quantize_range<Kind::mae, Rounding::nearest>
+                   : stochastic ? quantize_range<Kind::mae, Rounding::stochastic>
+                                : nullptr;
+        case ScaleRule::four_six_amax:
+            return nearest      ? quantize_range<Kind::largest, Rounding::nearest>
+                   : stochastic ? quantize_range<Kind::largest, Rounding::stochastic>
+                                : nullptr;
+        default:
+            return nullptr;
+    }
+}
+
+#else
+
+RangeKernel choose_nvfp4(const QuantSpec&) { return nullptr; }
+
+#endif  // NIBBLE_HAS_LANES
+}  // namespace HWY_NAMESPACE
+}  // namespace nibble
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nibble {
+HWY_EXPORT(choose_nvfp4);
+RangeKernel nvfp4_kernel(const QuantSpec& spec) { return HWY_DYNAMIC_DISPATCH(choose_nvfp4)(spec); }
+}  // namespace nibble
+#endif
