@@ -1,5 +1,6 @@
 #include "data/tokenizer_json.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
@@ -137,7 +138,6 @@ class Parser {
             for (const Json& entry : root_["added_tokens"]) parse_added_token(entry, added);
         }
         const Json& vocabulary = object(model, "vocab");
-        std::vector<std::pair<int32_t, const std::string*>> entries;
         for (const auto& item : vocabulary.get_ref<const Json::object_t&>()) {
             const int32_t token_id = id(item.second, item.first);
             const auto found = added.find(item.first);
@@ -152,6 +152,20 @@ class Parser {
             append_utf8(single, symbol);
             if (!ids_.contains(single))
                 refuse("has no token for one of the 256 bytes ({:?}); nibble reads byte-level BPE", single);
+        }
+        check_ids_of_added_tokens();
+    }
+
+    // Hugging Face's package gives added tokens that are not in the vocabulary the ids behind it, whatever
+    // the file says. A file that says otherwise would mean different things to different readers.
+    void check_ids_of_added_tokens() const {
+        int64_t next = static_cast<int64_t>(ids_.size());
+        for (const AddedToken& token : result_.added_tokens) {
+            if (!ids_.contains(token.content) && token.id != next) {
+                refuse("gives the added token {:?} the id {}, but the next behind the vocabulary is {}",
+                       token.content, token.id, next);
+            }
+            next = std::max(next, int64_t{token.id} + 1);
         }
     }
 
@@ -259,11 +273,10 @@ std::string tokenizer_json(const TokenizerDescription& description) {
     for (const Merge& merge : description.merges)
         merges.push_back(symbols[merge.left] + ' ' + symbols[merge.right]);
 
-    const auto byte_level = [](bool use_regex) {
-        return OrderedJson{{"type", "ByteLevel"},
-                           {"add_prefix_space", false},
-                           {"trim_offsets", true},
-                           {"use_regex", use_regex}};
+    // The decoder's flags decide nothing; they are those that the package itself writes.
+    const auto byte_level = [](bool flags) {
+        return OrderedJson{
+            {"type", "ByteLevel"}, {"add_prefix_space", flags}, {"trim_offsets", true}, {"use_regex", flags}};
     };
     const OrderedJson split = {{"type", "Split"},
                                {"pattern", {{"Regex", description.patterns[0]}}},
