@@ -62,7 +62,7 @@ double parse_kept(std::string_view text) {
     const std::string_view digits = share ? text.substr(0, text.size() - 1) : text;
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
     if (error != std::errc() || end != digits.data() + digits.size() || !(value >= 0)) return NAN;
-    if (share) return value <= 100 ? value / 100 : NAN;
+    if (share) return value < 100 ? value / 100 : NAN;
     return value == std::floor(value) && value < 1e6 ? value : NAN;
 }
 

@@ -45,7 +45,7 @@ struct RunConfig {
         double lr = 1e-3;
         std::vector<double> betas = {0.9, 0.95};
         double eps = 1e-8, weight_decay = 0.1;
-        std::string decay = "matrices";
+        std::vector<std::string> decay = {"matrices"};
         double grad_clip = 1.0;
     } optimizer;
     struct {

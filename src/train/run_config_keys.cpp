@@ -20,7 +20,7 @@ const std::vector<ConfigKey>& config_keys() {
         {"data.train", NIBBLE_SLOT(data.train), "folder of token shards to train on"},
         {"data.validation", NIBBLE_SLOT(data.validation), "folder of token shards to evaluate on"},
         {"data.tokenizer", NIBBLE_SLOT(data.tokenizer),
-         "folder of tokenizer.json; empty: the folder `tokenizer` beside data.train"},
+         "folder of tokenizer.json; empty: the copy that lies with data.train"},
         {"data.sequence_length", NIBBLE_SLOT(data.sequence_length), "tokens in a sequence", kFixed, 1,
          kOneBillion},
 
@@ -55,11 +55,11 @@ const std::vector<ConfigKey>& config_keys() {
          "decoupled weight decay, per unit of lr", kFree, 0, 1e3},
         {"optimizer.decay",
          NIBBLE_SLOT(optimizer.decay),
-         "what decays: the matrices of the blocks, or all parameters",
+         "the kinds of parameters that weight decay acts on",
          kFree,
          0,
          0,
-         {"matrices", "all"}},
+         {"matrices", "embedding", "head", "norms"}},
         {"optimizer.grad_clip", NIBBLE_SLOT(optimizer.grad_clip),
          "largest global norm of the gradient; 0: no clipping", kFree, 0, kAny},
 

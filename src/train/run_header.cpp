@@ -1,0 +1,179 @@
+#include "train/run_header.h"
+
+#include <fmt/chrono.h>
+#include <hwy/targets.h>
+
+#include <ctime>
+#include <fstream>
+
+#include "core/version.h"
+#include "gemm/matmul.h"
+#include "gemm/tile_product.h"
+#include "train/speed_of_light.h"
+
+namespace nibble {
+
+using Json = nlohmann::ordered_json;
+
+namespace {
+
+// The value of a "key : value" line of a file of /proc, or nothing.
+std::string proc_value(const char* file, const std::string& key) {
+    std::ifstream stream(file);
+    for (std::string line; std::getline(stream, line);) {
+        if (!line.starts_with(key)) continue;
+        const size_t at = line.find_first_not_of(" \t", line.find(':') + 1);
+        return at == std::string::npos ? "" : line.substr(at);
+    }
+    return "";
+}
+
+std::string cpu_name() {
+    const std::string name = proc_value("/proc/cpuinfo", "model name");
+    return name.empty() ? "unknown cpu" : name;
+}
+
+// The widest vector instructions that nibble's own code can use here.
+std::string vector_isa() {
+    const int64_t supported = hwy::SupportedTargets();
+    return hwy::TargetName(supported & -supported);  // the lowest bit is the best
+}
+
+std::string format_of(const OperandSpec& operand) {
+    std::string text = to_string(operand.spec);
+    return text.substr(0, text.find(' '));
+}
+
+// What multiplies the operands (nn/quant_linear.h, gemm/matmul.h).
+std::string executed(const OperandSpec& a, const OperandSpec& b) {
+    const bool quantized = a.spec.is_quantized() || b.spec.is_quantized();
+    const bool wide = a.spec.format == Format::fp32 || b.spec.format == Format::fp32;
+    return fmt::format("{} in {}, sums in f32", quantized ? "emulated: exact products" : "products",
+                       wide || bf16_product_dtype() == DType::f32 ? "f32" : "bf16");
+}
+
+Json describe_data(const TokenShards& shards) {
+    return {{"path", shards.path().string()},
+            {"tokens", shards.tokens()},
+            {"documents", shards.documents()},
+            {"text_bytes", shards.text_bytes()},
+            {"hash", fmt::format("{:016x}", shards.hash())}};
+}
+
+}  // namespace
+
+Json describe_machine() {
+    return {{"cpu_isa", vector_isa()},
+            {"gemm", matmul_description()},
+            {"threads", thread_count()},
+            {"compiler", __VERSION__},
+            {"nibble", version()}};
+}
+
+Json describe_products(const Transformer& model) {
+    const Recipe& recipe = model.recipe();
+    Json all = Json::array();
+    const auto add = [&](const char* product, const OperandSpec& a, const OperandSpec& b) {
+        all.push_back({{"product", product},
+                       {"requested", fmt::format("{} x {}", format_of(a), format_of(b))},
+                       {"executed", executed(a, b)}});
+    };
+    add("fprop", recipe.fprop_x, recipe.fprop_w);
+    add("dgrad", recipe.dgrad_dy, recipe.dgrad_w);
+    add("wgrad", recipe.wgrad_dy, recipe.wgrad_x);
+    OperandSpec head;
+    if (model.options().activations == DType::f32) head.spec.format = Format::fp32;
+    add("lm_head", head, head);
+    return all;
+}
+
+Json make_header(const HeaderParts& parts) {
+    const Transformer& model = parts.model;
+    const Recipe& recipe = model.recipe();
+    const ModelConfig& shape = model.config();
+    Json kept = Json::array();
+    for (int block = 0; block < shape.num_hidden_layers; ++block)
+        if (model.is_kept(block)) kept.push_back(block);
+    const int64_t sequence = parts.config.data.sequence_length;
+    Json data = {{"train", describe_data(parts.train)}};
+    if (parts.validation != nullptr) data["validation"] = describe_data(*parts.validation);
+    data["vocabulary"] = fmt::format("{:016x}", parts.train.vocabulary_hash());
+    return {
+        {"type", "header"},
+        {"name", parts.config.name},
+        {"command", parts.command},
+        {"started", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
+        {"steps", parts.config.steps()},
+        {"tokens_per_step", parts.config.tokens_per_step()},
+        {"config", to_json(parts.config)},
+        {"recipe",
+         {{"name", recipe.name},
+          {"source", recipe.source},
+          {"table", to_table(recipe)},
+          {"toml", to_toml(recipe)}}},
+        {"gemms", describe_products(model)},
+        {"kept_blocks", kept},
+        {"model",
+         {{"config", Json::parse(to_json(shape))},
+          {"parameters", shape.parameters()},
+          {"matmul_parameters", matmul_parameters(shape)},
+          {"training_flops_per_token", training_flops_per_token(shape, sequence)}}},
+        {"data", data},
+        {"device", {{"kind", parts.config.device.kind}, {"cpu", cpu_name()}, {"gemm_peak", parts.gemm_peak}}},
+        {"machine", describe_machine()},
+        {"memory",
+         {{"masters", parts.memory.masters},
+          {"gradients", parts.memory.gradients},
+          {"moments", parts.memory.moments},
+          {"batch", parts.memory.batch},
+          {"step", parts.memory.step},
+          {"total", parts.memory.total()},
+          {"available", available_memory()}}},
+    };
+}
+
+std::string to_text(const Json& header) {
+    const Json &model = header.at("model"), &data = header.at("data"), &memory = header.at("memory"),
+               &machine = header.at("machine");
+    std::string text = fmt::format("{}: {} parameters, {} steps of {} tokens\n",
+                                   header.at("name").get<std::string>(), model.at("parameters").dump(),
+                                   header.at("steps").dump(), header.at("tokens_per_step").dump());
+    text += header.at("recipe").at("table").get<std::string>();
+    if (!text.ends_with('\n')) text += '\n';
+    for (const Json& gemm : header.at("gemms"))
+        text += fmt::format("{:<8} requested {}, executed {}\n", gemm.at("product").get<std::string>(),
+                            gemm.at("requested").get<std::string>(), gemm.at("executed").get<std::string>());
+    if (!header.at("kept_blocks").empty())
+        text += fmt::format("blocks   {} kept: bf16 requested, products executed as those of lm_head\n",
+                            header.at("kept_blocks").dump());
+    text += fmt::format("device   {} \"{}\", {} threads, {}, {}; bf16 products: {:.0f} GFLOP/s\n",
+                        header.at("device").at("kind").get<std::string>(),
+                        header.at("device").at("cpu").get<std::string>(), machine.at("threads").dump(),
+                        machine.at("cpu_isa").get<std::string>(), machine.at("gemm").get<std::string>(),
+                        header.at("device").at("gemm_peak").get<double>() * 1e-9);
+    for (const char* part : {"train", "validation"})
+        if (data.contains(part))
+            text += fmt::format("data     {} {}: {} tokens, {} bytes of text, hash {}\n", part,
+                                data.at(part).at("path").get<std::string>(),
+                                data.at(part).at("tokens").dump(), data.at(part).at("text_bytes").dump(),
+                                data.at(part).at("hash").get<std::string>());
+    const auto bytes = [&](const char* key) { return bytes_text(memory.at(key).get<double>()); };
+    text +=
+        fmt::format("memory   {}: masters {}, gradients {}, moments {}, step {}, batch {}; {} available",
+                    bytes("total"), bytes("masters"), bytes("gradients"), bytes("moments"), bytes("step"),
+                    bytes("batch"), bytes("available"));
+    return text;
+}
+
+size_t available_memory() {
+    const std::string kib = proc_value("/proc/meminfo", "MemAvailable");
+    return kib.empty() ? 0 : static_cast<size_t>(std::strtoull(kib.c_str(), nullptr, 10)) * 1024;
+}
+
+std::string bytes_text(double bytes) {
+    if (bytes >= 1e9) return fmt::format("{:.1f} GB", bytes * 1e-9);
+    if (bytes >= 1e6) return fmt::format("{:.1f} MB", bytes * 1e-6);
+    return fmt::format("{:.1f} kB", bytes * 1e-3);
+}
+
+}  // namespace nibble

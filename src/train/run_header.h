@@ -1,0 +1,45 @@
+// The header of a run: what was asked for, what executes it, on which machine, with which data. Printed
+// before the first step and written to the log, from the same JSON.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "data/shard.h"
+#include "nn/transformer.h"
+#include "train/run_config.h"
+
+namespace nibble {
+
+// What the same bits depend on beside the configuration: instruction set, threads, libraries. A run that is
+// resumed where one of them differs goes on, but not to the bit.
+nlohmann::ordered_json describe_machine();
+
+// For each product of the linear layers, and the LM head: {"product", "requested", "executed"}.
+nlohmann::ordered_json describe_products(const Transformer& model);
+
+// Bytes of a run, by what they are for.
+struct MemoryPlan {
+    size_t masters = 0, gradients = 0, moments = 0, batch = 0;
+    size_t step = 0;  // the arena: weights in 4 bits, activations, scratch
+    size_t total() const { return masters + gradients + moments + batch + step; }
+};
+
+struct HeaderParts {
+    const RunConfig& config;
+    const Transformer& model;
+    const TokenShards& train;
+    const TokenShards* validation;  // or null
+    MemoryPlan memory;
+    double gemm_peak;  // FLOP/s
+    std::string command;
+};
+nlohmann::ordered_json make_header(const HeaderParts& parts);
+// Some lines for a person.
+std::string to_text(const nlohmann::ordered_json& header);
+
+// Bytes of memory that are free for this program now; 0 if the system does not say.
+size_t available_memory();
+std::string bytes_text(double bytes);  // "12.3 MB"
+
+}  // namespace nibble

@@ -1,0 +1,250 @@
+#include "train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/interrupt.h"
+#include "train/model_directory.h"
+#include "train/report.h"
+#include "train/speed_of_light.h"
+
+namespace nibble {
+
+using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+int64_t counted_targets(const Tensor& targets) {
+    const auto all = targets.span<int32_t>();
+    return static_cast<int64_t>(all.size()) - std::count(all.begin(), all.end(), kIgnoredTarget);
+}
+
+std::string name_of(const Recipe& recipe, Transformer::Execution execution) {
+    return execution == Transformer::Execution::bf16 ? "bf16" : recipe.name;
+}
+
+}  // namespace
+
+bool Trainer::StepResult::is_finite() const { return std::isfinite(loss) && std::isfinite(grad_norm); }
+
+std::optional<Trainer::StepResult> Trainer::train_step() {
+    const ArenaScope scope(arena_);
+    const std::vector<AmaxHistory> history = model_->amax_history();
+    context_.step = static_cast<uint32_t>(step_);
+    loader_->load(step_, 0, tokens_.tensor(), targets_.tensor());
+    // The mean over all targets of the batch, whatever the micro-batches hold.
+    const auto targets = static_cast<double>(counted_targets(targets_.tensor()));
+
+    model_->zero_gradients();
+    model_->begin_step(context_);  // quantises the weights, once for all micro-steps
+    double loss_sum = 0;
+    for (int64_t micro_step = 0; micro_step < config_.micro_steps(); ++micro_step) {
+        if (stop_requested()) {
+            model_->amax_history() = history;
+            return {};
+        }
+        context_.micro_step = static_cast<uint32_t>(micro_step);
+        const HeadLoss loss =
+            model_->forward_backward(context_, micro_batch(tokens_, micro_step),
+                                     micro_batch(targets_, micro_step), static_cast<float>(1 / targets));
+        loss_sum += loss.loss_sum;
+    }
+
+    const GradientNorm gradient = global_norm(context_, gradients_);
+    const StepResult result{loss_sum / targets, schedule_->lr(step_), gradient.norm};
+    if (context_.planning() || !result.is_finite()) {
+        model_->amax_history() = history;
+        return result;
+    }
+    optimizer_->update(context_, step_ + 1, result.lr,
+                       clip_factor(gradient.norm, config_.optimizer.grad_clip));
+    return result;
+}
+
+std::optional<Trainer::Evaluation> Trainer::evaluate(Transformer::Execution execution) {
+    const ArenaScope scope(arena_);
+    context_.step = static_cast<uint32_t>(step_);
+    const int64_t rows = config_.train.micro_batch_size;
+    const int64_t all = (evaluation_loader_->windows() + rows - 1) / rows;
+    const int64_t batches = config_.train.eval_batches == 0 ? all : std::min(all, config_.train.eval_batches);
+    const Tensor tokens = micro_batch(tokens_, 0), targets = micro_batch(targets_, 0);
+
+    model_->begin_step(context_, execution);
+    double loss_sum = 0, targets_count = 0, bytes = 0;
+    for (int64_t batch = 0; batch < batches; ++batch) {
+        if (stop_requested()) return {};
+        context_.micro_step = static_cast<uint32_t>(batch % 256);  // coins of a stochastic forward
+        evaluation_loader_->load(batch * rows, tokens, targets);
+        const HeadLoss loss = model_->forward(context_, tokens, targets);
+        loss_sum += loss.loss_sum;
+        targets_count += static_cast<double>(loss.count);
+        for (const int32_t target : targets.span<int32_t>())
+            if (target >= 0) bytes += text_bytes_[static_cast<size_t>(target)];
+        if (context_.planning()) break;
+    }
+    return Evaluation{loss_sum / targets_count, loss_sum / std::log(2.0) / bytes};
+}
+
+void Trainer::run() {
+    prepare_output();
+    const InterruptScope interrupts;
+    const int64_t last = options_.until > 0 ? std::min(options_.until, steps_) : steps_;
+    const auto due = [](int64_t step, int64_t every) { return every > 0 && step % every == 0; };
+
+    while (step_ < last && !stop_requested()) {
+        take_step();
+        if (due(step_, config_.train.eval_every) && step_ < steps_)
+            log_evaluation(Transformer::Execution::recipe);
+        if (due(step_, config_.checkpoint.every)) save_checkpoint();
+    }
+    save_checkpoint();
+    if (stop_requested()) {
+        end("interrupted");
+        fail("interrupted after step {} of {}; {} holds it all: go on with --resume", step_, steps_,
+             out("checkpoints").string());
+    }
+    if (step_ < steps_) {
+        end("until");
+        status_.note(fmt::format("stopped after step {} of {}; go on with --resume", step_, steps_));
+        return;
+    }
+    finish();
+}
+
+void Trainer::take_step() {
+    const Clock::time_point begin = Clock::now();
+    std::optional<StepResult> result;
+    try {
+        result = train_step();
+    } catch (const Error& error) {  // a quantiser that met a NaN
+        fail_not_finite(error.what());
+    }
+    if (!result) return;
+    if (!result->is_finite())
+        fail_not_finite(
+            fmt::format("the loss is {}, the norm of the gradient {}", result->loss, result->grad_norm));
+    ++step_;
+    log_step(*result, seconds_since(begin));
+}
+
+void Trainer::log_step(const StepResult& result, double seconds) {
+    work_seconds_ += seconds;
+    const double tokens_per_s = static_cast<double>(config_.tokens_per_step()) / seconds;
+    const double sol = tokens_per_s * flops_per_token_ / gemm_peak_;
+    log_->write({{"type", "step"},
+                 {"step", step_},
+                 {"tokens", step_ * config_.tokens_per_step()},
+                 {"loss", result.loss},
+                 {"lr", result.lr},
+                 {"grad_norm", result.grad_norm},
+                 {"tokens_per_s", tokens_per_s},
+                 {"sol", sol},
+                 {"time", elapsed()}});
+    const double seconds_left =
+        work_seconds_ / static_cast<double>(step_ - resumed_from_) * static_cast<double>(steps_ - step_);
+    status_.show(
+        fmt::format("step {}/{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} % of the speed of light  {} left",
+                    step_, steps_, result.loss, tokens_per_s, 100 * sol, clock_text(seconds_left)));
+}
+
+void Trainer::log_evaluation(Transformer::Execution execution) {
+    if (!evaluation_loader_) return;
+    const std::optional<Evaluation> evaluation = evaluate(execution);
+    if (!evaluation) return;
+    const std::string forward = name_of(model_->recipe(), execution);
+    log_->write({{"type", "eval"},
+                 {"step", step_},
+                 {"tokens", step_ * config_.tokens_per_step()},
+                 {"forward", forward},
+                 {"loss", evaluation->loss},
+                 {"bits_per_byte", evaluation->bits_per_byte},
+                 {"time", elapsed()}});
+    status_.note(fmt::format("step {}/{}  validation loss {:.4f} ({} forward), {:.4f} bits per byte", step_,
+                             steps_, evaluation->loss, forward, evaluation->bits_per_byte));
+}
+
+void Trainer::finish() {
+    log_evaluation(Transformer::Execution::recipe);
+    if (model_->recipe().name != "bf16") log_evaluation(Transformer::Execution::bf16);
+    if (stop_requested())
+        fail("interrupted in the last evaluation; {} holds the trained weights: go on with --resume",
+             out("checkpoints").string());
+    ModelDirectoryOptions options;
+    options.dtype = config_.output.dtype == "bf16" ? DType::bf16 : DType::f32;
+    options.tokenizer = config_.data.tokenizer;
+    write_model_directory(out("model"), model_->config(), model_->parameters(), options);
+    end("complete");
+    try {
+        write_text(out("report.html"), to_html(read_runs({config_.output.dir}), {}));
+    } catch (const Error& error) {  // the model is there: a missing plotter does not make the run fail
+        log()->warn("no report.html: {}", error.what());
+    }
+    status_.note(fmt::format("{} written; {} in all", out("model").string(), clock_text(elapsed())));
+}
+
+void Trainer::end(const char* reason) {
+    const auto done = static_cast<double>((step_ - resumed_from_) * config_.tokens_per_step());
+    const double tokens_per_s = work_seconds_ > 0 ? done / work_seconds_ : 0;
+    log_->write({{"type", "end"},
+                 {"step", step_},
+                 {"tokens", step_ * config_.tokens_per_step()},
+                 {"reason", reason},
+                 {"tokens_per_s", tokens_per_s},
+                 {"sol", tokens_per_s * flops_per_token_ / gemm_peak_},
+                 {"time", elapsed()}});
+    status_.clear();
+}
+
+void Trainer::fail_not_finite(const std::string& symptom) {
+    status_.clear();
+    // Find it by running the step again, micro-batch by micro-batch, with an eye on every tensor.
+    std::string first;
+    for (int64_t micro_step = 0; micro_step < config_.micro_steps() && first.empty(); ++micro_step) {
+        model_->zero_gradients();
+        context_.micro_step = static_cast<uint32_t>(micro_step);
+        const auto scale = static_cast<float>(1.0 / static_cast<double>(counted_targets(targets_.tensor())));
+        first = model_->first_non_finite(context_, micro_batch(tokens_, micro_step),
+                                         micro_batch(targets_, micro_step), scale);
+    }
+    if (first.empty()) first = "not found when the step was repeated";
+    fail(
+        "step {}: {}; the first tensor that is not finite: {}. Lower optimizer.lr or optimizer.grad_clip; "
+        "checkpoints "
+        "of earlier steps are whole",
+        step_ + 1, symptom, first);
+}
+
+void Trainer::save_checkpoint() {
+    if (saved_step_ == step_) return;
+    status_.clear();
+    const Recipe& recipe = model_->recipe();
+    const Json state = {{"seed", config_.seed},
+                        {"tokens", step_ * config_.tokens_per_step()},
+                        {"seconds", elapsed()},
+                        {"config", to_json(config_)},
+                        {"model", Json::parse(to_json(model_->config()))},
+                        {"recipe", to_toml(recipe)},
+                        {"data", fmt::format("{:016x}", train_shards_->hash())},
+                        {"vocabulary", fmt::format("{:016x}", train_shards_->vocabulary_hash())},
+                        {"machine", describe_machine()}};
+    const fs::path path = write_checkpoint(out("checkpoints"), step_, state, masters(), optimizer_state(),
+                                           config_.checkpoint.keep);
+    saved_step_ = step_;
+    log_->write({{"type", "checkpoint"}, {"step", step_}, {"path", path.string()}, {"time", elapsed()}});
+}
+
+Tensor Trainer::micro_batch(const Buffer& batch, int64_t micro_step) const {
+    const int64_t rows = config_.train.micro_batch_size;
+    return batch.tensor().slice(micro_step * rows, (micro_step + 1) * rows);
+}
+
+double Trainer::elapsed() const { return earlier_seconds_ + seconds_since(start_); }
+
+void train(const RunConfig& config, const TrainOptions& options) { Trainer(config, options).run(); }
+
+}  // namespace nibble

@@ -1,0 +1,105 @@
+// train/: from a configuration to a trained model. The Trainer owns the run: the step, evaluation,
+// checkpoints, the log. Beside it: RunConfig (every key), MetricsLog, Checkpoint, the run's header, speed of
+// light, model folders, reports. It decides no numerics: those belong to the rooms below.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/data.h"
+#include "nn/transformer.h"
+#include "optim/optim.h"
+#include "train/checkpoint.h"
+#include "train/metrics_log.h"
+#include "train/run_config.h"
+#include "train/run_header.h"
+#include "train/status_line.h"
+
+namespace nibble {
+
+struct TrainOptions {
+    bool resume = false;     // go on from the newest checkpoint
+    bool overwrite = false;  // remove what an earlier run left in output.dir
+    int64_t until = 0;       // stop after this step, with the schedule of the whole run; 0: do not
+    std::string command;     // as typed, for the log
+};
+
+// Trains, evaluates and writes output.dir. Throws Error or UsageError, one line each; when it is interrupted
+// or a loss is not finite, too. What was written before stays whole.
+void train(const RunConfig& config, const TrainOptions& options);
+
+class Trainer {
+  public:
+    // Reads the data, builds the model, plans the memory, resumes. Nothing is written yet.
+    Trainer(const RunConfig& config, const TrainOptions& options);
+    void run();
+
+  private:
+    struct StepResult {
+        double loss = 0;  // nats per token
+        double lr = 0, grad_norm = 0;
+        bool is_finite() const;
+    };
+    struct Evaluation {
+        double loss = 0, bits_per_byte = 0;
+    };
+
+    // One optimizer step. Nothing if it was interrupted: the run then stands where it stood before the step.
+    std::optional<StepResult> train_step();
+    // The validation loss with the present weights. Nothing if it was interrupted.
+    std::optional<Evaluation> evaluate(Transformer::Execution execution);
+
+    void read_data();
+    void make_model();
+    void make_optimizer();
+    void plan_memory();
+    void resume();
+    void prepare_output();
+
+    void take_step();
+    void log_step(const StepResult& result, double seconds);
+    void log_evaluation(Transformer::Execution execution);
+    void save_checkpoint();
+    void finish();
+    void end(const char* reason);
+    [[noreturn]] void fail_not_finite(const std::string& symptom);
+
+    Tensor micro_batch(const Buffer& batch, int64_t micro_step) const;
+    std::vector<NamedTensor> masters() const;
+    std::vector<NamedTensor> optimizer_state();
+    double elapsed() const;  // seconds of the run, earlier parts included
+    fs::path out(const char* name) const { return fs::path(config_.output.dir) / name; }
+
+    RunConfig config_;
+    TrainOptions options_;
+    const int64_t steps_;
+    int64_t step_ = 0;  // steps done
+
+    std::optional<Tokenizer> tokenizer_;
+    std::vector<int32_t> text_bytes_;  // of each token
+    std::optional<TokenShards> train_shards_, validation_shards_;
+    std::optional<Loader> loader_;
+    std::optional<EvaluationLoader> evaluation_loader_;
+    Buffer tokens_, targets_;  // I32 [batch_size, sequence_length]
+
+    std::unique_ptr<Transformer> model_;
+    std::vector<Tensor> gradients_;
+    std::optional<AdamW> optimizer_;
+    std::optional<Schedule> schedule_;
+    Arena arena_;
+    Context context_{arena_};
+    MemoryPlan memory_;
+
+    double gemm_peak_ = 0, flops_per_token_ = 0;
+    std::optional<MetricsLog> log_;
+    StatusLine status_;
+    int64_t resumed_from_ = 0, saved_step_ = -1;
+    double earlier_seconds_ = 0;  // of the parts of the run before this process
+    double work_seconds_ = 0;     // inside steps, in this process
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace nibble

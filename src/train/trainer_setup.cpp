@@ -1,0 +1,212 @@
+// What the Trainer does before the first step.
+#include <algorithm>
+
+#include "train/model_directory.h"
+#include "train/speed_of_light.h"
+#include "train/trainer.h"
+
+namespace nibble {
+
+using Json = nlohmann::ordered_json;
+
+namespace {
+
+// Stops before the system does, which would give no reason.
+void require_memory(size_t bytes, const char* advice) {
+    const size_t available = available_memory();
+    require(available == 0 || bytes <= available, "the run needs {} of memory and {} are available; {}",
+            bytes_text(static_cast<double>(bytes)), bytes_text(static_cast<double>(available)), advice);
+}
+
+ModelConfig model_shape(const RunConfig& config) {
+    if (!config.model.init.empty()) return read_model_config(config.model.init);
+    return parse_model_config(read_text(config.model.config), config.model.config);
+}
+
+ScheduleOptions schedule_options(const RunConfig& config, int64_t steps) {
+    ScheduleOptions options;
+    options.shape = parse_schedule_shape(config.schedule.name);
+    options.lr = config.optimizer.lr;
+    options.steps = steps;
+    // At least one step is left after the warm-up, and one for the decay, however short the run.
+    options.warmup_steps = std::min(fraction_of_steps(config.schedule.warmup, steps), steps - 1);
+    options.decay_steps =
+        std::clamp<int64_t>(fraction_of_steps(config.schedule.decay, steps), 1, steps - options.warmup_steps);
+    options.final = config.schedule.final;
+    return options;
+}
+
+}  // namespace
+
+Trainer::Trainer(const RunConfig& config, const TrainOptions& options)
+    : config_(config), options_(options), steps_(config.steps()) {
+    if (options.until > steps_)
+        fail_usage("--until {} lies beyond the run, which has {} steps", options.until, steps_);
+    if (options.resume && options.overwrite) fail_usage("--resume and --overwrite exclude each other");
+    context_.seed = static_cast<uint64_t>(config_.seed);
+    read_data();
+    make_model();
+    make_optimizer();
+    plan_memory();
+    if (options.resume) resume();
+    gemm_peak_ = measure_gemm_peak();
+    flops_per_token_ = training_flops_per_token(model_->config(), config_.data.sequence_length);
+}
+
+void Trainer::read_data() {
+    auto& data = config_.data;
+    if (data.tokenizer.empty()) data.tokenizer = data.train;
+    tokenizer_ = Tokenizer::load(data.tokenizer);
+    text_bytes_ = tokenizer_->text_bytes();
+    train_shards_.emplace(data.train);
+    train_shards_->require_tokenizer(*tokenizer_, data.tokenizer);
+    train_shards_->verify();
+    loader_.emplace(*train_shards_, data.sequence_length, config_.train.batch_size, context_.seed);
+    if (!data.validation.empty()) {
+        validation_shards_.emplace(data.validation);
+        validation_shards_->require_tokenizer(*tokenizer_, data.tokenizer);
+        validation_shards_->verify();
+        evaluation_loader_.emplace(*validation_shards_, data.sequence_length);
+    }
+    tokens_ = Buffer(DType::i32, {config_.train.batch_size, data.sequence_length});
+    targets_ = Buffer(DType::i32, {config_.train.batch_size, data.sequence_length});
+}
+
+void Trainer::make_model() {
+    const ModelConfig shape = model_shape(config_);
+    const std::string& where = config_.model.init.empty() ? config_.model.config : config_.model.init;
+    require(train_shards_->vocabulary_size() <= shape.vocab_size,
+            "{} has a vocabulary of {}, the tokens of {} need {}", where, shape.vocab_size,
+            config_.data.train, train_shards_->vocabulary_size());
+    require(config_.data.sequence_length <= shape.max_position_embeddings,
+            "data.sequence_length {} exceeds the {} positions of {}", config_.data.sequence_length,
+            shape.max_position_embeddings, where);
+    constexpr size_t kBytesPerParameter = 16;  // master, gradient, two moments
+    require_memory(static_cast<size_t>(shape.parameters()) * kBytesPerParameter, "choose a smaller model");
+    Transformer::Options options;
+    options.activations = config_.precision.activations == "fp32" ? DType::f32 : DType::bf16;
+    model_ = std::make_unique<Transformer>(shape, resolve_recipe(config_), options);
+    if (config_.model.init.empty())
+        model_->initialize(context_.seed);
+    else
+        read_parameters(config_.model.init, shape, model_->parameters());
+}
+
+void Trainer::make_optimizer() {
+    std::vector<OptimizedTensor> tensors;
+    const auto& decayed = config_.optimizer.decay;
+    for (const Parameter& parameter : model_->parameters()) {
+        const bool decays =
+            std::find(decayed.begin(), decayed.end(), nibble::name_of(parameter.kind)) != decayed.end();
+        tensors.push_back({parameter.name, parameter.master, parameter.gradient, decays});
+        gradients_.push_back(parameter.gradient);
+    }
+    AdamWOptions options;
+    options.beta1 = config_.optimizer.betas[0];
+    options.beta2 = config_.optimizer.betas[1];
+    options.epsilon = config_.optimizer.eps;
+    options.weight_decay = config_.optimizer.weight_decay;
+    optimizer_.emplace(std::move(tensors), options);
+    schedule_.emplace(schedule_options(config_, steps_));
+}
+
+// A dry run of what the run will do, with an arena that only counts.
+void Trainer::plan_memory() {
+    train_step();
+    model_->zero_gradients();
+    context_.micro_step = 0;
+    model_->first_non_finite(context_, micro_batch(tokens_, 0), micro_batch(targets_, 0), 1.0f);
+    if (evaluation_loader_)
+        for (const auto execution : {Transformer::Execution::recipe, Transformer::Execution::bf16})
+            evaluate(execution);
+
+    size_t parameters = 0;
+    for (const Tensor& gradient : gradients_) parameters += gradient.bytes();
+    memory_ = {parameters, parameters, 2 * parameters, tokens_.bytes() + targets_.bytes(), arena_.peak()};
+    require_memory(arena_.peak(),
+                   "lower train.micro_batch_size or data.sequence_length, or choose a smaller model");
+    arena_.commit();
+}
+
+std::vector<NamedTensor> Trainer::masters() const {
+    std::vector<NamedTensor> tensors;
+    for (const Parameter& parameter : model_->parameters())
+        tensors.push_back({parameter.name, parameter.master});
+    return tensors;
+}
+
+std::vector<NamedTensor> Trainer::optimizer_state() {
+    std::vector<NamedTensor> tensors;
+    for (const AdamW::State& state : optimizer_->state()) {
+        tensors.push_back({state.name + ".m", state.m});
+        tensors.push_back({state.name + ".v", state.v});
+    }
+    static_assert(sizeof(AmaxHistory) == 12 * sizeof(float));
+    std::vector<AmaxHistory>& history = model_->amax_history();
+    tensors.push_back(
+        {"amax_history",
+         {history.data(), DType::f32, Device::cpu, {static_cast<int64_t>(history.size()), 2, 6}}});
+    return tensors;
+}
+
+void Trainer::resume() {
+    const std::optional<Checkpoint> checkpoint = newest_checkpoint(out("checkpoints"));
+    require(checkpoint.has_value(), "there is no checkpoint in {}; start without --resume",
+            out("checkpoints").string());
+    const Json& state = checkpoint->state;
+    const std::string where = checkpoint->path.string();
+    const auto same = [&](const char* key, const Json& now, const char* what, const char* advice) {
+        if (state.at(key) != now) fail("{} was trained with another {}; {}", where, what, advice);
+    };
+    try {
+        same("model", Json::parse(to_json(model_->config())), "model",
+             "restore model.config or start a new run");
+        same("recipe", to_toml(model_->recipe()), "recipe", "restore [recipe] or start a new run");
+        same("seed", config_.seed, "seed", "restore seed or start a new run");
+        same("data", fmt::format("{:016x}", train_shards_->hash()), "text",
+             "restore data.train or start a new run");
+        for (const ConfigDifference& d : differences(state.at("config"), to_json(config_))) {
+            if (d.on_resume == OnResume::fixed)
+                fail("{} was written with {} = {}, now it is {}; restore it or start a new run", where, d.key,
+                     d.then, d.now);
+            log()->warn("{} was {} before, now it is {}", d.key, d.then, d.now);
+        }
+        const Json machine = describe_machine();
+        for (const auto& [key, now] : machine.items())
+            if (state.at("machine").value(key, Json()) != now)
+                log()->warn("{} was {} before, now it is {}: the run goes on, but not to the bit", key,
+                            state.at("machine").value(key, Json()).dump(), now.dump());
+        earlier_seconds_ = state.at("seconds").get<double>();
+    } catch (const Json::exception& error) {
+        fail("{}: {}", where, error.what());
+    }
+    require(checkpoint->step <= steps_, "{} is beyond the run, which now has {} steps", where, steps_);
+    read_checkpoint_tensors(*checkpoint, kCheckpointModel, masters());
+    read_checkpoint_tensors(*checkpoint, kCheckpointOptimizer, optimizer_state());
+    step_ = resumed_from_ = saved_step_ = checkpoint->step;
+}
+
+void Trainer::prepare_output() {
+    const char* const kOutputs[] = {"log.jsonl", "checkpoints", "model", "report.html"};
+    if (!options_.resume) {
+        for (const char* name : kOutputs) {
+            if (options_.overwrite)
+                fs::remove_all(out(name));
+            else
+                require(!fs::exists(out(name)),
+                        "{} exists: {} holds a run already; --resume continues it, --overwrite begins anew",
+                        out(name).string(), config_.output.dir);
+        }
+    }
+    fs::create_directories(config_.output.dir);
+    log_.emplace(out("log.jsonl"));
+    Json header =
+        make_header({config_, *model_, *train_shards_, validation_shards_ ? &*validation_shards_ : nullptr,
+                     memory_, gemm_peak_, options_.command});
+    if (options_.resume) header["resumed_from"] = resumed_from_;
+    log_->write(header);
+    status_.note(to_text(header));
+    if (options_.resume) status_.note(fmt::format("resumed after step {}", resumed_from_));
+}
+
+}  // namespace nibble
