@@ -318,6 +318,22 @@ TEST(QuantLinear, QuantisesTheWeightOnceAStep) {
     EXPECT_EQ(count(builtin("nvidia"), "dgrad.w"), 0u);  // the forward's bytes
 }
 
+TEST(QuantLinear, DrawsOtherCoinsInEveryMicroStep) {
+    LinearInput twice = random_input(128, 64, 64);  // the same 64 tokens twice
+    for (int64_t i = 0; i < 64 * 64; ++i) {
+        for (Matrix* m : {&twice.x, &twice.dy}) {
+            Bf16* values = m->tensor().as<Bf16>();
+            values[64 * 64 + i] = values[i];
+        }
+    }
+    const std::vector<Bytes> all = operands(uniform("nvfp4 1x16 round=stochastic"), twice, {}, 2);
+    for (const char* name : {"fprop.x", "dgrad.dy", "wgrad.dy", "wgrad.x"}) {
+        const std::vector<Bytes> some = only(all, name);
+        ASSERT_EQ(some.size(), 2u);
+        EXPECT_NE(some[0].codes, some[1].codes) << name;
+    }
+}
+
 // Blocks do not cross micro-batches and nothing depends on the whole tensor, so accumulation is the sum of
 // one big batch, to the order of sums.
 TEST(QuantLinear, AccumulatesMicroBatchesToOneBigBatch) {
@@ -345,6 +361,29 @@ TEST(QuantLinear, IsTheSameForTheSameKeysAlone) {
         EXPECT_EQ(a.dw, b.dw) << recipe.name;
         EXPECT_EQ(a.dw == other_step.dw, !random) << recipe.name;
         EXPECT_EQ(a.dw == other_seed.dw, !random) << recipe.name;
+    }
+}
+
+TEST(QuantLinear, DrawsOtherCoinsForEveryLayerProductAndOperand) {
+    // All six operands are the same 64 x 64 matrix (it is symmetric), so that only their keys differ.
+    std::vector<float> values = test::normals(64 * 64);
+    for (size_t r = 0; r < 64; ++r) {
+        for (size_t c = 0; c < r; ++c) values[r * 64 + c] = values[c * 64 + r];
+    }
+    const LinearInput input = {Matrix(DType::f32, 64, 64, values), Matrix(DType::f32, 64, 64, values),
+                               Matrix(DType::f32, 64, 64, values)};
+    const Recipe recipe = uniform("nvfp4 1x16 round=stochastic");
+    std::vector<Bytes> all;
+    for (const int id : {0, 1, 256}) {
+        QuantLinear layer(recipe, 64, 64, static_cast<uint16_t>(id));
+        test::collect_operands(layer, all);
+        test::run_linear(layer, input);
+    }
+    ASSERT_EQ(all.size(), 18u);
+    for (size_t i = 0; i < all.size(); ++i) {
+        for (size_t j = 0; j < i; ++j) {
+            EXPECT_NE(all[i].codes, all[j].codes) << all[i].operand << " " << all[j].operand;
+        }
     }
 }
 
