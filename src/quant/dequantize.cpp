@@ -2,6 +2,7 @@
 #include <array>
 
 #include "quant/internal.h"
+#include "quant/kernels.h"
 
 namespace nibble {
 namespace {
@@ -67,35 +68,27 @@ void dequantize_columns(const QuantizedMatrix& q, T* out) {
     });
 }
 
-template <typename Body>
-void for_each_rotation_block(int size, const Tensor& x, Body&& body) {
-    require(size == 16 || size == 32 || size == 64 || size == 128,
-            "a rotation has size 16, 32, 64 or 128, not {}", size);
-    require(x.dtype == DType::f32, "rotation works on F32, not on {}", name_of(x.dtype));
-    require(x.count() == 0 || x.cols() % size == 0, "{} columns are not a multiple of the rotation's {}",
-            x.cols(), size);
-    parallel_for(x.count() / size, rows_per_task(size), [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; ++b) body(x.as<float>() + b * size);
-    });
-}
+constexpr int64_t kGrain = 32;  // rows; a kernel's block has at most as many
 
-void negate_where(const SignBits& signs, int size, float* v) {
-    for (int j = 0; j < size; ++j) {
-        if (signs[j]) v[j] = -v[j];
-    }
+// False where there is no kernel.
+bool dequantize_fast(const QuantizedMatrix& q, const Tensor& out, bool transposed) {
+    const DequantizeKernel kernel = dequantize_kernel(transposed);
+    if (kernel == nullptr || (out.dtype != DType::bf16 && out.dtype != DType::f32)) return false;
+    parallel_for(q.rows, kGrain, [&](int64_t begin, int64_t end) { kernel(q, out, begin, end); });
+    return true;
 }
 
 }  // namespace
 
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out) {
     check_output(q, out, q.rows, q.padded_cols);
-    if (context.planning()) return;
+    if (context.planning() || dequantize_fast(q, out, false)) return;
     out.dtype == DType::bf16 ? dequantize_rows(q, out.as<Bf16>()) : dequantize_rows(q, out.as<float>());
 }
 
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out) {
     check_output(q, out, q.padded_cols, q.rows);
-    if (context.planning()) return;
+    if (context.planning() || dequantize_fast(q, out, true)) return;
     out.dtype == DType::bf16 ? dequantize_columns(q, out.as<Bf16>()) : dequantize_columns(q, out.as<float>());
 }
 
@@ -107,22 +100,6 @@ void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out) {
     for_each_block(q, [&](int64_t row, int64_t col, const float* operand, int count) {
         float* to = values + row * q.padded_cols + col;
         for (int i = 0; i < count; ++i) to[i] = operand[i] * tensor_scale;
-    });
-}
-
-void rotate(Context& context, int size, const SignBits& signs, const Tensor& x) {
-    if (context.planning()) return;
-    for_each_rotation_block(size, x, [&](float* v) {
-        negate_where(signs, size, v);
-        hadamard_transform(v, size);
-    });
-}
-
-void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x) {
-    if (context.planning()) return;
-    for_each_rotation_block(size, x, [&](float* v) {
-        hadamard_transform(v, size);
-        negate_where(signs, size, v);
     });
 }
 

@@ -17,7 +17,7 @@
 #include <cfloat>
 #include <cstdint>
 
-#include "quant/simd_job.h"
+#include "quant/kernels.h"
 
 #if NIBBLE_HAS_LANES
 HWY_BEFORE_NAMESPACE();
@@ -56,41 +56,66 @@ HWY_INLINE VU nibble_of(VU code, VF x) {
 
 // --- loading: rows of memory to lanes ---
 
-// 4 neighbouring elements of kLanes / 4 units that lie `stride` apart, one unit in each 128-bit block.
-HWY_INLINE VF load_blocks(const float* p, [[maybe_unused]] int64_t stride) {
-    const F32 d;
+// 16 neighbouring bytes of kLanes / 4 units that lie `stride` elements apart, one unit in each 128-bit block.
+template <typename T>
+HWY_INLINE VF load_blocks(const T* p, [[maybe_unused]] int64_t stride) {
+    const hn::Repartition<T, F32> d;
     if constexpr (kLanes == 4) {
-        return hn::LoadU(d, p);
+        return hn::BitCast(F32(), hn::LoadU(d, p));
     } else if constexpr (kLanes == 8) {
-        const hn::Half<F32> half;
-        return hn::Combine(d, hn::LoadU(half, p + stride), hn::LoadU(half, p));
+        const hn::Half<decltype(d)> half;
+        return hn::BitCast(F32(), hn::Combine(d, hn::LoadU(half, p + stride), hn::LoadU(half, p)));
     } else {
-        const hn::Half<F32> half;
-        const hn::Half<hn::Half<F32>> quarter;
+        const hn::Half<decltype(d)> half;
+        const hn::Half<decltype(half)> quarter;
         const auto low = hn::Combine(half, hn::LoadU(quarter, p + stride), hn::LoadU(quarter, p));
         const auto high =
             hn::Combine(half, hn::LoadU(quarter, p + 3 * stride), hn::LoadU(quarter, p + 2 * stride));
-        return hn::Combine(d, high, low);
+        return hn::BitCast(F32(), hn::Combine(d, high, low));
     }
 }
 
-// v[j], lane l = p[l * stride + j], for j < 16.
-HWY_INLINE void load_transposed(const float* p, int64_t stride, VF (&v)[16]) {
+// A 4x4 transpose in each 128-bit block. Its own inverse.
+HWY_INLINE void transpose_blocks(VF& v0, VF& v1, VF& v2, VF& v3) {
     const F32 d;
     const U64 pairs;
-    for (int q = 0; q < 4; ++q) {
-        const VF r0 = load_blocks(p + 4 * q, 4 * stride);
-        const VF r1 = load_blocks(p + 4 * q + stride, 4 * stride);
-        const VF r2 = load_blocks(p + 4 * q + 2 * stride, 4 * stride);
-        const VF r3 = load_blocks(p + 4 * q + 3 * stride, 4 * stride);
-        const VU64 a = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1));
-        const VU64 b = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
-        const VU64 c = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3));
-        const VU64 e = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
-        v[4 * q] = hn::BitCast(d, hn::InterleaveLower(pairs, a, c));
-        v[4 * q + 1] = hn::BitCast(d, hn::InterleaveUpper(pairs, a, c));
-        v[4 * q + 2] = hn::BitCast(d, hn::InterleaveLower(pairs, b, e));
-        v[4 * q + 3] = hn::BitCast(d, hn::InterleaveUpper(pairs, b, e));
+    const VU64 a = hn::BitCast(pairs, hn::InterleaveLower(d, v0, v1));
+    const VU64 b = hn::BitCast(pairs, hn::InterleaveUpper(d, v0, v1));
+    const VU64 c = hn::BitCast(pairs, hn::InterleaveLower(d, v2, v3));
+    const VU64 e = hn::BitCast(pairs, hn::InterleaveUpper(d, v2, v3));
+    v0 = hn::BitCast(d, hn::InterleaveLower(pairs, a, c));
+    v1 = hn::BitCast(d, hn::InterleaveUpper(pairs, a, c));
+    v2 = hn::BitCast(d, hn::InterleaveLower(pairs, b, e));
+    v3 = hn::BitCast(d, hn::InterleaveUpper(pairs, b, e));
+}
+
+// v[j], lane l = the j-th four bytes of the unit at p + l * stride, for j < kCount, a multiple of 4.
+template <typename T, int kCount>
+HWY_INLINE void load_transposed(const T* p, int64_t stride, VF (&v)[kCount]) {
+    constexpr int kElements = 4 / static_cast<int>(sizeof(T));  // in four bytes
+    for (int j = 0; j < kCount; j += 4) {
+        for (int r = 0; r < 4; ++r) v[j + r] = load_blocks(p + j * kElements + r * stride, 4 * stride);
+        transpose_blocks(v[j], v[j + 1], v[j + 2], v[j + 3]);
+    }
+}
+
+// The reverse for a piece of 16 bytes: its block b goes to the unit b * stride further on.
+HWY_INLINE void store_blocks(VF v, float* p, int64_t stride) {
+    const hn::Full128<float> quarter;
+    if constexpr (kLanes == 4) {
+        hn::StoreU(v, F32(), p);
+    } else {
+        alignas(64) float pieces[kLanes];
+        hn::Store(v, F32(), pieces);
+        for (int b = 0; b < kLanes / 4; ++b)
+            hn::StoreU(hn::Load(quarter, pieces + 4 * b), quarter, p + b * stride);
+    }
+}
+template <int kCount>
+HWY_INLINE void store_transposed(VF (&v)[kCount], float* p, int64_t stride) {
+    for (int j = 0; j < kCount; j += 4) {
+        transpose_blocks(v[j], v[j + 1], v[j + 2], v[j + 3]);
+        for (int r = 0; r < 4; ++r) store_blocks(v[j + r], p + j + r * stride, 4 * stride);
     }
 }
 

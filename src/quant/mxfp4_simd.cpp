@@ -7,7 +7,7 @@
 // clang-format on
 #include <hwy/highway.h>
 
-#include "quant/simd_job.h"
+#include "quant/kernels.h"
 #include "quant/steps-inl.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -7,8 +7,8 @@
 // clang-format on
 #include <hwy/highway.h>
 
+#include "quant/kernels.h"
 #include "quant/nvfp4_group-inl.h"
-#include "quant/simd_job.h"
 #include "quant/steps-inl.h"
 
 HWY_BEFORE_NAMESPACE();

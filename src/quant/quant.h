@@ -81,4 +81,7 @@ void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out);
 void rotate(Context& context, int size, const SignBits& signs, const Tensor& x);
 void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x);
 
+// out [cols, rows] <- the transpose of x [rows, cols]; F32 or BF16, the same for both.
+void transpose(Context& context, const Tensor& x, const Tensor& out);
+
 }  // namespace nibble

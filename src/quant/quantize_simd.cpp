@@ -3,7 +3,7 @@
 // be exact.
 #include "quant/quantize_simd.h"
 
-#include "quant/simd_job.h"
+#include "quant/kernels.h"
 
 namespace nibble {
 

@@ -12,26 +12,11 @@
 #include <vector>
 
 #include "numerics/numerics.h"
+#include "quant/for_each_target.h"
 #include "quant/quant.h"
-#include "quant/simd_targets.h"
-// After the choice of targets.
-#include <hwy/highway.h>
-#include <hwy/targets.h>
 
 namespace nibble {
 namespace {
-
-// Runs `body` under each instruction set that has kernels here.
-template <typename Body>
-void for_each_target(Body&& body) {
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-        if (target == HWY_STATIC_TARGET && !NIBBLE_HAS_LANES) continue;
-        SCOPED_TRACE(hwy::TargetName(target));
-        hwy::SetSupportedTargetsForTest(target);
-        body();
-        hwy::SetSupportedTargetsForTest(0);
-    }
-}
 
 // Numbers of one kind, by index. Each kind stresses another branch.
 enum class Data { normal, ties, zeros, subnormal, tiny, huge, outlier, powers, constant };

@@ -1,5 +1,6 @@
-// What the drivers of the fast quantisers hand to their kernels. Plain data, the same for every instruction
-// set.
+// What the drivers in this room hand to their kernels: plain data, the same for every instruction set. A
+// kernel is compiled for several instruction sets, in the file of its name; its chooser gives the best for
+// this machine, or null where there is none and the scalar code serves.
 #pragma once
 
 #include <bit>
@@ -58,11 +59,33 @@ struct QuantizeJob {
 // finite.
 using RangeKernel = uint32_t (*)(const QuantizeJob& job, int64_t begin, int64_t end);
 
-// The kernel of a spec on this machine; null if there is none. Each is in the file of its name.
-RangeKernel nvfp4_kernel(const QuantSpec& spec);
-RangeKernel square_kernel(const QuantSpec& spec);
-RangeKernel mxfp4_kernel(const QuantSpec& spec);
-// The largest magnitude alone.
-RangeKernel amax_kernel(bool rotates);
+RangeKernel nvfp4_kernel(const QuantSpec& spec);   // blocks 1x16
+RangeKernel square_kernel(const QuantSpec& spec);  // NVFP4, blocks 16x16
+RangeKernel mxfp4_kernel(const QuantSpec& spec);   // blocks 1x32
+RangeKernel amax_kernel(bool rotates);             // the largest magnitude alone
+
+// The bytes of code * scale in BF16, for every scale byte and code.
+struct OperandTables {
+    explicit OperandTables(Format format);
+    alignas(64) uint8_t low[256][16], high[256][16];
+};
+const OperandTables& operand_tables(Format format);
+
+// Writes rows begin .. end - 1 of an operand to `out`, F32 or BF16; transposed, they are its columns.
+using DequantizeKernel = void (*)(const QuantizedMatrix& q, const Tensor& out, int64_t begin, int64_t end);
+DequantizeKernel dequantize_kernel(bool transposed);
+
+// One rotation: sign bits that are flipped before and after the Hadamard transform of `size`.
+struct Rotator {
+    int size = 0;
+    uint32_t before[kMaxRotation] = {}, after[kMaxRotation] = {};
+};
+
+// Rotates blocks begin .. end - 1 of x in place.
+using RotateKernel = void (*)(const Rotator& rotator, float* x, int64_t begin, int64_t end);
+
+// Writes rows begin .. end - 1 of the transpose of `from`, [rows, cols].
+using TransposeKernel = void (*)(const void* from, int64_t rows, int64_t cols, void* to, int64_t begin,
+                                 int64_t end);
 
 }  // namespace nibble
