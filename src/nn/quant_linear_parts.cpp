@@ -27,22 +27,6 @@ constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread
 
 int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(cols, 1)); }
 
-template <typename T>
-void transpose_tiles(const T* from, int64_t rows, int64_t cols, T* to) {
-    constexpr int64_t kTile = 32;
-    parallel_for(cols, kTile, [&](int64_t begin, int64_t end) {
-        for (int64_t c0 = begin; c0 < end; c0 += kTile) {
-            const int64_t c1 = std::min(c0 + kTile, end);
-            for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
-                const int64_t r1 = std::min(r0 + kTile, rows);
-                for (int64_t c = c0; c < c1; ++c) {
-                    for (int64_t r = r0; r < r1; ++r) to[c * rows + r] = from[r * cols + c];
-                }
-            }
-        }
-    });
-}
-
 }  // namespace
 
 void convert(Context& context, const Tensor& x, const Tensor& out) {
@@ -68,10 +52,7 @@ Tensor as_bf16(Context& context, const Tensor& x) {
 
 Tensor transposed(Context& context, const Tensor& x) {
     const Tensor out = context.arena.allocate(x.dtype, {x.cols(), x.rows()});
-    if (context.planning()) return out;
-    with_element(x, [&](auto type) {
-        transpose_tiles(x.as<decltype(type)>(), x.rows(), x.cols(), out.as<decltype(type)>());
-    });
+    transpose(context, x, out);
     return out;
 }
 
