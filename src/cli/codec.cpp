@@ -81,7 +81,7 @@ struct EncodeOptions {
 
 void encode_tensor(const QuantSpec& spec, const RandomKey& key, const std::string& where,
                    const NamedTensor& input, Output& output) {
-    const int64_t rows = input.tensor.rows(), cols = input.tensor.shape[1];
+    const int64_t rows = input.tensor.shape[0], cols = input.tensor.shape[1];
     const Tensor dequantized =
         output.add(input.name + std::string(kDequantized), DType::f32, {rows, spec.padded(cols)});
     with_arena([&](Context& context) {
@@ -282,6 +282,7 @@ void add_encode(CLI::App& codec) {
     command->add_option("--out", options->out, "Where the bytes go")->required()->type_name("Q.safetensors");
     command
         ->add_option("--seed", options->seed, "Seed of stochastic rounding and rotation signs (default: 0)")
+        ->check(kWholeNumber)
         ->type_name("S");
     command
         ->add_option("--device", options->device, "Where to quantise; the bytes are the same (default: cpu)")

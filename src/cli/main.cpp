@@ -13,8 +13,15 @@ namespace {
 
 // In the order of the help text.
 void add_commands(CLI::App& app) {
-    add_codec_command(app);
+    add_tokenizer_command(app);
+    add_tokenize_command(app);
+    add_data_command(app);
+    add_train_command(app);
+    add_report_command(app);
+    add_eval_command(app);
+    add_generate_command(app);
     add_recipes_command(app);
+    add_codec_command(app);
 }
 
 // The command that the words of the command line reached.
@@ -76,7 +83,7 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error) {
     }
     if (!unknown.empty())
         return fmt::format("{}: '{}' was not expected", full_name(command), unknown.front()) + help;
-    if (!commands.empty())
+    if (command.get_require_subcommand_min() > 0 && dynamic_cast<const CLI::RequiredError*>(&error))
         return fmt::format("{} needs a command: {}", full_name(command), fmt::join(commands, ", ")) + help;
     return fmt::format("{}: {}", full_name(command), error.what()) + help;
 }
