@@ -1,8 +1,8 @@
 // Matrix products: the shapes of the demo model (4096 tokens), and squares for the machine's limit.
 // The columns are those of the best call: GFLOP/s, and microseconds.
 #include "best_time.h"
-#include "numerics/numerics.h"
 #include "gemm/matmul.h"
+#include "numerics/numerics.h"
 
 namespace nibble {
 namespace {
@@ -29,22 +29,21 @@ void product(benchmark::State& state, int64_t m, int64_t n, int64_t k, DType ope
     MatmulOptions options;
     options.compute = operands;
     options.accumulate = result == DType::f32 && a_transposed;
-    const double best = best_time(
+    const BestTime best = best_time(
         state, [&](Context& context) { matmul(context, operand_a, operand_b, c.tensor(), options); });
-    state.counters["best_us"] = best * 1e6;
-    state.counters["GFLOP/s"] = 2e-9 * static_cast<double>(m * n * k) / best;
+    state.counters["best_us"] = best.wall * 1e6;
+    state.counters["cpu_us"] = best.cpu * 1e6;
+    state.counters["GFLOP/s"] = 2e-9 * static_cast<double>(m * n * k) / best.wall;
 }
 
 void add(const char* name, int64_t m, int64_t n, int64_t k, DType operands, DType result, bool a_transposed,
          bool b_transposed) {
     const std::string label =
         fmt::format("{}/{}x{}x{}/{}_to_{}", name, m, n, k, name_of(operands), name_of(result));
-    benchmark::RegisterBenchmark(label.c_str(),
-                                 [=](benchmark::State& state) {
-                                     product(state, m, n, k, operands, result, a_transposed, b_transposed);
-                                 })
-        ->MinTime(0.2)
-        ->Unit(benchmark::kMicrosecond);
+    const auto run = [=](benchmark::State& state) {
+        product(state, m, n, k, operands, result, a_transposed, b_transposed);
+    };
+    benchmark::RegisterBenchmark(label.c_str(), run)->MinTime(0.2)->Unit(benchmark::kMicrosecond);
 }
 
 void add_all() {

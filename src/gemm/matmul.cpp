@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "gemm/convert.h"
 #include "gemm/row_kernels.h"
@@ -35,30 +36,33 @@ struct Tiling {
     Cut m, n, k;
 
     Tiling(int64_t rows, int64_t cols, int64_t depth) {
-        // A tile of C of at most 128 x 1024 stays in the second-level cache until it is converted or summed.
-        m = Cut::even(rows, 128, 16);
-        n = Cut::even(cols, 1024, 64);
+        constexpr int64_t kPanel = 1 << 19;  // elements of B, or of a sum, that a core's cache holds
         k = {depth, depth};
-        // A weight gradient: few tiles, each a long sum. The sum is cut instead; the parts are added in
-        // order.
-        if (m.count() * n.count() < 32 && depth >= 1024) {
-            m = Cut::even(rows, 512, 16);
-            n = Cut::even(cols, 256, 64);
-            const int64_t wanted = divide_up(32, m.count() * n.count());
-            k = Cut::even(depth, std::max<int64_t>(512, divide_up(depth, wanted)), 64);
+        if (depth >= 2048 && rows * cols <= kPanel) {
+            // A weight gradient: few results, each a long sum. The sum is cut; its parts are added in order.
+            n = {cols, cols};
+            m = Cut::even(rows, std::max<int64_t>(16, kPanel / 2 / cols), 16);
+            k = Cut::even(depth, std::max<int64_t>(1024, divide_up(depth, 16)), 64);
+            return;
         }
+        // All columns, if B fits; rows so many that the tile of C stays in the cache until it is converted.
+        n = Cut::even(cols, cols * depth <= kPanel ? cols : std::max<int64_t>(256, kPanel / 2 / depth), 64);
+        m = Cut::even(rows, std::clamp<int64_t>((1 << 17) / n.tile, 16, depth < 1024 ? 128 : 256), 16);
+        if (m.count() < 8) n = Cut::even(cols, std::min<int64_t>(n.tile, 256), 64);
     }
+    bool is_split() const { return k.count() > 1; }
 };
 
-// An operand as the tiles read it: element (row, l) at data + row * row_stride + l * k_stride.
-struct View {
-    const std::byte* data = nullptr;
-    int64_t row_stride = 0, k_stride = 0;
-    size_t element = 0;
-    const void* at(int64_t row, int64_t l) const {
-        return data + static_cast<size_t>(row * row_stride + l * k_stride) * element;
-    }
+// A tile of an operand in the products' dtype: element (row, l) at data[row * row_stride + l * k_stride].
+struct Strides {
+    int64_t row = 0, k = 0;
 };
+
+void convert_some(const Tensor& from, int64_t at, int64_t count, DType dtype, bool round, std::byte* to) {
+    const size_t offset = static_cast<size_t>(at) * size_of(from.dtype);
+    convert({static_cast<std::byte*>(from.data) + offset, from.dtype, Device::cpu, {count}},
+            {to, dtype, Device::cpu, {count}}, round);
+}
 
 class Source {
   public:
@@ -66,7 +70,7 @@ class Source {
         : operand_(operand),
           dtype_(compute == DType::bf16 ? bf16_product_dtype() : DType::f32),
           round_(compute == DType::bf16) {
-        if (operand.quantized != nullptr) {
+        if (is_quantized()) {
             require(!operand.is_transposed, "matmul: {} is quantised and cannot be read transposed", name);
             rows_ = operand.quantized->rows;
             k_ = stored_k_ = operand.quantized->padded_cols;
@@ -83,83 +87,127 @@ class Source {
     int64_t k() const { return k_; }
     DType dtype() const { return dtype_; }
     bool is_quantized() const { return operand_.quantized != nullptr; }
-    bool is_transposed() const { return operand_.is_transposed; }
     // Columns that were padded on with zeros, and not rotated into others, need not be multiplied.
     void drop_padding() {
         if (is_quantized() && operand_.quantized->spec.rotation == Rotation::none)
             k_ = operand_.quantized->cols;
     }
-
-    // True if the tiles cannot read the operand where it is.
-    bool needs_copy() const {
-        if (is_quantized()) return true;
-        return operand_.plain.dtype != dtype_ || (round_ && dtype_ == DType::f32 && dtype_of() == DType::f32);
-    }
-    // Writes rows [begin, end) in the tiles' dtype, K-contiguous. Not for transposed operands.
-    void copy_rows(int64_t begin, int64_t end, void* to) const {
-        if (is_quantized()) {
-            const QuantizedMatrix& q = *operand_.quantized;
-            QuantizedMatrix some = q;
-            some.rows = end - begin;
-            some.codes = q.codes.slice(begin, end);
-            some.scales = q.scales.slice(begin, end);
-            some.mask = {};
-            Arena none(0);
-            Context context{none};
-            dequantize_operand(context, some, {to, dtype_, Device::cpu, {end - begin, stored_k_}});
-        } else {
-            const Tensor rows = operand_.plain.reshaped({rows_, stored_k_}).slice(begin, end);
-            convert(rows, {to, dtype_, Device::cpu, rows.shape}, round_);
-        }
-    }
-    // The whole operand, copied into the arena where that is needed.
-    View whole(Context& context) const {
-        if (!needs_copy()) return view(operand_.plain.data);
-        const Tensor copy = context.arena.allocate(dtype_, {rows_, stored_k_});
-        if (!context.planning()) {
-            if (is_quantized()) {
-                dequantize_operand(context, *operand_.quantized, copy);
-            } else {
-                convert(operand_.plain.reshaped(copy.shape), copy, round_);
-            }
-        }
-        return view(copy.data);
-    }
-    View view(const void* data) const {
-        const auto* bytes = static_cast<const std::byte*>(data);
-        if (is_transposed()) return {bytes, 1, rows_, size_of(dtype_)};
-        return {bytes, stored_k_, 1, size_of(dtype_)};
-    }
-    // In double: 4/3 has no exact FP32 form, and products of scales are rounded once. (A matrix that was
-    // quantised again has the product of 4/3 and of the first scale.)
+    // In double: 4/3 has no exact FP32 form, and products of scales are rounded once.
     double tensor_scale() const {
         if (!is_quantized()) return 1.0;
-        const double scale = *operand_.quantized->tensor_scale_ptr();
-        constexpr double kLost = (4.0 / 3.0) / static_cast<double>(4.0f / 3.0f);
-        return operand_.quantized->spec.scale == ScaleRule::three_quarters ? scale * kLost : scale;
+        if (operand_.quantized->spec.scale == ScaleRule::three_quarters) return 4.0 / 3.0;
+        return *operand_.quantized->tensor_scale_ptr();
     }
-    size_t row_bytes() const { return static_cast<size_t>(stored_k_) * size_of(dtype_); }
+
+    // Tiles are read in place where that is a contiguous piece of memory in the right dtype: the library is
+    // slow on others. Elsewhere each task copies its tile.
+    void cut(const Cut& rows, const Cut& k) {
+        const bool is_contiguous = operand_.is_transposed ? rows.count() == 1 : k.count() == 1;
+        in_place_ = is_contiguous && !needs_conversion();
+        tile_bytes_ = in_place_ ? 0 : static_cast<size_t>(rows.tile * padded(k.tile)) * size_of(dtype_);
+        // A cut row of a quantised matrix is gathered before it is decoded: at most 9 bits an element.
+        gather_bytes_ =
+            is_quantized() && k.count() > 1 ? static_cast<size_t>(rows.tile * padded(k.tile) * 5 / 8) : 0;
+    }
+    size_t tile_bytes() const { return tile_bytes_ + gather_bytes_; }
+    Strides strides(int64_t tile_rows, int64_t tile_k) const {
+        if (operand_.is_transposed) return {1, in_place_ ? rows_ : tile_rows};
+        return {in_place_ ? stored_k_ : padded(tile_k), 1};
+    }
+    const void* tile(int64_t row, int64_t rows, int64_t begin, int64_t k, std::byte* scratch) const {
+        if (in_place_) {
+            const int64_t at = operand_.is_transposed ? begin * rows_ + row : row * stored_k_ + begin;
+            return static_cast<const std::byte*>(operand_.plain.data) +
+                   static_cast<size_t>(at) * size_of(dtype_);
+        }
+        if (is_quantized()) {
+            decode(row, rows, begin, k, scratch);
+        } else if (operand_.is_transposed) {
+            for (int64_t l = 0; l < k; ++l) {
+                convert_some(operand_.plain, (begin + l) * rows_ + row, rows, dtype_, round_,
+                             scratch + static_cast<size_t>(l * rows) * size_of(dtype_));
+            }
+        } else {
+            for (int64_t i = 0; i < rows; ++i) {
+                convert_some(operand_.plain, (row + i) * stored_k_ + begin, k, dtype_, round_,
+                             scratch + static_cast<size_t>(i * k) * size_of(dtype_));
+            }
+        }
+        return scratch;
+    }
+
+    // The whole operand in the products' dtype, copied into the arena where that is needed.
+    const std::byte* whole(Context& context) const {
+        const std::byte* data = static_cast<const std::byte*>(operand_.plain.data);
+        if (!needs_conversion()) return data;
+        const Tensor copy = context.arena.allocate(dtype_, {rows_, stored_k_});
+        if (context.planning()) return nullptr;
+        if (is_quantized()) {
+            dequantize_operand(context, *operand_.quantized, copy);
+        } else {
+            convert(operand_.plain, copy.reshaped(operand_.plain.shape), round_);
+        }
+        return static_cast<const std::byte*>(copy.data);
+    }
+    Strides whole_strides() const {
+        return operand_.is_transposed ? Strides{1, rows_} : Strides{stored_k_, 1};
+    }
 
   private:
-    DType dtype_of() const { return operand_.plain.dtype; }
+    bool needs_conversion() const {
+        if (is_quantized() || operand_.plain.dtype != dtype_) return true;
+        return round_ && dtype_ == DType::f32;
+    }
+    int64_t padded(int64_t k) const {
+        return is_quantized() ? round_up(k, operand_.quantized->spec.block_size()) : k;
+    }
+    void decode(int64_t row, int64_t rows, int64_t begin, int64_t k, std::byte* to) const {
+        const QuantizedMatrix& q = *operand_.quantized;
+        const int64_t width = padded(k), block = q.spec.block_size();
+        QuantizedMatrix part = q;
+        part.rows = rows;
+        part.cols = part.padded_cols = width;
+        part.mask = {};
+        part.codes = q.codes.slice(row, row + rows);
+        part.scales = q.scales.slice(row, row + rows);
+        if (width != stored_k_) {
+            std::byte* gathered = to + tile_bytes_;
+            const auto gather = [&](Tensor& rows_of, int64_t per_byte) {
+                const int64_t count = width / per_byte, stride = stored_k_ / per_byte;
+                for (int64_t i = 0; i < rows; ++i) {
+                    std::memcpy(gathered + i * count, rows_of.as<uint8_t>() + i * stride + begin / per_byte,
+                                static_cast<size_t>(count));
+                }
+                rows_of = {gathered, DType::u8, Device::cpu, {rows, count}};
+                gathered += rows * count;
+            };
+            gather(part.codes, 2);
+            gather(part.scales, block);
+        }
+        Arena none(0);
+        Context context{none};
+        dequantize_operand(context, part, {to, dtype_, Device::cpu, {rows, width}});
+    }
 
     Operand operand_;
     DType dtype_;
     bool round_;
     int64_t rows_ = 0, k_ = 0, stored_k_ = 0;
+    bool in_place_ = false;
+    size_t tile_bytes_ = 0, gather_bytes_ = 0;
 };
 
 // The products of all tile shapes of one matmul: whole or tail, in each dimension.
 class TileProducts {
   public:
-    TileProducts(const Tiling& tiling, TileShape shape, bool pack) {
+    template <typename ShapeOf>
+    TileProducts(const Tiling& tiling, bool pack, ShapeOf&& shape_of) {
         for (int tail = 0; tail < 8; ++tail) {
             const auto size = [&](const Cut& cut, bool is_tail) {
                 return is_tail ? cut.size(cut.count() - 1) : cut.tile;
             };
-            shape.m = size(tiling.m, tail & 4);
-            shape.n = size(tiling.n, tail & 2);
-            shape.k = size(tiling.k, tail & 1);
+            const TileShape shape =
+                shape_of(size(tiling.m, tail & 4), size(tiling.n, tail & 2), size(tiling.k, tail & 1));
             if (!pack) {
                 products_[tail] = &TileProduct::get(shape);
             } else {  // tails of rows read the layout of whole tiles
@@ -218,43 +266,39 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
 
     const ArenaScope scope(context.arena);
     const Tiling tiling(rows, cols, depth);
-    const bool is_split = tiling.k.count() > 1;
-    // A tile of rows is converted where it is used, unless several tasks would do so again.
-    const bool copy_in_task = a.needs_copy() && !a.is_transposed() && !is_split;
-    const View whole_a = copy_in_task ? View{} : a.whole(context);
-    const View whole_b = b.whole(context);
-
-    // Where the sums go: into C as they are, or first into scratch (of the tile, or for each part of a split
-    // sum).
+    a.cut(tiling.m, tiling.k);
+    b.cut(tiling.n, tiling.k);
+    // Where the sums go: into C as they are; or first into scratch of the tile, or of each part of a cut sum.
     const bool has_factor = a.is_quantized() || b.is_quantized() || options.alpha != 1.0f ||
                             options.alpha_row != nullptr || options.alpha_col != nullptr;
-    const bool in_place = !is_split && !has_factor && (c.dtype == DType::f32 || a.dtype() == DType::bf16);
-    const Tensor parts = context.arena.allocate(DType::f32, {is_split ? tiling.k.count() : 0, rows, cols});
+    const bool in_place = !tiling.is_split() && tiling.n.count() == 1 && !has_factor &&
+                          (c.dtype == DType::f32 || a.dtype() == DType::bf16);
+    const Tensor parts =
+        context.arena.allocate(DType::f32, {tiling.is_split() ? tiling.k.count() : 0, rows, cols});
 
-    const View shape_a = copy_in_task ? a.view(nullptr) : whole_a;
-    TileShape shape;
-    shape.a_m = shape_a.row_stride;
-    shape.a_k = shape_a.k_stride;
-    shape.b_k = whole_b.k_stride;
-    shape.b_n = whole_b.row_stride;
-    shape.c_m = in_place || is_split ? cols : tiling.n.tile;
-    shape.operands = a.dtype();
-    shape.result = in_place ? c.dtype : DType::f32;
-    shape.accumulate = in_place && options.accumulate;
-    const bool pack = tiling.m.count() >= 4;
-    const TileProducts products(tiling, shape, pack);
-
-    const int64_t b_tiles = tiling.n.count() * tiling.k.count();
-    const Tensor packed = context.arena.allocate(DType::u8, {pack ? b_tiles : 0, products.packed_bytes()});
-    const auto packed_tile = [&](int64_t n, int64_t k) {
-        return static_cast<std::byte*>(packed.data) + (n * tiling.k.count() + k) * products.packed_bytes();
+    const bool pack = tiling.m.count() >= 4 && !tiling.is_split();  // B, once for all tiles of rows
+    const TileProducts products(tiling, pack, [&](int64_t m, int64_t n, int64_t k) {
+        const Strides stride_a = a.strides(m, k), stride_b = pack ? b.whole_strides() : b.strides(n, k);
+        TileShape shape{m, n, k, stride_a.row, stride_a.k, stride_b.k, stride_b.row, in_place ? cols : n};
+        if (tiling.is_split()) shape.c_m = cols;
+        shape.operands = a.dtype();
+        shape.result = in_place ? c.dtype : DType::f32;
+        shape.accumulate = in_place && options.accumulate;
+        return shape;
+    });
+    const Tensor packed =
+        context.arena.allocate(DType::u8, {pack ? tiling.n.count() : 0, products.packed_bytes()});
+    const auto packed_tile = [&](int64_t n) {
+        return static_cast<std::byte*>(packed.data) + n * products.packed_bytes();
     };
-    if (pack && !context.planning()) {
-        parallel_for(b_tiles, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t tile = begin; tile < end; ++tile) {
-                const int64_t n = tile / tiling.k.count(), k = tile % tiling.k.count();
-                products.at(false, tiling.n.is_tail(n), tiling.k.is_tail(k))
-                    .pack(whole_b.at(tiling.n.begin(n), tiling.k.begin(k)), packed_tile(n, k));
+    if (pack) {
+        const ArenaScope copy(context.arena);
+        const std::byte* whole = b.whole(context);
+        const size_t row_bytes = static_cast<size_t>(b.whole_strides().row) * size_of(b.dtype());
+        parallel_for(context.planning() ? 0 : tiling.n.count(), 1, [&](int64_t begin, int64_t end) {
+            for (int64_t n = begin; n < end; ++n) {
+                const std::byte* tile = whole + static_cast<size_t>(tiling.n.begin(n)) * row_bytes;
+                products.at(false, tiling.n.is_tail(n), false).pack(tile, packed_tile(n));
             }
         });
     }
@@ -271,38 +315,34 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
     const int64_t groups = tiling.m.count() * tiling.k.count() >= 32 ? 1 : tiling.n.count();
     ScratchLayout layout;
     const size_t product_at = layout.add(products.scratch_bytes());
-    const size_t sums_at = layout.add<float>(in_place || is_split ? 0 : tiling.m.tile * tiling.n.tile);
-    const size_t rows_at = layout.add(copy_in_task ? static_cast<size_t>(tiling.m.tile) * a.row_bytes() : 0);
+    const size_t sums_at =
+        layout.add<float>(in_place || tiling.is_split() ? 0 : tiling.m.tile * tiling.n.tile);
+    const size_t a_at = layout.add(a.tile_bytes()), b_at = layout.add(pack ? 0 : b.tile_bytes());
     const int64_t tasks = tiling.m.count() * tiling.k.count() * groups;
     parallel_tasks(context, tasks, layout.bytes(), [&](int64_t task, std::byte* scratch) {
         const int64_t group = task % groups, k = task / groups % tiling.k.count();
         const int64_t m = task / groups / tiling.k.count();
-        const int64_t row = tiling.m.begin(m), row_count = tiling.m.size(m), depth_begin = tiling.k.begin(k);
-        const void* tile_a = nullptr;
-        if (copy_in_task) {
-            a.copy_rows(row, row + row_count, scratch + rows_at);
-            tile_a = scratch + rows_at;
-        } else {
-            tile_a = whole_a.at(row, depth_begin);
-        }
+        const int64_t row = tiling.m.begin(m), row_count = tiling.m.size(m);
+        const int64_t depth_begin = tiling.k.begin(k), depth_count = tiling.k.size(k);
+        const void* tile_a = a.tile(row, row_count, depth_begin, depth_count, scratch + a_at);
         const int64_t n_begin = groups == 1 ? 0 : group, n_end = groups == 1 ? tiling.n.count() : group + 1;
         for (int64_t n = n_begin; n < n_end; ++n) {
             const int64_t col = tiling.n.begin(n), col_count = tiling.n.size(n);
             const TileProduct& product =
                 products.at(tiling.m.is_tail(m), tiling.n.is_tail(n), tiling.k.is_tail(k));
-            const void* tile_b = pack ? packed_tile(n, k) : whole_b.at(col, depth_begin);
+            const void* tile_b =
+                pack ? packed_tile(n) : b.tile(col, col_count, depth_begin, depth_count, scratch + b_at);
             std::byte* result = scratch + sums_at;
-            if (is_split) {
+            if (tiling.is_split()) {
                 result = reinterpret_cast<std::byte*>(parts.as<float>() + (k * rows + row) * cols + col);
             } else if (in_place) {
-                result = static_cast<std::byte*>(c.data) +
-                         static_cast<size_t>(row * cols + col) * size_of(c.dtype);
+                result = static_cast<std::byte*>(c.data) + static_cast<size_t>(row * cols) * size_of(c.dtype);
             }
             product.run(tile_a, tile_b, result, scratch + product_at);
-            if (in_place || is_split) continue;
+            if (in_place || tiling.is_split()) continue;
             for (int64_t i = 0; i < row_count; ++i) {
                 FinishRow how;
-                how.sums = reinterpret_cast<const float*>(result) + i * shape.c_m;
+                how.sums = reinterpret_cast<const float*>(result) + i * col_count;
                 how.factor = factor_of(row + i);
                 how.cols = options.alpha_col == nullptr ? nullptr : options.alpha_col + col;
                 how.accumulate = options.accumulate;
@@ -310,7 +350,7 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
             }
         }
     });
-    if (!is_split || context.planning()) return;
+    if (!tiling.is_split() || context.planning()) return;
     parallel_for(rows, 16, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             FinishRow how;

@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <unordered_map>
 
 namespace nibble {
 
@@ -162,12 +163,40 @@ void TileProduct::pack(const void* b, void* packed) const {
     impl_->packing.execute(stream(), from, to);
 }
 
+namespace {
+
+// The library's view of the four tensors of a call. Making one costs as much as a small product, so each
+// thread keeps one for each product.
+struct Call {
+    dnnl::memory a, b, c, scratch;
+    std::unordered_map<int, dnnl::memory> arguments;
+};
+
+void point(dnnl::memory& memory, const void* data) {
+    if (memory.get_data_handle() != data) memory.set_data_handle(const_cast<void*>(data));
+}
+
+}  // namespace
+
 void TileProduct::run(const void* a, const void* b, void* c, void* scratch) const {
     const OneThread one;
-    impl_->primitive.execute(stream(), {{DNNL_ARG_SRC, {impl_->a, engine(), const_cast<void*>(a)}},
-                                        {DNNL_ARG_WEIGHTS, {impl_->b, engine(), const_cast<void*>(b)}},
-                                        {DNNL_ARG_DST, {impl_->c, engine(), c}},
-                                        {DNNL_ARG_SCRATCHPAD, {impl_->scratch, engine(), scratch}}});
+    thread_local std::unordered_map<const TileProduct*, Call> calls;
+    Call& call = calls[this];
+    if (call.arguments.empty()) {
+        const auto view = [](const dnnl::memory::desc& desc, const void* data) {
+            return dnnl::memory(desc, engine(), const_cast<void*>(data));
+        };
+        call = {view(impl_->a, a), view(impl_->b, b), view(impl_->c, c), view(impl_->scratch, scratch), {}};
+        call.arguments = {{DNNL_ARG_SRC, call.a},
+                          {DNNL_ARG_WEIGHTS, call.b},
+                          {DNNL_ARG_DST, call.c},
+                          {DNNL_ARG_SCRATCHPAD, call.scratch}};
+    }
+    point(call.a, a);
+    point(call.b, b);
+    point(call.c, c);
+    point(call.scratch, scratch);
+    impl_->primitive.execute(stream(), call.arguments);
 }
 
 }  // namespace nibble

@@ -1,10 +1,11 @@
 // Causal attention over blocks of queries: the scores of one block, against all keys up to its last row, are
-// the most that exists at a time. Products run as tiles of the GEMM library; attention_rows.cpp does the
-// rest.
+// the most that exists at a time. Products run as tiles of the GEMM library, on dense copies of the heads;
+// attention_rows.cpp does what lies between them.
 #include "nn/attention.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "gemm/row_kernels.h"
@@ -19,12 +20,10 @@ namespace {
 
 constexpr int64_t kBlock = 128;  // queries
 
-// What forward and backward share: sizes, and where heads lie in the rows of qkv and out.
+// What forward and backward share: sizes, dtypes, and the products of each block.
 struct Layout {
     int64_t sequence, head_dim, sequences, blocks;
-    int heads, kv_heads, group;
-    int64_t qkv_width, out_width;
-    int64_t strip;  // row length of a block's scores
+    int64_t heads, kv_heads, group;
     float scale;
     bool is_bf16;
     DType operands;  // of the products
@@ -36,16 +35,14 @@ struct Layout {
                 "attention: {} query heads cannot share {} key heads of {} over sequences of {}", heads,
                 kv_heads, head_dim, sequence);
         group = heads / kv_heads;
-        qkv_width = (heads + 2 * int64_t{kv_heads}) * head_dim;
-        out_width = heads * head_dim;
         require(
-            qkv.cols() == qkv_width && out.cols() == out_width && qkv.rows() == out.rows() &&
-                qkv.rows() % sequence == 0 && logsumexp.count() == qkv.rows() * heads,
+            qkv.cols() == (heads + 2 * kv_heads) * head_dim && out.cols() == heads * head_dim &&
+                qkv.rows() == out.rows() && qkv.rows() % sequence == 0 &&
+                logsumexp.count() == qkv.rows() * heads,
             "attention: qkv {}, out {} and logsumexp {} do not fit {} and {} heads of {}, sequences of {}",
             qkv.shape.str(), out.shape.str(), logsumexp.shape.str(), heads, kv_heads, head_dim, sequence);
         sequences = qkv.rows() / sequence;
         blocks = (sequence + kBlock - 1) / kBlock;
-        strip = (sequence + 31) / 32 * 32;
         scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
         is_bf16 = qkv.dtype == DType::bf16;
         operands = is_bf16 ? bf16_product_dtype() : DType::f32;
@@ -54,123 +51,103 @@ struct Layout {
                                          : ProbabilityForm::rounded_f32;
     }
 
-    // On a CPU without BF16 products, heads are widened to F32 first.
-    bool widens() const { return is_bf16 && operands == DType::f32; }
     int64_t tasks() const { return sequences * kv_heads; }
     int64_t rows(int64_t block) const { return std::min(kBlock, sequence - block * kBlock); }
     int64_t keys(int64_t block) const { return block * kBlock + rows(block); }
-    // Strides of heads as the products read them.
-    int64_t qkv_stride() const { return widens() ? head_dim : qkv_width; }
-    int64_t out_stride() const { return widens() ? head_dim : out_width; }
     size_t operand_bytes(int64_t count) const { return static_cast<size_t>(count) * size_of(operands); }
-    size_t widened_bytes() const { return widens() ? operand_bytes(sequence * head_dim) : 0; }
+    ScoreBlock scores(int64_t block) const {
+        return {rows(block), block * kBlock + 1, keys(block), scale, form};
+    }
 };
 
-std::byte* element(const Tensor& t, int64_t row, int64_t col) {
-    return static_cast<std::byte*>(t.data) + static_cast<size_t>(row * t.cols() + col) * size_of(t.dtype);
+// Columns from `col` on of row `row` of a tensor.
+StridedRows rows_at(const Tensor& t, int64_t row, int64_t col) {
+    const size_t offset = static_cast<size_t>(row * t.cols() + col) * size_of(t.dtype);
+    return {static_cast<std::byte*>(t.data) + offset, t.cols(), t.dtype == DType::bf16};
 }
 
-// One head of one sequence, as the products read it.
-struct Head {
-    const std::byte* data;
-    int64_t stride;
-    size_t element;
-
-    Head(const Layout& l, const Tensor& t, int64_t row, int64_t col, std::byte* widened)
-        : data(nibble::element(t, row, col)),
-          stride(l.widens() ? l.head_dim : t.cols()),
-          element(size_of(l.operands)) {
-        if (!l.widens()) return;
-        for (int64_t i = 0; i < l.sequence; ++i) {
-            to_f32(reinterpret_cast<const Bf16*>(nibble::element(t, row + i, col)),
-                   reinterpret_cast<float*>(widened) + i * l.head_dim, l.head_dim);
+// Copies one head of one sequence, [sequence, head_dim], dense, in the products' dtype.
+void copy_head(const Layout& l, const Tensor& t, int64_t row, int64_t col, std::byte* to) {
+    for (int64_t i = 0; i < l.sequence; ++i) {
+        const void* from = rows_at(t, row + i, col).data;
+        std::byte* at = to + l.operand_bytes(i * l.head_dim);
+        if (t.dtype == l.operands) {
+            std::memcpy(at, from, l.operand_bytes(l.head_dim));
+        } else {
+            to_f32(static_cast<const Bf16*>(from), reinterpret_cast<float*>(at), l.head_dim);
         }
-        data = widened;
-    }
-    const void* at(int64_t row) const { return data + static_cast<size_t>(row * stride) * element; }
-};
-
-void store_row(const float* from, float factor, bool is_bf16, void* to, int64_t count) {
-    FinishRow row;
-    row.sums = from;
-    row.factor = factor;
-    if (is_bf16) {
-        finish_row(row, static_cast<Bf16*>(to), count);
-    } else {
-        finish_row(row, static_cast<float*>(to), count);
     }
 }
 
 TileShape tile(const Layout& l, int64_t m, int64_t n, int64_t k) {
     TileShape shape;
     shape.m = m;
-    shape.n = n;
+    shape.n = shape.c_m = n;
     shape.k = k;
     shape.operands = l.operands;
     return shape;
 }
 
-// [rows, keys] = a[rows, head_dim] · b[keys, head_dim]ᵀ
-const TileProduct& scores_product(const Layout& l, int64_t block, int64_t a_stride) {
-    TileShape shape = tile(l, l.rows(block), l.keys(block), l.head_dim);
-    shape.a_m = a_stride;
-    shape.a_k = shape.b_k = 1;
-    shape.b_n = l.qkv_stride();
-    shape.c_m = l.strip;
-    return TileProduct::get(shape);
-}
-
-// [rows, head_dim] = p[rows, keys] · b[keys, head_dim]
-const TileProduct& values_product(const Layout& l, int64_t block) {
-    TileShape shape = tile(l, l.rows(block), l.head_dim, l.keys(block));
-    shape.a_m = l.strip;
-    shape.a_k = shape.b_n = 1;
-    shape.b_k = l.qkv_stride();
-    shape.c_m = l.head_dim;
-    return TileProduct::get(shape);
-}
-
-// [head_dim, keys] += a[rows, head_dim]ᵀ · p[rows, keys]: gradients of keys and values, transposed, because a
-// narrow A is cheaper to transpose than a wide one.
-const TileProduct& keys_product(const Layout& l, int64_t block, int64_t a_stride) {
-    TileShape shape = tile(l, l.head_dim, l.keys(block), l.rows(block));
-    shape.a_m = shape.b_n = 1;
-    shape.a_k = a_stride;
-    shape.b_k = shape.c_m = l.strip;
-    shape.accumulate = true;
-    return TileProduct::get(shape);
-}
-
+// The products of one block, over dense operands.
 struct BlockProducts {
-    const TileProduct *scores, *values;                               // forward and backward
-    const TileProduct *value_scores, *key_gradient, *value_gradient;  // backward
+    const TileProduct* scores;  // [rows, keys] = a[rows, head_dim] · b[keys, head_dim]ᵀ
+    const TileProduct* values;  // [rows, head_dim] = p[rows, keys] · b[keys, head_dim]
+    const TileProduct* gradient;  // [head_dim, keys] = a[rows, head_dim]ᵀ · p[rows, keys]: of keys or values,
+                                  // transposed, because a narrow A is cheaper to transpose than a wide one
+
+    BlockProducts(const Layout& l, int64_t block, bool backward) {
+        TileShape shape = tile(l, l.rows(block), l.keys(block), l.head_dim);
+        shape.a_m = shape.b_n = l.head_dim;
+        shape.a_k = shape.b_k = 1;
+        scores = &TileProduct::get(shape);
+        shape = tile(l, l.rows(block), l.head_dim, l.keys(block));
+        shape.a_m = l.keys(block);
+        shape.b_k = l.head_dim;
+        shape.a_k = shape.b_n = 1;
+        values = &TileProduct::get(shape);
+        shape = tile(l, l.head_dim, l.keys(block), l.rows(block));
+        shape.a_k = l.head_dim;
+        shape.b_k = l.keys(block);
+        shape.a_m = shape.b_n = 1;
+        gradient = backward ? &TileProduct::get(shape) : scores;
+    }
+    size_t scratch_bytes() const {
+        return std::max({scores->scratch_bytes(), values->scratch_bytes(), gradient->scratch_bytes()});
+    }
 };
 
-std::vector<BlockProducts> products_of(const Layout& l, bool backward) {
-    std::vector<BlockProducts> products;
-    for (int64_t block = 0; block < l.blocks; ++block) {
-        BlockProducts p{&scores_product(l, block, l.qkv_stride()), &values_product(l, block), nullptr,
-                        nullptr, nullptr};
-        if (backward) {
-            p.value_scores = &scores_product(l, block, l.out_stride());
-            p.key_gradient = &keys_product(l, block, l.qkv_stride());
-            p.value_gradient = &keys_product(l, block, l.out_stride());
-        }
-        products.push_back(p);
-    }
-    return products;
-}
+struct Products {
+    std::vector<BlockProducts> blocks;
+    size_t scratch_bytes = 0;
 
-size_t product_scratch(const std::vector<BlockProducts>& products) {
-    size_t bytes = 0;
-    for (const BlockProducts& p : products) {
-        for (const TileProduct* one :
-             {p.scores, p.values, p.value_scores, p.key_gradient, p.value_gradient}) {
-            if (one != nullptr) bytes = std::max(bytes, one->scratch_bytes());
+    Products(const Layout& l, bool backward) {
+        for (int64_t block = 0; block < l.blocks; ++block) {
+            blocks.emplace_back(l, block, backward);
+            scratch_bytes = std::max(scratch_bytes, blocks.back().scratch_bytes());
         }
     }
-    return bytes;
-}
+};
+
+// Sums [head_dim, sequence] of products [head_dim, keys], the last block's first: its keys are all there are.
+class TransposedSum {
+  public:
+    TransposedSum(const Layout& l, float* sum, float* part) : l_(l), sum_(sum), part_(part) {}
+    void add(const TileProduct& product, int64_t keys, const void* a, const void* p, void* scratch) {
+        product.run(a, p, is_empty_ ? sum_ : part_, scratch);
+        for (int64_t d = 0; d < l_.head_dim && !is_empty_; ++d) {
+            FinishRow row;
+            row.sums = part_ + d * keys;
+            row.accumulate = true;
+            finish_row(row, sum_ + d * l_.sequence, keys);
+        }
+        is_empty_ = false;
+    }
+
+  private:
+    const Layout& l_;
+    float *sum_, *part_;
+    bool is_empty_ = true;
+};
 
 }  // namespace
 
@@ -178,39 +155,37 @@ void attention_forward(Context& context, const AttentionShape& shape, const Tens
                        const Tensor& logsumexp) {
     require_activations({&qkv, &out}, "attention_forward");
     const Layout l(shape, qkv, out, logsumexp);
-    const auto products = products_of(l, false);
-    ScratchLayout scratch_layout;
-    const size_t product_at = scratch_layout.add(product_scratch(products));
-    const size_t scores_at = scratch_layout.add<float>(kBlock * l.strip);
-    const size_t p_at = scratch_layout.add(l.operand_bytes(kBlock * l.strip));
-    const size_t sum_at = scratch_layout.add<float>(kBlock * l.head_dim);
-    const size_t q_at = scratch_layout.add(l.widened_bytes());
-    const size_t k_at = scratch_layout.add(l.widened_bytes());
-    const size_t v_at = scratch_layout.add(l.widened_bytes());
-    parallel_tasks(context, l.tasks(), scratch_layout.bytes(), [&](int64_t task, std::byte* scratch) {
+    const Products products(l, false);
+    const int64_t score_count = kBlock * l.sequence + kVectorSlack, head_count = l.sequence * l.head_dim;
+    ScratchLayout layout;
+    const size_t product_at = layout.add(products.scratch_bytes);
+    const size_t scores_at = layout.add<float>(score_count);
+    const size_t p_at = layout.add(l.operand_bytes(score_count));
+    const size_t sums_at = layout.add<float>(kBlock * l.head_dim);
+    const size_t q_at = layout.add(l.operand_bytes(head_count)),
+                 k_at = layout.add(l.operand_bytes(head_count));
+    const size_t v_at = layout.add(l.operand_bytes(head_count));
+    parallel_tasks(context, l.tasks(), layout.bytes(), [&](int64_t task, std::byte* scratch) {
         const int64_t first = task / l.kv_heads * l.sequence, kv = task % l.kv_heads;
         auto* scores = reinterpret_cast<float*>(scratch + scores_at);
-        auto* sums = reinterpret_cast<float*>(scratch + sum_at);
-        const Head k(l, qkv, first, (l.heads + kv) * l.head_dim, scratch + k_at);
-        const Head v(l, qkv, first, (l.heads + l.kv_heads + kv) * l.head_dim, scratch + v_at);
+        auto* sums = reinterpret_cast<float*>(scratch + sums_at);
+        void* run_scratch = scratch + product_at;
+        copy_head(l, qkv, first, (l.heads + kv) * l.head_dim, scratch + k_at);
+        copy_head(l, qkv, first, (l.heads + l.kv_heads + kv) * l.head_dim, scratch + v_at);
         for (int64_t h = kv * l.group; h < (kv + 1) * l.group; ++h) {
-            const Head q(l, qkv, first, h * l.head_dim, scratch + q_at);
+            copy_head(l, qkv, first, h * l.head_dim, scratch + q_at);
             for (int64_t block = 0; block < l.blocks; ++block) {
-                const int64_t begin = block * kBlock;
-                products[block].scores->run(q.at(begin), k.data, scores, scratch + product_at);
-                SoftmaxRow softmax[kBlock];
+                const int64_t begin = block * kBlock, row = first + begin;
+                const std::byte* q = scratch + q_at + l.operand_bytes(begin * l.head_dim);
+                float max[kBlock], sum[kBlock];
+                products.blocks[block].scores->run(q, scratch + k_at, scores, run_scratch);
+                softmax_block(l.scores(block), scores, scratch + p_at, max, sum);
+                products.blocks[block].values->run(scratch + p_at, scratch + v_at, sums, run_scratch);
                 for (int64_t i = 0; i < l.rows(block); ++i) {
-                    softmax[i] = softmax_row(scores + i * l.strip, begin + i + 1, l.keys(block), l.scale,
-                                             l.form, scratch + p_at + l.operand_bytes(i * l.strip));
+                    logsumexp.as<float>()[(row + i) * l.heads + h] = max[i] * l.scale + std::log(sum[i]);
+                    sum[i] = 1.0f / sum[i];
                 }
-                products[block].values->run(scratch + p_at, v.data, sums, scratch + product_at);
-                for (int64_t i = 0; i < l.rows(block); ++i) {
-                    const int64_t row = first + begin + i;
-                    logsumexp.as<float>()[row * l.heads + h] =
-                        softmax[i].max * l.scale + std::log(softmax[i].sum);
-                    store_row(sums + i * l.head_dim, 1.0f / softmax[i].sum, l.is_bf16,
-                              element(out, row, h * l.head_dim), l.head_dim);
-                }
+                scale_rows(sums, sum, l.rows(block), l.head_dim, rows_at(out, row, h * l.head_dim));
             }
         }
     });
@@ -224,62 +199,51 @@ void attention_backward(Context& context, const AttentionShape& shape, const Ten
                 dqkv.cols() == qkv.cols(),
             "attention_backward: dout {} and dqkv {} do not fit out {} and qkv {}", dout.shape.str(),
             dqkv.shape.str(), out.shape.str(), qkv.shape.str());
-    const auto products = products_of(l, true);
-    ScratchLayout scratch_layout;
-    const size_t product_at = scratch_layout.add(product_scratch(products));
-    const size_t scores_at = scratch_layout.add<float>(kBlock * l.strip);
-    const size_t dp_at = scratch_layout.add<float>(kBlock * l.strip);
-    const size_t p_at = scratch_layout.add(l.operand_bytes(kBlock * l.strip));
-    const size_t ds_at = scratch_layout.add(l.operand_bytes(kBlock * l.strip));
-    const size_t dq_at = scratch_layout.add<float>(kBlock * l.head_dim);
-    const size_t dk_at = scratch_layout.add<float>(l.head_dim * l.strip);
-    const size_t dv_at = scratch_layout.add<float>(l.head_dim * l.strip);
-    const size_t q_at = scratch_layout.add(l.widened_bytes());
-    const size_t k_at = scratch_layout.add(l.widened_bytes());
-    const size_t v_at = scratch_layout.add(l.widened_bytes());
-    const size_t dout_at = scratch_layout.add(l.widened_bytes());
-    parallel_tasks(context, l.tasks(), scratch_layout.bytes(), [&](int64_t task, std::byte* scratch) {
+    const Products products(l, true);
+    const int64_t score_count = kBlock * l.sequence + kVectorSlack, head_count = l.sequence * l.head_dim;
+    ScratchLayout layout;
+    const size_t product_at = layout.add(products.scratch_bytes);
+    const size_t scores_at = layout.add<float>(score_count), dp_at = layout.add<float>(score_count);
+    const size_t p_at = layout.add(l.operand_bytes(score_count)),
+                 ds_at = layout.add(l.operand_bytes(score_count));
+    const size_t dq_at = layout.add<float>(kBlock * l.head_dim), part_at = layout.add<float>(head_count);
+    const size_t dk_at = layout.add<float>(head_count), dv_at = layout.add<float>(head_count);
+    const size_t q_at = layout.add(l.operand_bytes(head_count)),
+                 k_at = layout.add(l.operand_bytes(head_count));
+    const size_t v_at = layout.add(l.operand_bytes(head_count)),
+                 dout_at = layout.add(l.operand_bytes(head_count));
+    parallel_tasks(context, l.tasks(), layout.bytes(), [&](int64_t task, std::byte* scratch) {
         const int64_t first = task / l.kv_heads * l.sequence, kv = task % l.kv_heads;
         const int64_t k_col = (l.heads + kv) * l.head_dim, v_col = k_col + l.kv_heads * l.head_dim;
-        auto* scores = reinterpret_cast<float*>(scratch + scores_at);
-        auto* dp = reinterpret_cast<float*>(scratch + dp_at);
-        auto* dq = reinterpret_cast<float*>(scratch + dq_at);
-        auto* dk = reinterpret_cast<float*>(scratch + dk_at);
-        auto* dv = reinterpret_cast<float*>(scratch + dv_at);
+        const auto floats = [&](size_t at) { return reinterpret_cast<float*>(scratch + at); };
         void* run_scratch = scratch + product_at;
-        const Head k(l, qkv, first, k_col, scratch + k_at), v(l, qkv, first, v_col, scratch + v_at);
-        std::fill_n(dk, l.head_dim * l.strip, 0.0f);
-        std::fill_n(dv, l.head_dim * l.strip, 0.0f);
+        copy_head(l, qkv, first, k_col, scratch + k_at);
+        copy_head(l, qkv, first, v_col, scratch + v_at);
+        TransposedSum dk(l, floats(dk_at), floats(part_at)), dv(l, floats(dv_at), floats(part_at));
         for (int64_t h = kv * l.group; h < (kv + 1) * l.group; ++h) {
             const int64_t col = h * l.head_dim;
-            const Head q(l, qkv, first, col, scratch + q_at), d(l, dout, first, col, scratch + dout_at);
-            for (int64_t block = 0; block < l.blocks; ++block) {
-                const int64_t begin = block * kBlock;
-                const BlockProducts& p = products[block];
-                p.scores->run(q.at(begin), k.data, scores, run_scratch);
-                p.value_scores->run(d.at(begin), v.data, dp, run_scratch);
-                for (int64_t i = 0; i < l.rows(block); ++i) {
-                    const int64_t row = first + begin + i;
-                    const float delta =
-                        dot_row(element(dout, row, col), element(out, row, col), l.is_bf16, l.head_dim);
-                    softmax_backward_row(scores + i * l.strip, dp + i * l.strip, begin + i + 1, l.keys(block),
-                                         l.scale, logsumexp.as<float>()[row * l.heads + h], delta, l.form,
-                                         scratch + p_at + l.operand_bytes(i * l.strip),
-                                         scratch + ds_at + l.operand_bytes(i * l.strip));
-                }
-                p.values->run(scratch + ds_at, k.data, dq, run_scratch);
-                p.key_gradient->run(q.at(begin), scratch + ds_at, dk, run_scratch);
-                p.value_gradient->run(d.at(begin), scratch + p_at, dv, run_scratch);
-                for (int64_t i = 0; i < l.rows(block); ++i) {
-                    store_row(dq + i * l.head_dim, 1.0f, l.is_bf16, element(dqkv, first + begin + i, col),
-                              l.head_dim);
-                }
+            copy_head(l, qkv, first, col, scratch + q_at);
+            copy_head(l, dout, first, col, scratch + dout_at);
+            for (int64_t block = l.blocks - 1; block >= 0; --block) {
+                const int64_t begin = block * kBlock, row = first + begin, rows = l.rows(block);
+                const BlockProducts& product = products.blocks[block];
+                const std::byte* q = scratch + q_at + l.operand_bytes(begin * l.head_dim);
+                const std::byte* d = scratch + dout_at + l.operand_bytes(begin * l.head_dim);
+                float delta[kBlock], lse[kBlock];
+                dot_rows(rows_at(dout, row, col), rows_at(out, row, col), rows, l.head_dim, delta);
+                for (int64_t i = 0; i < rows; ++i) lse[i] = logsumexp.as<float>()[(row + i) * l.heads + h];
+                product.scores->run(q, scratch + k_at, floats(scores_at), run_scratch);
+                product.scores->run(d, scratch + v_at, floats(dp_at), run_scratch);
+                softmax_backward_block(l.scores(block), floats(scores_at), floats(dp_at), lse, delta,
+                                       scratch + p_at, scratch + ds_at);
+                product.values->run(scratch + ds_at, scratch + k_at, floats(dq_at), run_scratch);
+                scale_rows(floats(dq_at), nullptr, rows, l.head_dim, rows_at(dqkv, row, col));
+                dk.add(*product.gradient, l.keys(block), q, scratch + ds_at, run_scratch);
+                dv.add(*product.gradient, l.keys(block), d, scratch + p_at, run_scratch);
             }
         }
-        store_transposed(dk, l.strip, l.sequence, l.head_dim, l.is_bf16, element(dqkv, first, k_col),
-                         l.qkv_width);
-        store_transposed(dv, l.strip, l.sequence, l.head_dim, l.is_bf16, element(dqkv, first, v_col),
-                         l.qkv_width);
+        transpose_rows(floats(dk_at), l.sequence, l.head_dim, rows_at(dqkv, first, k_col));
+        transpose_rows(floats(dv_at), l.sequence, l.head_dim, rows_at(dqkv, first, v_col));
     });
 }
 

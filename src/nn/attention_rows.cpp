@@ -21,98 +21,158 @@ struct Form {
     }
 };
 
-template <typename Visitor>
-HWY_INLINE void with_form(ProbabilityForm form, Visitor&& visitor) {
-    switch (form) {
-        case ProbabilityForm::f32:
-            return visitor(Form<float, false>());
-        case ProbabilityForm::bf16:
-            return visitor(Form<Bf16, false>());
-        case ProbabilityForm::rounded_f32:
-            return visitor(Form<float, true>());
+// Whole vectors that cover `valid` elements, then zeros up to `width`: step(j, mask) gets a mask of the lanes
+// that count. Stores may reach beyond the row: rows are written in ascending order.
+template <typename Step, typename Clear>
+HWY_INLINE void cover_row(int64_t valid, int64_t width, Step&& step, Clear&& clear) {
+    const auto lanes = static_cast<int64_t>(hn::Lanes(kF32));
+    int64_t j = 0;
+    for (; j + lanes <= valid; j += lanes) step(j, AllLanes());
+    if (j < valid) {
+        step(j, SomeLanes{static_cast<size_t>(valid - j)});
+        j += lanes;
     }
-}
-
-template <typename Element>
-HWY_INLINE void clear(Element* p, int64_t begin, int64_t end) {
-    if (begin < end)
-        std::memset(static_cast<void*>(p + begin), 0, static_cast<size_t>(end - begin) * sizeof(Element));
+    for (; j < width; j += lanes) clear(j);
 }
 
 float largest(const float* values, int64_t count) {
-    V most = constant(-std::numeric_limits<float>::infinity());
-    each_vector(count, [&](int64_t j, auto lanes) HWY_ATTR {
-        most = hn::Max(most, load(values + j, lanes, -std::numeric_limits<float>::infinity()));
-    });
+    const auto lanes = static_cast<int64_t>(hn::Lanes(kF32));
+    const V lowest = constant(-std::numeric_limits<float>::infinity());
+    V most = lowest;
+    int64_t j = 0;
+    for (; j + lanes <= count; j += lanes) most = hn::Max(most, load(values + j));
+    const auto rest = hn::FirstN(kF32, static_cast<size_t>(count - j));
+    most = hn::Max(most, hn::IfThenElse(rest, load(values + j), lowest));
     return hn::GetLane(hn::MaxOfLanes(kF32, most));
 }
 
-SoftmaxRow softmax(const float* scores, int64_t valid, int64_t width, float scale, ProbabilityForm form,
-                   void* p) {
-    const float max = largest(scores, valid);
-    V sum = constant(0.0f);
-    with_form(form, [&](auto f) HWY_ATTR {
-        auto* to = static_cast<typename decltype(f)::Element*>(p);
-        const V factor = constant(scale), shift = constant(max * scale);
-        each_vector(valid, [&](int64_t j, auto lanes) HWY_ATTR {
-            const V e = exp(hn::MulSub(load(scores + j, lanes), factor, shift));
-            store(f.round(e), to + j, lanes);
-            sum = hn::Add(sum, only(e, lanes));
-        });
-        clear(to, valid, width);
-    });
-    return {max, hn::GetLane(hn::SumOfLanes(kF32, sum))};
+template <typename Form>
+void softmax_as(const ScoreBlock& block, const float* scores, void* p, float* max, float* sum) {
+    using Element = typename Form::Element;
+    const V factor = constant(block.scale), zero = constant(0.0f);
+    for (int64_t i = 0; i < block.rows; ++i) {
+        const int64_t valid = block.first_valid + i;
+        const float* row = scores + i * block.width;
+        Element* to = static_cast<Element*>(p) + i * block.width;
+        max[i] = largest(row, valid);
+        const V shift = constant(max[i] * block.scale);
+        V total = zero;
+        cover_row(
+            valid, block.width,
+            [&](int64_t j, auto lanes) HWY_ATTR {
+                const V e = only(exp(hn::MulSub(load(row + j), factor, shift)), lanes);
+                store_product(Form::round(e), to + j);
+                total = hn::Add(total, e);
+            },
+            [&](int64_t j) HWY_ATTR { store(zero, to + j); });
+        sum[i] = hn::GetLane(hn::SumOfLanes(kF32, total));
+    }
+}
+void softmax(const ScoreBlock& block, const float* scores, void* p, float* max, float* sum) {
+    switch (block.form) {
+        case ProbabilityForm::f32:
+            return softmax_as<Form<float, false>>(block, scores, p, max, sum);
+        case ProbabilityForm::bf16:
+            return softmax_as<Form<Bf16, false>>(block, scores, p, max, sum);
+        case ProbabilityForm::rounded_f32:
+            return softmax_as<Form<float, true>>(block, scores, p, max, sum);
+    }
 }
 
-void softmax_backward(const float* scores, const float* dp, int64_t valid, int64_t width, float scale,
-                      float logsumexp, float delta, ProbabilityForm form, void* p, void* ds) {
-    with_form(form, [&](auto f) HWY_ATTR {
-        using Element = typename decltype(f)::Element;
-        auto* to_p = static_cast<Element*>(p);
-        auto* to_ds = static_cast<Element*>(ds);
-        const V factor = constant(scale), shift = constant(logsumexp), middle = constant(delta);
-        each_vector(valid, [&](int64_t j, auto lanes) HWY_ATTR {
-            const V e = exp(hn::MulSub(load(scores + j, lanes), factor, shift));
-            const V d = hn::Mul(hn::Mul(e, factor), hn::Sub(load(dp + j, lanes), middle));
-            store(f.round(e), to_p + j, lanes);
-            store(f.round(d), to_ds + j, lanes);
-        });
-        clear(to_p, valid, width);
-        clear(to_ds, valid, width);
-    });
-}
-
-template <typename Element>
-float dot_of(const Element* a, const Element* b, int64_t count) {
-    V sum = constant(0.0f);
-    each_vector(count, [&](int64_t i, auto lanes)
-                           HWY_ATTR { sum = hn::MulAdd(load(a + i, lanes), load(b + i, lanes), sum); });
-    return hn::GetLane(hn::SumOfLanes(kF32, sum));
-}
-float dot(const void* a, const void* b, bool is_bf16, int64_t count) {
-    return is_bf16 ? dot_of(static_cast<const Bf16*>(a), static_cast<const Bf16*>(b), count)
-                   : dot_of(static_cast<const float*>(a), static_cast<const float*>(b), count);
-}
-
-template <typename Element>
-void transpose_into(const float* from, int64_t from_stride, int64_t rows, int64_t cols, Element* to,
-                    int64_t to_stride) {
-    // Columns of `from` are gathered in blocks that stay in the first-level cache.
-    HWY_ALIGN float row[256];
-    for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t j = 0; j < cols; j += 256) {
-            const int64_t count = std::min<int64_t>(256, cols - j);
-            for (int64_t l = 0; l < count; ++l) row[l] = from[(j + l) * from_stride + i];
-            each_vector(count, [&](int64_t l, auto lanes) HWY_ATTR {
-                store(load(row + l, lanes), to + i * to_stride + j + l, lanes);
+template <typename Form>
+void softmax_backward_as(const ScoreBlock& block, const float* scores, const float* dp,
+                         const float* logsumexp, const float* delta, void* p, void* ds) {
+    using Element = typename Form::Element;
+    const V factor = constant(block.scale), zero = constant(0.0f);
+    for (int64_t i = 0; i < block.rows; ++i) {
+        const int64_t at = i * block.width;
+        Element* to_p = static_cast<Element*>(p) + at;
+        Element* to_ds = static_cast<Element*>(ds) + at;
+        const V shift = constant(logsumexp[i]), middle = constant(delta[i]);
+        cover_row(
+            block.first_valid + i, block.width,
+            [&](int64_t j, auto lanes) HWY_ATTR {
+                const V e = only(exp(hn::MulSub(load(scores + at + j), factor, shift)), lanes);
+                const V slope = only(hn::Sub(load(dp + at + j), middle), lanes);
+                store_product(Form::round(e), to_p + j);
+                store_product(Form::round(hn::Mul(hn::Mul(e, factor), slope)), to_ds + j);
+            },
+            [&](int64_t j) HWY_ATTR {
+                store(zero, to_p + j);
+                store(zero, to_ds + j);
             });
+    }
+}
+void softmax_backward(const ScoreBlock& block, const float* scores, const float* dp, const float* logsumexp,
+                      const float* delta, void* p, void* ds) {
+    const auto as = [&](auto form) {
+        softmax_backward_as<decltype(form)>(block, scores, dp, logsumexp, delta, p, ds);
+    };
+    switch (block.form) {
+        case ProbabilityForm::f32:
+            return as(Form<float, false>());
+        case ProbabilityForm::bf16:
+            return as(Form<Bf16, false>());
+        case ProbabilityForm::rounded_f32:
+            return as(Form<float, true>());
+    }
+}
+
+template <typename Element>
+void dot_rows_as(const StridedRows& a, const StridedRows& b, int64_t rows, int64_t cols, float* sums) {
+    for (int64_t i = 0; i < rows; ++i) {
+        const Element* x = static_cast<const Element*>(a.data) + i * a.stride;
+        const Element* y = static_cast<const Element*>(b.data) + i * b.stride;
+        V sum = constant(0.0f);
+        each_vector(cols, [&](int64_t j, auto lanes)
+                              HWY_ATTR { sum = hn::MulAdd(load(x + j, lanes), load(y + j, lanes), sum); });
+        sums[i] = hn::GetLane(hn::SumOfLanes(kF32, sum));
+    }
+}
+void dots(const StridedRows& a, const StridedRows& b, int64_t rows, int64_t cols, float* sums) {
+    a.is_bf16 ? dot_rows_as<Bf16>(a, b, rows, cols, sums) : dot_rows_as<float>(a, b, rows, cols, sums);
+}
+
+template <typename Element>
+void scale_rows_as(const float* from, const float* factor, int64_t rows, int64_t cols,
+                   const StridedRows& to) {
+    for (int64_t i = 0; i < rows; ++i) {
+        const V f = constant(factor == nullptr ? 1.0f : factor[i]);
+        Element* row = static_cast<Element*>(to.data) + i * to.stride;
+        each_vector(cols, [&](int64_t j, auto lanes) HWY_ATTR {
+            store(hn::Mul(load(from + i * cols + j, lanes), f), row + j, lanes);
+        });
+    }
+}
+void scale(const float* from, const float* factor, int64_t rows, int64_t cols, const StridedRows& to) {
+    to.is_bf16 ? scale_rows_as<Bf16>(from, factor, rows, cols, to)
+               : scale_rows_as<float>(from, factor, rows, cols, to);
+}
+
+template <typename Element>
+void transpose_as(const float* from, int64_t rows, int64_t cols, const StridedRows& to) {
+    // A few rows at a time: each line of `from` is read once.
+    constexpr int64_t kRows = 16, kCols = 64;
+    HWY_ALIGN float tile[kRows * kCols];
+    for (int64_t i = 0; i < rows; i += kRows) {
+        const int64_t height = std::min(kRows, rows - i);
+        for (int64_t j = 0; j < cols; j += kCols) {
+            const int64_t width = std::min(kCols, cols - j);
+            for (int64_t l = 0; l < width; ++l) {
+                const float* column = from + (j + l) * rows + i;
+                for (int64_t r = 0; r < height; ++r) tile[r * kCols + l] = column[r];
+            }
+            for (int64_t r = 0; r < height; ++r) {
+                Element* row = static_cast<Element*>(to.data) + (i + r) * to.stride + j;
+                each_vector(width, [&](int64_t l, auto lanes) HWY_ATTR {
+                    store(load(tile + r * kCols + l, lanes), row + l, lanes);
+                });
+            }
         }
     }
 }
-void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t cols, bool is_bf16, void* to,
-               int64_t to_stride) {
-    is_bf16 ? transpose_into(from, from_stride, rows, cols, static_cast<Bf16*>(to), to_stride)
-            : transpose_into(from, from_stride, rows, cols, static_cast<float*>(to), to_stride);
+void transpose(const float* from, int64_t rows, int64_t cols, const StridedRows& to) {
+    to.is_bf16 ? transpose_as<Bf16>(from, rows, cols, to) : transpose_as<float>(from, rows, cols, to);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -124,23 +184,25 @@ namespace nibble {
 
 HWY_EXPORT(softmax);
 HWY_EXPORT(softmax_backward);
-HWY_EXPORT(dot);
+HWY_EXPORT(dots);
+HWY_EXPORT(scale);
 HWY_EXPORT(transpose);
 
-SoftmaxRow softmax_row(const float* scores, int64_t valid, int64_t width, float scale, ProbabilityForm form,
-                       void* p) {
-    return HWY_DYNAMIC_DISPATCH(softmax)(scores, valid, width, scale, form, p);
+void softmax_block(const ScoreBlock& block, const float* scores, void* p, float* max, float* sum) {
+    HWY_DYNAMIC_DISPATCH(softmax)(block, scores, p, max, sum);
 }
-void softmax_backward_row(const float* scores, const float* dp, int64_t valid, int64_t width, float scale,
-                          float logsumexp, float delta, ProbabilityForm form, void* p, void* ds) {
-    HWY_DYNAMIC_DISPATCH(softmax_backward)(scores, dp, valid, width, scale, logsumexp, delta, form, p, ds);
+void softmax_backward_block(const ScoreBlock& block, const float* scores, const float* dp,
+                            const float* logsumexp, const float* delta, void* p, void* ds) {
+    HWY_DYNAMIC_DISPATCH(softmax_backward)(block, scores, dp, logsumexp, delta, p, ds);
 }
-float dot_row(const void* a, const void* b, bool is_bf16, int64_t count) {
-    return HWY_DYNAMIC_DISPATCH(dot)(a, b, is_bf16, count);
+void dot_rows(const StridedRows& a, const StridedRows& b, int64_t rows, int64_t cols, float* sums) {
+    HWY_DYNAMIC_DISPATCH(dots)(a, b, rows, cols, sums);
 }
-void store_transposed(const float* from, int64_t from_stride, int64_t rows, int64_t cols, bool is_bf16,
-                      void* to, int64_t to_stride) {
-    HWY_DYNAMIC_DISPATCH(transpose)(from, from_stride, rows, cols, is_bf16, to, to_stride);
+void scale_rows(const float* from, const float* factor, int64_t rows, int64_t cols, const StridedRows& to) {
+    HWY_DYNAMIC_DISPATCH(scale)(from, factor, rows, cols, to);
+}
+void transpose_rows(const float* from, int64_t rows, int64_t cols, const StridedRows& to) {
+    HWY_DYNAMIC_DISPATCH(transpose)(from, rows, cols, to);
 }
 
 }  // namespace nibble

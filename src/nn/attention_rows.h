@@ -1,4 +1,4 @@
-// Vector loops of attention: what happens between its products, one row of scores at a time.
+// Vector loops of attention: what happens between its products, a block of rows at a time.
 #pragma once
 
 #include "core/core.h"
@@ -8,22 +8,37 @@ namespace nibble {
 // Probabilities are operands of products: F32, BF16, or F32 rounded to BF16 (a CPU without BF16 products).
 enum class ProbabilityForm : uint8_t { f32, bf16, rounded_f32 };
 
-// p[j] = exp(scale * (scores[j] - max)) for j < valid, 0 for valid <= j < width. Returns max and the sum.
-struct SoftmaxRow {
-    float max = 0, sum = 0;
+// A block of scores [rows, width], dense; row i sees its first first_valid + i columns (causal).
+struct ScoreBlock {
+    int64_t rows = 0, first_valid = 0, width = 0;
+    float scale = 1.0f;
+    ProbabilityForm form = ProbabilityForm::f32;
 };
-SoftmaxRow softmax_row(const float* scores, int64_t valid, int64_t width, float scale, ProbabilityForm form,
-                       void* p);
+// The loops work on whole vectors: so many elements after a block must exist, and are overwritten.
+inline constexpr int64_t kVectorSlack = 64;
 
-// p[j] = exp(scale * scores[j] - logsumexp) and ds[j] = scale * p[j] * (dp[j] - delta) for j < valid, else 0.
-void softmax_backward_row(const float* scores, const float* dp, int64_t valid, int64_t width, float scale,
-                          float logsumexp, float delta, ProbabilityForm form, void* p, void* ds);
+// p = exp(scale * (scores - row maximum)), 0 where not seen. max, sum: of each row [rows].
+void softmax_block(const ScoreBlock& block, const float* scores, void* p, float* max, float* sum);
 
-// Sum of a[i] * b[i].
-float dot_row(const void* a, const void* b, bool is_bf16, int64_t count);
+// p = exp(scale * scores - logsumexp) and ds = scale * p * (dp - delta), 0 where not seen.
+// logsumexp, delta: of each row [rows].
+void softmax_backward_block(const ScoreBlock& block, const float* scores, const float* dp,
+                            const float* logsumexp, const float* delta, void* p, void* ds);
 
-// to[i, j] = from[j, i] for a matrix `to` of [rows, cols], BF16 or F32.
-void store_transposed(const float* from, int64_t from_stride, int64_t rows, int64_t cols, bool is_bf16,
-                      void* to, int64_t to_stride);
+// A matrix of BF16 or F32 in memory that others share.
+struct StridedRows {
+    void* data = nullptr;
+    int64_t stride = 0;  // elements
+    bool is_bf16 = false;
+};
+
+// sums[i] = dot product of row i of a and row i of b.
+void dot_rows(const StridedRows& a, const StridedRows& b, int64_t rows, int64_t cols, float* sums);
+
+// to[i, :] = factor[i] * from[i, :]; from is dense; factor: null for 1.
+void scale_rows(const float* from, const float* factor, int64_t rows, int64_t cols, const StridedRows& to);
+
+// to[i, j] = from[j, i], to [rows, cols], from dense.
+void transpose_rows(const float* from, int64_t rows, int64_t cols, const StridedRows& to);
 
 }  // namespace nibble

@@ -12,7 +12,10 @@ HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
 
-HWY_INLINE V sigmoid(V x) { return hn::Div(constant(1.0f), hn::Add(constant(1.0f), exp(hn::Neg(x)))); }
+HWY_INLINE V sigmoid(V x) {
+    const V most = constant(88.0f);  // where exp() ends
+    return hn::Div(constant(1.0f), hn::Add(constant(1.0f), exp(hn::Min(most, hn::Neg(x)))));
+}
 
 template <typename Element>
 float forward_row(int64_t cols, const Element* gate_up, Element* h) {
