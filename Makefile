@@ -16,7 +16,7 @@ demo: build
 test: build-tests
 	@ctest --preset cpu -j $(JOBS)
 
-check: packages
+check: $(BUILD)/build.ninja
 	@scripts/check.sh $(JOBS)
 
 bench: build-bench

@@ -24,6 +24,7 @@ compile_cuda() {
 
 scripts/install_packages.sh clang clang-format libomp-dev || exit 1
 part "formatting" check_format
+part "benchmarks compile" cmake --build build/cpu -j "$jobs" --target benchmarks
 part "address and undefined-behaviour sanitizers" build_and_test asan
 part "clang" build_and_test clang
 part "installed package" scripts/check_install.sh "$jobs"
