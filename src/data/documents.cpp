@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "data/json_line.h"
+#include "data/quoted.h"
 #include "data/utf8.h"
 
 namespace nibble {
@@ -89,11 +90,11 @@ bool DocumentReader::next_json(std::string& document) {
                 if (names.size() < 80) names += (names.empty() ? "" : ", ") + item.key();
             }
         }
-        fail("{} has no field {:?}{}; name the field that holds the text with --field", where, options_.field,
-             names.empty() ? "" : " but " + names);
+        fail("{} has no field {}{}; name the field that holds the text with --field", where,
+             Quoted{options_.field}, names.empty() ? "" : " but " + names);
     }
     auto& text = object[options_.field];
-    require(text.is_string(), "{}: the field {:?} is no text but {}", where, options_.field,
+    require(text.is_string(), "{}: the field {} is no text but {}", where, Quoted{options_.field},
             text.type_name());
     document = std::move(text.get_ref<std::string&>());
     return true;

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "core/error.h"
+#include "data/quoted.h"
 #include "data/utf8.h"
 
 namespace nibble {
@@ -49,7 +50,7 @@ std::string translated(const std::string& pattern) {
                 continue;
             }
             require(escaped != 'h' && escaped != 'H' && escaped != 'K',
-                    "the pattern {:?} has \\{}, which nibble does not read", pattern, escaped);
+                    "the pattern {} has \\{}, which nibble does not read", Quoted{pattern}, escaped);
             size_t end = i + 2;
             if ((escaped == 'p' || escaped == 'P' || escaped == 'x') && end < pattern.size() &&
                 pattern[end] == '{') {
@@ -61,15 +62,15 @@ std::string translated(const std::string& pattern) {
         }
         const bool nested = c == '[' && pattern.compare(i, 2, "[:") != 0;
         require(!in_class || (!nested && pattern.compare(i, 2, "&&") != 0),
-                "the pattern {:?} has a class inside a class, which nibble does not read", pattern);
+                "the pattern {} has a class inside a class, which nibble does not read", Quoted{pattern});
         if (c == '[') in_class = true;
         if (c == ']' && pattern.compare(i - 1, 2, ":]") != 0) in_class = false;
         if (c == '{' && !in_class) {
             const size_t length = interval_length(std::string_view(pattern).substr(i));
             require(length == 0 || i + length >= pattern.size() || pattern[i + length] != '+',
-                    "the pattern {:?} has a + after an interval, which means different things in different "
+                    "the pattern {} has a + after an interval, which means different things in different "
                     "engines",
-                    pattern);
+                    Quoted{pattern});
         }
         result += c;
         ++i;
@@ -97,7 +98,7 @@ struct PreTokenizer::Code {
                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error,
                              &offset, context.get());
         if (code == nullptr)
-            fail("the pattern {:?} is no regular expression: {}", pattern, pcre2_message(error));
+            fail("the pattern {} is no regular expression: {}", Quoted{pattern}, pcre2_message(error));
         // Without JIT (a system that forbids it) matching is slower and the same.
         pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
     }
@@ -156,7 +157,7 @@ void PreTokenizer::split_from(size_t stage, std::string_view text, Scratch& scra
                         PCRE2_NO_UTF_CHECK, scratch.parts_->match, scratch.parts_->context);
         if (count == PCRE2_ERROR_NOMATCH) break;
         if (count < 0)
-            fail("the pattern {:?} failed on this text: {}", patterns_[stage], pcre2_message(count));
+            fail("the pattern {} failed on this text: {}", Quoted{patterns_[stage]}, pcre2_message(count));
         const size_t* range = pcre2_get_ovector_pointer(scratch.parts_->match);
         const size_t begin = range[0], end = range[1];
         pass_on(done, begin);

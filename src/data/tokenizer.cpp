@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "data/hash.h"
 #include "data/json_line.h"
+#include "data/quoted.h"
 #include "data/utf8.h"
 
 namespace nibble {
@@ -107,12 +108,19 @@ Tokenizer Tokenizer::load(const fs::path& path) {
 }
 
 Tokenizer Tokenizer::from_json(std::string json, std::string_view name, std::string config) {
-    Tokenizer tokenizer(parse_tokenizer_json(json, name));
+    Tokenizer tokenizer = [&] {
+        TokenizerDescription description = parse_tokenizer_json(json, name);
+        try {
+            return Tokenizer(std::move(description));
+        } catch (const Error& error) {
+            fail("{}: {}", name, error.what());
+        }
+    }();
     if (!config.empty()) {
         if (const auto end = configured_end_of_text(config, name)) {
             tokenizer.end_of_text_ = tokenizer.find_added_token(*end);
             require(tokenizer.end_of_text_.has_value(),
-                    "{} has no token {:?}, the eos_token of the {} beside it", name, *end, kConfigFile);
+                    "{} has no token {}, the eos_token of the {} beside it", name, Quoted{*end}, kConfigFile);
         }
     }
     tokenizer.json_ = std::move(json);

@@ -8,6 +8,7 @@
 #include "data/byte_level.h"
 #include "data/json_line.h"
 #include "data/pre_tokenizer.h"
+#include "data/quoted.h"
 #include "data/utf8.h"
 
 namespace nibble {
@@ -67,7 +68,7 @@ class Parser {
     static bool is_nothing(const Json& at, const char* key) { return !at.contains(key) || at[key].is_null(); }
 
     const Json& object(const Json& at, const char* key) const {
-        if (!at.contains(key) || !at[key].is_object()) refuse("has no object {:?}", key);
+        if (!at.contains(key) || !at[key].is_object()) refuse("has no object {}", Quoted{key});
         return at[key];
     }
     bool flag(const Json& at, const char* key, bool otherwise) const {
@@ -76,12 +77,13 @@ class Parser {
         return at[key].get<bool>();
     }
     const std::string& text(const Json& at, const char* key) const {
-        if (!at.contains(key) || !at[key].is_string()) refuse("has no text {:?} where it needs one", key);
+        if (!at.contains(key) || !at[key].is_string())
+            refuse("has no text {} where it needs one", Quoted{key});
         return at[key].get_ref<const std::string&>();
     }
     int32_t id(const Json& value, std::string_view token) const {
         if (!value.is_number_integer() || value < 0 || value >= kMaxTokens) {
-            refuse("gives the token {:?} the id {}, which is not a whole number from 0 to {}", token,
+            refuse("gives the token {} the id {}, which is not a whole number from 0 to {}", Quoted{token},
                    shown(value), kMaxTokens - 1);
         }
         return value.get<int32_t>();
@@ -142,7 +144,7 @@ class Parser {
             const int32_t token_id = id(item.second, item.first);
             const auto found = added.find(item.first);
             if (found != added.end() && found->second != token_id) {
-                refuse("gives the token {:?} the ids {} and {}", item.first, token_id, found->second);
+                refuse("gives the token {} the ids {} and {}", Quoted{item.first}, token_id, found->second);
             }
             place(token_id, item.first, found != added.end());
             ids_.emplace(item.first, token_id);
@@ -151,7 +153,8 @@ class Parser {
             std::string single;
             append_utf8(single, symbol);
             if (!ids_.contains(single))
-                refuse("has no token for one of the 256 bytes ({:?}); nibble reads byte-level BPE", single);
+                refuse("has no token for one of the 256 bytes ({}); nibble reads byte-level BPE",
+                       Quoted{single});
         }
         check_ids_of_added_tokens();
     }
@@ -162,8 +165,8 @@ class Parser {
         int64_t next = static_cast<int64_t>(ids_.size());
         for (const AddedToken& token : result_.added_tokens) {
             if (!ids_.contains(token.content) && token.id != next) {
-                refuse("gives the added token {:?} the id {}, but the next behind the vocabulary is {}",
-                       token.content, token.id, next);
+                refuse("gives the added token {} the id {}, but the next behind the vocabulary is {}",
+                       Quoted{token.content}, token.id, next);
             }
             next = std::max(next, int64_t{token.id} + 1);
         }
@@ -173,17 +176,18 @@ class Parser {
         if (!entry.is_object()) refuse("has an added token that is no object");
         AddedToken token;
         token.content = text(entry, "content");
-        if (!entry.contains("id")) refuse("has an added token without id: {:?}", token.content);
+        if (!entry.contains("id")) refuse("has an added token without id: {}", Quoted{token.content});
         token.id = id(entry["id"], token.content);
         token.special = flag(entry, "special", false);
         token.normalized = flag(entry, "normalized", !token.special);
         for (const char* key : {"single_word", "lstrip", "rstrip"}) {
             if (flag(entry, key, false))
-                refuse("has an added token {:?} with {}, which nibble does not read", token.content, key);
+                refuse("has an added token {} with {}, which nibble does not read", Quoted{token.content},
+                       key);
         }
         if (token.content.empty()) refuse("has an added token without text");
         if (!added.emplace(token.content, token.id).second)
-            refuse("has the added token {:?} twice", token.content);
+            refuse("has the added token {} twice", Quoted{token.content});
         place(token.id, token.content, true);
         result_.added_tokens.push_back(std::move(token));
     }
@@ -192,12 +196,12 @@ class Parser {
     // characters.
     void place(int32_t token_id, const std::string& symbols, bool added) {
         std::optional<std::string> bytes = added ? symbols : from_byte_level(symbols);
-        if (!bytes || bytes->empty()) refuse("has the token {:?}, which is not byte-level", symbols);
+        if (!bytes || bytes->empty()) refuse("has the token {}, which is not byte-level", Quoted{symbols});
         auto& vocabulary = result_.vocabulary;
         if (token_id >= static_cast<int64_t>(vocabulary.size())) vocabulary.resize(token_id + 1);
         std::string& slot = vocabulary[token_id];
         if (!slot.empty() && slot != *bytes)
-            refuse("gives the id {} to two tokens, {:?} and {:?}", token_id, slot, *bytes);
+            refuse("gives the id {} to two tokens, {} and {}", token_id, Quoted{slot}, Quoted{*bytes});
         slot = std::move(*bytes);
     }
 
@@ -210,7 +214,7 @@ class Parser {
                 if (line.starts_with("#version")) continue;
                 const size_t space = line.find(' ');
                 if (space == std::string::npos || line.find(' ', space + 1) != std::string::npos) {
-                    refuse("has the merge {:?}, which is not two tokens", line);
+                    refuse("has the merge {}, which is not two tokens", Quoted{line});
                 }
                 left = line.substr(0, space);
                 right = line.substr(space + 1);
@@ -227,7 +231,8 @@ class Parser {
 
     int32_t merge_part(const std::string& symbols) const {
         const auto found = ids_.find(symbols);
-        if (found == ids_.end()) refuse("merges to or from {:?}, which is not in its vocabulary", symbols);
+        if (found == ids_.end())
+            refuse("merges to or from {}, which is not in its vocabulary", Quoted{symbols});
         return found->second;
     }
 
