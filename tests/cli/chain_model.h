@@ -23,10 +23,11 @@ inline Tokenizer make_byte_tokenizer(const Workspace& work) {
     return Tokenizer::load(work / "tokenizer");
 }
 
-// Writes a model of the chain first -> second -> ... -> last -> end of text to `directory`. An empty chain is
-// a model that finds every token equally likely.
+// Writes a model of the chain first -> second -> ... -> last -> end of text to `directory`. With ends = false
+// nothing is expected after the last letter; if that occurs before, the text goes round. An empty chain is a
+// model that finds every token equally likely.
 inline ModelConfig make_chain_model(const Workspace& work, const std::string& directory,
-                                    const std::string& chain) {
+                                    const std::string& chain, bool ends = true) {
     const Tokenizer tokenizer = make_byte_tokenizer(work);
     ModelConfig config;
     config.hidden_size = 288;
@@ -52,7 +53,7 @@ inline ModelConfig make_chain_model(const Workspace& work, const std::string& di
         head[token * config.hidden_size + before] = 1.0f;
         before = token;
     }
-    if (!chain.empty()) head[tokenizer.end_of_text() * config.hidden_size + before] = 1.0f;
+    if (ends && !chain.empty()) head[tokenizer.end_of_text() * config.hidden_size + before] = 1.0f;
     write_model_directory(work / directory, config, model.parameters(),
                           {.dtype = DType::f32, .tokenizer = work / "tokenizer"});
     return config;

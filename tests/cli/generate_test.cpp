@@ -28,11 +28,13 @@ TEST(GenerateCommand, StopsAfterTheGivenNumberOfTokens) {
 
 TEST(GenerateCommand, GoesOnBeyondThePositionsOfTheModel) {
     const Workspace work;
-    make_chain_model(work, "model", "");
+    make_chain_model(work, "model", "aba", /*ends=*/false);
     const RunResult result = work.nibble(
-        {"generate", "--model", "model", "--prompt", "ab", "--max-tokens", "40", "--temperature", "0"});
+        {"generate", "--model", "model", "--prompt", "a", "--max-tokens", "40", "--temperature", "0"});
     EXPECT_EQ(result.exit_code, 0) << result.err;
-    EXPECT_GE(result.out.size(), 42u);
+    std::string expected = "a";
+    for (int i = 0; i < 20; ++i) expected += "ba";
+    EXPECT_EQ(result.out, expected + "\n");
 }
 
 TEST(GenerateCommand, RepeatsItselfForOneSeedAndDiffersForAnother) {
