@@ -99,11 +99,11 @@ std::string html_details(const ReportedRun& run) {
         for (const Json& gemm : header.at("gemms"))
             executed += fmt::format("{:<6} requested {}, executed {}\n", gemm.value("product", ""),
                                     gemm.value("requested", ""), gemm.value("executed", ""));
-    html += fmt::format(
-        "<details><summary>Products, device, data</summary><pre>{}\n{}{}{}</pre></details>\n",
-        escaped(executed), escaped(flat_config({{"device", header.value("device", Json::object())}})),
-        escaped(flat_config({{"machine", header.value("machine", Json::object())}})),
-        escaped(flat_config(header.value("data", Json::object()))));
+    html += fmt::format("<details><summary>Products, device, data</summary><pre>{}\n{}{}{}</pre></details>\n",
+                        escaped(executed),
+                        escaped(flat_config({{"device", header.value("device", Json::object())}})),
+                        escaped(flat_config({{"machine", header.value("machine", Json::object())}})),
+                        escaped(flat_config(header.value("data", Json::object()))));
     html += fmt::format("<details><summary>Configuration</summary><pre>{}\n{}</pre></details>\n",
                         escaped(text_at(header, "/command")),
                         escaped(flat_config(header.value("config", Json::object()))));

@@ -158,10 +158,9 @@ std::string to_text(const Json& header) {
                                 data.at(part).at("tokens").dump(), data.at(part).at("text_bytes").dump(),
                                 data.at(part).at("hash").get<std::string>());
     const auto bytes = [&](const char* key) { return bytes_text(memory.at(key).get<double>()); };
-    text +=
-        fmt::format("memory   {}: masters {}, gradients {}, moments {}, step {}, batch {}; {} available",
-                    bytes("total"), bytes("masters"), bytes("gradients"), bytes("moments"), bytes("step"),
-                    bytes("batch"), bytes("available"));
+    text += fmt::format("memory   {}: masters {}, gradients {}, moments {}, step {}, batch {}; {} available",
+                        bytes("total"), bytes("masters"), bytes("gradients"), bytes("moments"), bytes("step"),
+                        bytes("batch"), bytes("available"));
     return text;
 }
 

@@ -27,6 +27,6 @@ double forward_flops_per_token(const ModelConfig& config, int64_t sequence_lengt
 
 // FLOP/s of bf16 matrix products through matmul(): the best of a few square sizes, measured for about
 // `seconds` with all threads, beyond a first call of each.
-double measure_gemm_peak(double seconds = 0.3);
+double measure_gemm_peak(double seconds = 0.2);
 
 }  // namespace nibble

@@ -52,6 +52,7 @@ class Trainer {
     // The validation loss with the present weights. Nothing if it was interrupted.
     std::optional<Evaluation> evaluate(Transformer::Execution execution);
 
+    void check_output() const;
     void read_data();
     void make_model();
     void make_optimizer();

@@ -11,6 +11,8 @@ using Json = nlohmann::ordered_json;
 
 namespace {
 
+constexpr const char* kOutputs[] = {"log.jsonl", "checkpoints", "model", "report.html"};
+
 // Stops before the system does, which would give no reason.
 void require_memory(size_t bytes, const char* advice) {
     const size_t available = available_memory();
@@ -43,6 +45,7 @@ Trainer::Trainer(const RunConfig& config, const TrainOptions& options)
     if (options.until > steps_)
         fail_usage("--until {} lies beyond the run, which has {} steps", options.until, steps_);
     if (options.resume && options.overwrite) fail_usage("--resume and --overwrite exclude each other");
+    check_output();
     context_.seed = static_cast<uint64_t>(config_.seed);
     read_data();
     make_model();
@@ -55,10 +58,10 @@ Trainer::Trainer(const RunConfig& config, const TrainOptions& options)
 
 void Trainer::read_data() {
     auto& data = config_.data;
+    train_shards_.emplace(data.train);
     if (data.tokenizer.empty()) data.tokenizer = data.train;
     tokenizer_ = Tokenizer::load(data.tokenizer);
     text_bytes_ = tokenizer_->text_bytes();
-    train_shards_.emplace(data.train);
     train_shards_->require_tokenizer(*tokenizer_, data.tokenizer);
     train_shards_->verify();
     loader_.emplace(*train_shards_, data.sequence_length, config_.train.batch_size, context_.seed);
@@ -186,18 +189,17 @@ void Trainer::resume() {
     step_ = resumed_from_ = saved_step_ = checkpoint->step;
 }
 
+void Trainer::check_output() const {
+    if (options_.resume || options_.overwrite) return;
+    for (const char* name : kOutputs)
+        require(!fs::exists(out(name)),
+                "{} exists: {} holds a run already; --resume continues it, --overwrite begins anew",
+                out(name).string(), config_.output.dir);
+}
+
 void Trainer::prepare_output() {
-    const char* const kOutputs[] = {"log.jsonl", "checkpoints", "model", "report.html"};
-    if (!options_.resume) {
-        for (const char* name : kOutputs) {
-            if (options_.overwrite)
-                fs::remove_all(out(name));
-            else
-                require(!fs::exists(out(name)),
-                        "{} exists: {} holds a run already; --resume continues it, --overwrite begins anew",
-                        out(name).string(), config_.output.dir);
-        }
-    }
+    if (options_.overwrite)
+        for (const char* name : kOutputs) fs::remove_all(out(name));
     fs::create_directories(config_.output.dir);
     log_.emplace(out("log.jsonl"));
     Json header =
