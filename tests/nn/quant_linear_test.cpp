@@ -124,10 +124,13 @@ TEST(QuantLinear, InFp32RoundsNothing) {
 
 TEST(QuantLinear, RoundsOnlyTheBf16OperandOfAMixedProduct) {
     const LinearInput input = random_input(48, 40, 56, DType::f32);
-    const LinearOutput out = run(with(uniform("fp32"), "fprop.w", Source::original, "bf16"), input);
-    const Matrix w(DType::bf16, 56, 40, input.w.values());
-    EXPECT_LT(relative_error(out.y, test::product(input.x, w)), 1e-6);
-    EXPECT_LT(relative_error(out.dx, Exact(input).dx), 1e-6);
+    const Matrix x(DType::bf16, 48, 40, input.x.values()), w(DType::bf16, 56, 40, input.w.values());
+    const LinearOutput of_w = run(with(uniform("fp32"), "fprop.w", Source::original, "bf16"), input);
+    EXPECT_LT(relative_error(of_w.y, test::product(input.x, w)), 1e-6);
+    EXPECT_LT(relative_error(of_w.dx, Exact(input).dx), 1e-6);
+    const LinearOutput of_x = run(with(uniform("fp32"), "fprop.x", Source::original, "bf16"), input);
+    EXPECT_LT(relative_error(of_x.y, test::product(x, input.w)), 1e-6);
+    EXPECT_LT(relative_error(of_x.dw, Exact(input).dw), 1e-6);
 }
 
 TEST(QuantLinear, AddsToTheWeightGradientAndOverwritesTheOther) {
@@ -189,6 +192,27 @@ TEST(QuantLinear, WithoutBackwardQuantisationHasTheGradientsOfTheForwardsProduct
         EXPECT_LT(relative_error(out.y, exact.y), 1e-6) << spec;
         EXPECT_LT(relative_error(out.dx, exact.dx), 1e-6) << spec;
         EXPECT_LT(relative_error(out.dw, exact.dw), 1e-6) << spec;
+    }
+}
+
+TEST(QuantLinear, TakesTheBf16ValueOfAForwardThatIsNotQuantised) {
+    const LinearInput input = random_input(32, 48, 64, DType::f32);
+    const LinearInput rounded = {
+        Matrix(DType::bf16, 32, 48, input.x.values()),
+        Matrix(DType::f32, 64, 48, Matrix(DType::bf16, 64, 48, input.w.values()).values()), input.dy};
+    const auto backward = [](Source source, const char* spec) {
+        return with_backward(builtin("bf16"), source, spec);
+    };
+    const LinearOutput plain = run(backward(Source::forward, "fp32"), input);
+    const Exact exact(rounded);
+    EXPECT_LT(relative_error(plain.dx, exact.dx), 1e-6);
+    EXPECT_LT(relative_error(plain.dw, exact.dw), 1e-6);
+    const std::vector<Bytes> of_forward = operands(backward(Source::forward, "nvfp4 1x16"), input);
+    const std::vector<Bytes> of_rounded = operands(backward(Source::original, "nvfp4 1x16"), rounded);
+    const std::vector<Bytes> of_original = operands(backward(Source::original, "nvfp4 1x16"), input);
+    for (const char* name : {"dgrad.w", "wgrad.x"}) {
+        EXPECT_TRUE(same(only(of_forward, name).at(0), only(of_rounded, name).at(0))) << name;
+        EXPECT_FALSE(same(only(of_forward, name).at(0), only(of_original, name).at(0))) << name;
     }
 }
 
