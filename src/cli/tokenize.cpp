@@ -112,9 +112,8 @@ void add_tokenize_command(CLI::App& app) {
     command->add_flag("--parse-special", options->parse_special,
                       "Let the text of a special token be that token (default: it is plain text)");
     command->footer(
-        "Documents end with the end-of-text token. With --validation-fraction a document of less than 64 KiB "
-        "goes whole\n"
-        "to one side, by a hash of its text; a longer one gives its end to validation.");
+        "Documents end with the end-of-text token. With --validation-fraction a document of less than\n"
+        "16 KiB goes whole to one side, by a hash of its text; a longer one gives its end to validation.");
     command->callback([options] { tokenize(*options); });
 }
 

@@ -9,7 +9,7 @@ namespace nibble {
 
 namespace {
 
-constexpr size_t kShortDocument = size_t{1} << 16;
+constexpr size_t kShortDocument = size_t{1} << 14;
 constexpr size_t kBatchBytes = size_t{1} << 23;
 
 // A part of a document that goes to one side.

@@ -40,7 +40,7 @@ TokenizeResult tokenize_files(const Tokenizer& tokenizer, const std::vector<fs::
                               const std::function<void(const TokenizeProgress&)>& progress = {});
 
 // Where a document is cut: its first `return` bytes are for training, the rest for validation. A document of
-// less than 64 KiB goes whole to one side, by the XXH64 of its text (so equal documents stay together); a
+// less than 16 KiB goes whole to one side, by the XXH64 of its text (so equal documents stay together); a
 // longer one gives its end, from the start of a line on.
 size_t training_prefix(std::string_view document, double validation_fraction);
 
