@@ -23,6 +23,9 @@ if [ ! -d "$data/train" ] || [ ! -d "$data/validation" ]; then
     "$nibble" tokenize --tokenizer "$data/tokenizer" --out "$data" --validation-fraction 0.05 "${texts[@]}"
 fi
 
+spread=()
+[ -f configs/runs/demo-spread.json ] && [ -z "${DEMO_TEXT:-}" ] && spread=(--spread configs/runs/demo-spread.json)
+
 for recipe in "${recipes[@]}"; do
     printf '\n== %s\n' "$recipe"
     rm -rf "runs/demo/$recipe"
@@ -31,6 +34,6 @@ for recipe in "${recipes[@]}"; do
 done
 
 printf '\n'
-"$nibble" report "${recipes[@]/#/runs/demo/}" --out report.html --spread configs/runs/demo-spread.json
+"$nibble" report "${recipes[@]/#/runs/demo/}" --out report.html "${spread[@]}"
 printf '\nWhat the quartet2 model writes:\n'
 "$nibble" generate --model runs/demo/quartet2/model --prompt "It was " --max-tokens 96 --temperature 0.8 --seed 1
