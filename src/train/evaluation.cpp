@@ -6,6 +6,8 @@
 #include <numbers>
 #include <numeric>
 
+#include "core/interrupt.h"
+
 namespace nibble {
 
 int32_t start_token(const ModelConfig& config, const Tokenizer& tokenizer) {
@@ -18,8 +20,9 @@ double TextLoss::bits_per_byte() const {
     return loss_sum / std::numbers::ln2 / static_cast<double>(text_bytes);
 }
 
-TextLoss evaluate_text(Context& context, Transformer& model, const TokenShards& data, int64_t sequence_length,
-                       int64_t batch_size, Transformer::Execution execution) {
+TextLoss evaluate_text(Context& context, Transformer& model, const TokenShards& data,
+                       std::span<const int32_t> token_bytes, int64_t sequence_length, int64_t batch_size,
+                       Transformer::Execution execution, int64_t most_batches) {
     const EvaluationLoader loader(data, sequence_length);
     batch_size = std::min(batch_size, loader.windows());
     const ArenaScope scope(context.arena);
@@ -30,12 +33,18 @@ TextLoss evaluate_text(Context& context, Transformer& model, const TokenShards& 
         model.forward(context, tokens, targets);
         return {};
     }
-    TextLoss result{.loss_sum = 0, .tokens = 0, .text_bytes = data.text_bytes()};
-    for (int64_t first = 0; first < loader.windows(); first += batch_size) {
+    int64_t end = loader.windows();
+    if (most_batches > 0) end = std::min(end, most_batches * batch_size);
+    TextLoss result;
+    for (int64_t first = 0; first < end && !stop_requested(); first += batch_size) {
+        context.micro_step = static_cast<uint32_t>(first / batch_size % 256);  // fresh coins, as in training
         loader.load(first, tokens, targets);
         const HeadLoss loss = model.forward(context, tokens, targets);
         result.loss_sum += loss.loss_sum;
         result.tokens += loss.count;
+        for (const int32_t target : targets.span<const int32_t>()) {
+            if (target >= 0) result.text_bytes += token_bytes[static_cast<size_t>(target)];
+        }
     }
     return result;
 }

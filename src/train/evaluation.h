@@ -19,21 +19,23 @@ int32_t start_token(const ModelConfig& config, const Tokenizer& tokenizer);
 
 struct TextLoss {
     double loss_sum = 0;     // nats
-    int64_t tokens = 0;      // that were predicted: all but the first
-    int64_t text_bytes = 0;  // of the documents
+    int64_t tokens = 0;      // that were predicted
+    int64_t text_bytes = 0;  // that they stand for
 
     double loss() const;  // nats a token
     double perplexity() const;
     // All nats, those of the end-of-text tokens too, over the bytes of text: what it costs to store the
-    // documents. Does not depend on the tokenizer's token length.
+    // documents. Compares models of different tokenizers.
     double bits_per_byte() const;
 };
 
-// The loss over all tokens of `data`, in windows of `sequence_length` (data/loader.h), `batch_size` at a
-// time. Quantises the weights (begin_step) first; context.seed and step key what is stochastic. In a planning
-// pass it sizes one batch.
-TextLoss evaluate_text(Context& context, Transformer& model, const TokenShards& data, int64_t sequence_length,
-                       int64_t batch_size, Transformer::Execution execution);
+// The loss over `data` in windows of `sequence_length`, each token but the first predicted once
+// (EvaluationLoader), `batch_size` windows at a time. token_bytes: Tokenizer::text_bytes(). Quantises the
+// weights first (begin_step); context.seed and step key what is stochastic. In a planning pass it sizes one
+// batch. most_batches: only that many, if not 0. Returns early, with less, when stop_requested().
+TextLoss evaluate_text(Context& context, Transformer& model, const TokenShards& data,
+                       std::span<const int32_t> token_bytes, int64_t sequence_length, int64_t batch_size,
+                       Transformer::Execution execution, int64_t most_batches = 0);
 
 // A question with several continuations, one of which is right.
 struct MultipleChoice {

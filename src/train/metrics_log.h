@@ -1,12 +1,11 @@
 // log.jsonl: what a run measured, one JSON object a line, in the order in which it happened.
 //
-//   header      command, configuration, recipe table, requested and executed products, device, versions,
-//   data.
-//               A resumed run appends another, with "resumed_from": earlier steps beyond it no longer count.
+//   header      command, configuration, recipe table, requested and executed products, device, data. A
+//               resumed run appends another, with "resumed_from": earlier steps beyond it no longer count.
 //   step        step (1 is the first), tokens so far, loss, lr, grad_norm, tokens_per_s, sol, time
 //   eval        step, tokens, forward (the recipe's name or "bf16"), loss, bits_per_byte, time
 //   checkpoint  step, path, time
-//   end         step, tokens, reason ("complete", "until", "interrupted"), tokens_per_s, sol, time
+//   end         step, tokens, reason ("complete", "until", "interrupted", "failed"), tokens_per_s, sol, time
 //
 // Losses are nats per token; time is seconds of this run, earlier parts included; sol is the fraction of the
 // speed of light (train/speed_of_light.h).

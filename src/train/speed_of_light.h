@@ -14,13 +14,12 @@ namespace nibble {
 // embedding is read, not multiplied.
 int64_t matmul_parameters(const ModelConfig& config);
 
-// FLOPs of training on one token of a sequence of `sequence_length`, a multiplication and an addition
-// counting two:
-//   6 * matmul_parameters            y = xWᵀ costs 2 an element of W, backward twice that
-//   + 6 * L * d * (T + 1)            causal attention: a token meets (T + 1) / 2 others on average, in q·k
-//   and in p·v,
-//                                    2 FLOPs each, backward twice that; d = heads * head_dim
-// (Kaplan et al., arXiv 2001.08361, table 1, with attention counted for the causal half.)
+// FLOPs of training on one token of a sequence of T = `sequence_length`; a multiplication and an addition
+// count two:
+//   6 * matmul_parameters      y = xWᵀ costs 2 for each element of W, backward twice that
+//   + 6 * L * d * (T + 1)      causal attention, d = heads * head_dim: a token meets (T + 1) / 2 others on
+//                              average, in q·k and in p·v, 2 FLOPs each; backward twice that
+// (Kaplan et al., arXiv 2001.08361, table 1, with attention counted for its causal half.)
 double training_flops_per_token(const ModelConfig& config, int64_t sequence_length);
 // A third of it.
 double forward_flops_per_token(const ModelConfig& config, int64_t sequence_length);

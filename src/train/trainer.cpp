@@ -66,28 +66,10 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     return result;
 }
 
-std::optional<Trainer::Evaluation> Trainer::evaluate(Transformer::Execution execution) {
-    const ArenaScope scope(arena_);
+TextLoss Trainer::evaluate(Transformer::Execution execution) {
     context_.step = static_cast<uint32_t>(step_);
-    const int64_t rows = config_.train.micro_batch_size;
-    const int64_t all = (evaluation_loader_->windows() + rows - 1) / rows;
-    const int64_t batches = config_.train.eval_batches == 0 ? all : std::min(all, config_.train.eval_batches);
-    const Tensor tokens = micro_batch(tokens_, 0), targets = micro_batch(targets_, 0);
-
-    model_->begin_step(context_, execution);
-    double loss_sum = 0, targets_count = 0, bytes = 0;
-    for (int64_t batch = 0; batch < batches; ++batch) {
-        if (stop_requested()) return {};
-        context_.micro_step = static_cast<uint32_t>(batch % 256);  // coins of a stochastic forward
-        evaluation_loader_->load(batch * rows, tokens, targets);
-        const HeadLoss loss = model_->forward(context_, tokens, targets);
-        loss_sum += loss.loss_sum;
-        targets_count += static_cast<double>(loss.count);
-        for (const int32_t target : targets.span<int32_t>())
-            if (target >= 0) bytes += text_bytes_[static_cast<size_t>(target)];
-        if (context_.planning()) break;
-    }
-    return Evaluation{loss_sum / targets_count, loss_sum / std::log(2.0) / bytes};
+    return evaluate_text(context_, *model_, *validation_shards_, text_bytes_, config_.data.sequence_length,
+                         config_.train.micro_batch_size, execution, config_.train.eval_batches);
 }
 
 void Trainer::run() {
@@ -103,11 +85,7 @@ void Trainer::run() {
         if (due(step_, config_.checkpoint.every)) save_checkpoint();
     }
     save_checkpoint();
-    if (stop_requested()) {
-        end("interrupted");
-        fail("interrupted after step {} of {}; {} holds it all: go on with --resume", step_, steps_,
-             out("checkpoints").string());
-    }
+    if (stop_requested()) fail_interrupted();
     if (step_ < steps_) {
         end("until");
         status_.note(fmt::format("stopped after step {} of {}; go on with --resume", step_, steps_));
@@ -121,13 +99,16 @@ void Trainer::take_step() {
     std::optional<StepResult> result;
     try {
         result = train_step();
-    } catch (const Error& error) {  // a quantiser that met a NaN
-        fail_not_finite(error.what());
+    } catch (const Error& error) {  // a quantiser that met a NaN, or something else
+        const std::string first = first_non_finite();
+        if (first.empty()) throw;
+        fail_not_finite(error.what(), first);
     }
     if (!result) return;
     if (!result->is_finite())
         fail_not_finite(
-            fmt::format("the loss is {}, the norm of the gradient {}", result->loss, result->grad_norm));
+            fmt::format("the loss is {}, the norm of the gradient {}", result->loss, result->grad_norm),
+            first_non_finite());
     ++step_;
     log_step(*result, seconds_since(begin));
 }
@@ -153,27 +134,25 @@ void Trainer::log_step(const StepResult& result, double seconds) {
 }
 
 void Trainer::log_evaluation(Transformer::Execution execution) {
-    if (!evaluation_loader_) return;
-    const std::optional<Evaluation> evaluation = evaluate(execution);
-    if (!evaluation) return;
+    if (!validation_shards_) return;
+    const TextLoss result = evaluate(execution);
+    if (stop_requested()) return;  // in the middle of it
     const std::string forward = name_of(model_->recipe(), execution);
     log_->write({{"type", "eval"},
                  {"step", step_},
                  {"tokens", step_ * config_.tokens_per_step()},
                  {"forward", forward},
-                 {"loss", evaluation->loss},
-                 {"bits_per_byte", evaluation->bits_per_byte},
+                 {"loss", result.loss()},
+                 {"bits_per_byte", result.bits_per_byte()},
                  {"time", elapsed()}});
     status_.note(fmt::format("step {}/{}  validation loss {:.4f} ({} forward), {:.4f} bits per byte", step_,
-                             steps_, evaluation->loss, forward, evaluation->bits_per_byte));
+                             steps_, result.loss(), forward, result.bits_per_byte()));
 }
 
 void Trainer::finish() {
     log_evaluation(Transformer::Execution::recipe);
     if (model_->recipe().name != "bf16") log_evaluation(Transformer::Execution::bf16);
-    if (stop_requested())
-        fail("interrupted in the last evaluation; {} holds the trained weights: go on with --resume",
-             out("checkpoints").string());
+    if (stop_requested()) fail_interrupted();
     ModelDirectoryOptions options;
     options.dtype = config_.output.dtype == "bf16" ? DType::bf16 : DType::f32;
     options.tokenizer = config_.data.tokenizer;
@@ -200,23 +179,31 @@ void Trainer::end(const char* reason) {
     status_.clear();
 }
 
-void Trainer::fail_not_finite(const std::string& symptom) {
-    status_.clear();
-    // Find it by running the step again, micro-batch by micro-batch, with an eye on every tensor.
+// Runs the step again, micro-batch by micro-batch, with an eye on every tensor.
+std::string Trainer::first_non_finite() {
+    const auto scale = static_cast<float>(1.0 / static_cast<double>(counted_targets(targets_.tensor())));
     std::string first;
     for (int64_t micro_step = 0; micro_step < config_.micro_steps() && first.empty(); ++micro_step) {
         model_->zero_gradients();
         context_.micro_step = static_cast<uint32_t>(micro_step);
-        const auto scale = static_cast<float>(1.0 / static_cast<double>(counted_targets(targets_.tensor())));
         first = model_->first_non_finite(context_, micro_batch(tokens_, micro_step),
                                          micro_batch(targets_, micro_step), scale);
     }
-    if (first.empty()) first = "not found when the step was repeated";
+    return first;
+}
+
+void Trainer::fail_not_finite(const std::string& symptom, const std::string& first) {
+    end("failed");
     fail(
         "step {}: {}; the first tensor that is not finite: {}. Lower optimizer.lr or optimizer.grad_clip; "
-        "checkpoints "
-        "of earlier steps are whole",
-        step_ + 1, symptom, first);
+        "checkpoints of earlier steps are whole",
+        step_ + 1, symptom, first.empty() ? "only a sum of finite ones" : first);
+}
+
+void Trainer::fail_interrupted() {
+    end("interrupted");
+    fail("interrupted after step {} of {}; {} holds it all: go on with --resume", step_, steps_,
+         out("checkpoints").string());
 }
 
 void Trainer::save_checkpoint() {

@@ -1,6 +1,4 @@
-// train/: from a configuration to a trained model. The Trainer owns the run: the step, evaluation,
-// checkpoints, the log. Beside it: RunConfig (every key), MetricsLog, Checkpoint, the run's header, speed of
-// light, model folders, reports. It decides no numerics: those belong to the rooms below.
+// Trainer: one run. train_step() (trainer.cpp) is the whole optimizer step; the rest is what surrounds it.
 #pragma once
 
 #include <chrono>
@@ -13,6 +11,7 @@
 #include "nn/transformer.h"
 #include "optim/optim.h"
 #include "train/checkpoint.h"
+#include "train/evaluation.h"
 #include "train/metrics_log.h"
 #include "train/run_config.h"
 #include "train/run_header.h"
@@ -43,14 +42,11 @@ class Trainer {
         double lr = 0, grad_norm = 0;
         bool is_finite() const;
     };
-    struct Evaluation {
-        double loss = 0, bits_per_byte = 0;
-    };
 
     // One optimizer step. Nothing if it was interrupted: the run then stands where it stood before the step.
     std::optional<StepResult> train_step();
-    // The validation loss with the present weights. Nothing if it was interrupted.
-    std::optional<Evaluation> evaluate(Transformer::Execution execution);
+    // The validation loss with the present weights.
+    TextLoss evaluate(Transformer::Execution execution);
 
     void check_output() const;
     void read_data();
@@ -66,7 +62,9 @@ class Trainer {
     void save_checkpoint();
     void finish();
     void end(const char* reason);
-    [[noreturn]] void fail_not_finite(const std::string& symptom);
+    std::string first_non_finite();
+    [[noreturn]] void fail_not_finite(const std::string& symptom, const std::string& first);
+    [[noreturn]] void fail_interrupted();
 
     Tensor micro_batch(const Buffer& batch, int64_t micro_step) const;
     std::vector<NamedTensor> masters() const;
@@ -83,7 +81,6 @@ class Trainer {
     std::vector<int32_t> text_bytes_;  // of each token
     std::optional<TokenShards> train_shards_, validation_shards_;
     std::optional<Loader> loader_;
-    std::optional<EvaluationLoader> evaluation_loader_;
     Buffer tokens_, targets_;  // I32 [batch_size, sequence_length]
 
     std::unique_ptr<Transformer> model_;

@@ -69,7 +69,6 @@ void Trainer::read_data() {
         validation_shards_.emplace(data.validation);
         validation_shards_->require_tokenizer(*tokenizer_, data.tokenizer);
         validation_shards_->verify();
-        evaluation_loader_.emplace(*validation_shards_, data.sequence_length);
     }
     tokens_ = Buffer(DType::i32, {config_.train.batch_size, data.sequence_length});
     targets_ = Buffer(DType::i32, {config_.train.batch_size, data.sequence_length});
@@ -119,7 +118,7 @@ void Trainer::plan_memory() {
     model_->zero_gradients();
     context_.micro_step = 0;
     model_->first_non_finite(context_, micro_batch(tokens_, 0), micro_batch(targets_, 0), 1.0f);
-    if (evaluation_loader_)
+    if (validation_shards_)
         for (const auto execution : {Transformer::Execution::recipe, Transformer::Execution::bf16})
             evaluate(execution);
 

@@ -79,19 +79,24 @@ TEST_F(BadInput, InTheModel) {
 }
 
 TEST_F(BadInput, ALossThatIsNotFiniteNamesStepAndTensor) {
-    // A model folder with one weight that is infinite cannot be read; one that overflows in training can.
-    const RunResult result = shared_->train(
-        {"--set", "output.dir=blown", "--set", "recipe.name=bf16", "--set", "optimizer.lr=1000", "--set",
-         "optimizer.grad_clip=0", "--set", "schedule.warmup=0", "--set", "optimizer.weight_decay=1000",
-         "--set", "checkpoint.every=1", "--set", "optimizer.decay=[\"matrices\",\"norms\"]"});
-    EXPECT_EQ(result.exit_code, 1) << result.err;
-    const std::string last = result.err.substr(result.err.rfind('\n', result.err.size() - 2) + 1);
-    EXPECT_TRUE(last.starts_with("nibble: step ")) << last;
-    EXPECT_NE(last.find("the first tensor that is not finite: "), std::string::npos) << last;
-    EXPECT_EQ(last.find("not found"), std::string::npos) << last;
-    // What came before is whole.
-    EXPECT_NO_THROW(newest_checkpoint(*shared_ / "blown/checkpoints").value());
-    EXPECT_FALSE(shared_->log("blown").steps.empty());
+    for (const char* recipe : {"bf16", "quartet2"}) {
+        const std::string out = fmt::format("blown-{}", recipe);
+        const RunResult result =
+            shared_->train({"--set", "output.dir=" + out, "--set", fmt::format("recipe.name={}", recipe),
+                            "--set", "optimizer.lr=1000", "--set", "optimizer.grad_clip=0", "--set",
+                            "schedule.warmup=0", "--set", "optimizer.weight_decay=1000", "--set",
+                            "checkpoint.every=1", "--set", "optimizer.decay=[\"matrices\",\"norms\"]"});
+        EXPECT_EQ(result.exit_code, 1) << result.err;
+        const std::string last = result.err.substr(result.err.rfind('\n', result.err.size() - 2) + 1);
+        EXPECT_TRUE(last.starts_with("nibble: step ")) << last;
+        const size_t named = last.find("the first tensor that is not finite: ");
+        ASSERT_NE(named, std::string::npos) << last;
+        EXPECT_NE(last.find("layers.", named), std::string::npos) << last;
+        // What came before is whole.
+        EXPECT_NO_THROW(newest_checkpoint(*shared_ / out / "checkpoints").value());
+        EXPECT_FALSE(shared_->log(out).steps.empty());
+        EXPECT_EQ(shared_->log(out).end.at("reason"), "failed");
+    }
 }
 
 }  // namespace

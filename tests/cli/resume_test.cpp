@@ -11,16 +11,33 @@ namespace nibble {
 namespace {
 
 struct Case {
-    const char *recipe, *threads;
+    const char *name, *recipe, *threads;  // recipe: an override
 };
+
+// Scales by the step before: a state beside weights and moments.
+constexpr std::string_view kDelayed = R"(
+    name = "delayed"
+    title = "scales of the step before"
+    source = "a test"
+    [fprop]
+    x  = { from = "original", spec = "nvfp4 1x16 tensor=delayed" }
+    w  = { from = "original", spec = "nvfp4 16x16 tensor=delayed" }
+    [dgrad]
+    dy = { from = "original", spec = "nvfp4 1x16 round=stochastic tensor=delayed" }
+    w  = { from = "same-bits", spec = "nvfp4 16x16 tensor=delayed" }
+    [wgrad]
+    dy = { from = "original", spec = "nvfp4 1x16 round=stochastic tensor=delayed" }
+    x  = { from = "original", spec = "nvfp4 1x16 tensor=delayed" }
+)";
 
 class Resume : public testing::TestWithParam<Case> {};
 
 TEST_P(Resume, IsBitExact) {
     const TinyRun run;
+    write_text(run / "delayed.toml", kDelayed);
     const auto train = [&](const char* out, std::vector<std::string> more) {
         for (const std::string& word :
-             {std::string("--set"), fmt::format("recipe.name={}", GetParam().recipe), std::string("--set"),
+             {std::string("--set"), std::string(GetParam().recipe), std::string("--set"),
               fmt::format("output.dir={}", out), std::string("--threads"), std::string(GetParam().threads)})
             more.push_back(word);
         TinyRun::expect_success(run.train(more));
@@ -32,14 +49,14 @@ TEST_P(Resume, IsBitExact) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Recipes, Resume,
-                         testing::Values(Case{"bf16", "1"}, Case{"bf16", "2"}, Case{"quartet2", "1"},
-                                         Case{"quartet2", "2"}, Case{"fp4-all-the-way", "1"},
-                                         Case{"fp4-all-the-way", "2"}),
-                         [](const auto& of) {
-                             std::string name = fmt::format("{}_{}", of.param.recipe, of.param.threads);
-                             std::replace(name.begin(), name.end(), '-', '_');
-                             return name;
-                         });
+                         testing::Values(Case{"bf16_one_thread", "recipe.name=bf16", "1"},
+                                         Case{"bf16_two_threads", "recipe.name=bf16", "2"},
+                                         Case{"quartet2_one_thread", "recipe.name=quartet2", "1"},
+                                         Case{"quartet2_two_threads", "recipe.name=quartet2", "2"},
+                                         Case{"stochastic_one_thread", "recipe.name=fp4-all-the-way", "1"},
+                                         Case{"stochastic_two_threads", "recipe.name=fp4-all-the-way", "2"},
+                                         Case{"delayed_two_threads", "recipe.file=delayed.toml", "2"}),
+                         [](const auto& of) { return std::string(of.param.name); });
 
 TEST(Interrupt, StopsWithACheckpointFromWhichTheRunGoesOnToTheBit) {
     const TinyRun run;

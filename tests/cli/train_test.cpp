@@ -127,6 +127,18 @@ TEST(Train, RepeatsToTheByteAndDependsOnTheSeed) {
     EXPECT_NE(run.log("a").steps[0].loss, run.log("c").steps[0].loss);
 }
 
+TEST(Train, IsNotChangedByEvaluation) {
+    const TinyRun run;
+    for (const char* every : {"0", "2"})
+        TinyRun::expect_success(run.train({"--set", "recipe.name=fp4-all-the-way", "--set", "train.steps=6",
+                                           "--set", fmt::format("output.dir=every{}", every), "--set",
+                                           fmt::format("train.eval_every={}", every)}));
+    EXPECT_EQ(run.log("every0").evals.size(), 2u);
+    EXPECT_EQ(run.log("every2").evals.size(), 4u);
+    EXPECT_EQ(read_text(run / "every0/model/model.safetensors"),
+              read_text(run / "every2/model/model.safetensors"));
+}
+
 TEST(Train, GivesTheSameGradientForAnyMicroBatch) {
     const TinyRun run;
     const auto first_step = [&](const char* out, const char* micro) {
