@@ -110,8 +110,10 @@ void evaluate(const EvalOptions& options) {
                    {"results", Json::array()}};
     constexpr auto kExecution = Transformer::Execution::recipe;
     if (data) {
+        const std::vector<int32_t> token_bytes = tokenizer.text_bytes();
         const TextLoss loss = run_planned([&](Context& context) {
-            return evaluate_text(context, model, *data, sequence_length, options.batch_size, kExecution);
+            return evaluate_text(context, model, *data, token_bytes, sequence_length, options.batch_size,
+                                 kExecution);
         });
         result["results"].push_back(text_record(options, sequence_length, loss));
     }
