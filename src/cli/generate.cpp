@@ -41,26 +41,35 @@ void generate(const GenerateOptions& options) {
     read_parameters(options.model, config, model.parameters());
 
     // The window that the model sees: the whole text, or its end where that is longer than the model's
-    // positions.
-    const int64_t longest =
-        std::min(config.max_position_embeddings, static_cast<int64_t>(text.size()) + options.max_tokens);
+    // positions. Its length grows in steps, because each new shape costs the preparation of all products;
+    // what stands behind the text is the last token again, which attention does not look at.
+    constexpr int64_t kStep = 16;
+    const auto window_of = [&](int64_t length) {
+        return std::min(config.max_position_embeddings, (length + kStep - 1) / kStep * kStep);
+    };
     Arena arena;
     Context context{.arena = arena, .seed = options.seed};
-    const auto next_token = [&](int64_t length) {
+    const auto next_token = [&](int64_t text_length) {
         const ArenaScope scope(arena);
-        const Tensor tokens = arena.allocate(DType::i32, {1, length});
-        const Tensor logits = arena.allocate(DType::f32, {1, config.vocab_size});
-        if (!context.planning()) std::copy(text.end() - length, text.end(), tokens.as<int32_t>());
+        const int64_t window = window_of(text_length), used = std::min(window, text_length);
+        const Tensor tokens = arena.allocate(DType::i32, {1, window});
+        const Tensor logits = arena.allocate(DType::f32, {1, window, config.vocab_size});
+        if (!context.planning()) {
+            std::fill_n(std::copy(text.end() - used, text.end(), tokens.as<int32_t>()), window - used,
+                        text.back());
+        }
         model.logits(context, tokens, logits);
         if (context.planning()) return int32_t{0};
+        const auto last =
+            logits.span<const float>().subspan(static_cast<size_t>((used - 1) * config.vocab_size));
         // Only ids that the tokenizer has a text for.
-        const auto known = logits.span<const float>().first(static_cast<size_t>(tokenizer.vocabulary_size()));
-        return sample_token(known, options.sampling, options.seed, text.size());
+        return sample_token(last.first(static_cast<size_t>(tokenizer.vocabulary_size())), options.sampling,
+                            options.seed, text.size());
     };
     {
         const ArenaScope scope(arena);
         model.begin_step(context);
-        next_token(longest);
+        next_token(static_cast<int64_t>(text.size()) + options.max_tokens);
     }
     arena.commit();
 
@@ -68,7 +77,7 @@ void generate(const GenerateOptions& options) {
     model.begin_step(context);
     write_out(options.prompt);
     for (int64_t i = 0; i < options.max_tokens; ++i) {
-        const int32_t token = next_token(std::min(longest, static_cast<int64_t>(text.size())));
+        const int32_t token = next_token(static_cast<int64_t>(text.size()));
         if (token == end) break;
         text.push_back(token);
         write_out(tokenizer.decode(std::span(&token, 1), /*skip_special=*/true));
