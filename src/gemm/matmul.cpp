@@ -95,8 +95,11 @@ class Source {
     // In double: 4/3 has no exact FP32 form, and products of scales are rounded once.
     double tensor_scale() const {
         if (!is_quantized()) return 1.0;
-        if (operand_.quantized->spec.scale == ScaleRule::three_quarters) return 4.0 / 3.0;
-        return *operand_.quantized->tensor_scale_ptr();
+        // A matrix that was quantised again carries the product of 4/3 and of the first scale, so the number
+        // is kept and only what rounding 4/3 lost is put back.
+        constexpr double kLost = (4.0 / 3.0) / static_cast<double>(4.0f / 3.0f);
+        const double scale = *operand_.quantized->tensor_scale_ptr();
+        return operand_.quantized->spec.scale == ScaleRule::three_quarters ? scale * kLost : scale;
     }
 
     // Tiles are read in place where that is a contiguous piece of memory in the right dtype: the library is
