@@ -36,26 +36,33 @@ T largest_of(const T* x, int64_t count) {
     return largest;
 }
 
+// A range of the rows of x as they are stored.
 uint32_t plain_amax(const QuantizeJob& job, int64_t begin, int64_t end) {
-    // Padding is zero, so units that straddle it may be counted by where their row's values end.
-    const int64_t first = begin * job.unit / job.padded_cols * job.cols +
-                          std::min(begin * job.unit % job.padded_cols, job.cols);
-    const int64_t last =
-        end * job.unit / job.padded_cols * job.cols + std::min(end * job.unit % job.padded_cols, job.cols);
-    if (job.is_bf16) {
-        return static_cast<uint32_t>(largest_of(static_cast<const uint16_t*>(job.x) + first, last - first))
-               << 16;
+    const int64_t length = job.transposed ? job.rows : job.cols;
+    const bool is_contiguous = length == job.stride;
+    const int64_t runs = is_contiguous ? 1 : end - begin,
+                  count = is_contiguous ? (end - begin) * length : length;
+    uint32_t largest = 0;
+    for (int64_t run = begin; run < begin + runs; ++run) {
+        const int64_t first = run * job.stride;
+        if (job.is_bf16) {
+            const uint32_t bits = largest_of(static_cast<const uint16_t*>(job.x) + first, count);
+            largest = std::max(largest, bits << 16);
+        } else {
+            largest = std::max(largest, largest_of(static_cast<const uint32_t*>(job.x) + first, count));
+        }
     }
-    return largest_of(static_cast<const uint32_t*>(job.x) + first, last - first);
+    return largest;
 }
 
 uint32_t rotated_amax(const QuantizeJob& job, int64_t begin, int64_t end) {
+    alignas(64) float tile[kMaxUnit * kLanes];
     Step step;
     VU largest = hn::Zero(U32());
-    for (int64_t unit = begin; unit < end; unit += kLanes) {
-        step.load(job, unit, end);
+    for (int64_t position = begin; position < end;) {
+        position = step.load(job, position, end, tile);
         for (int k = 0; k < job.unit; k += 16) {
-            largest = hn::Max(largest, largest_bits<16>(step.tile + k * kLanes));
+            largest = hn::Max(largest, largest_bits<16>(tile + k * kLanes));
         }
     }
     return largest_lane(largest);

@@ -31,10 +31,12 @@ struct QuantizeJob {
     const QuantSpec& spec;
     const RandomKey& key;
 
-    // Input, and its size as stored: `units` runs of `unit` columns, row after row.
+    // Input: [rows, cols], or transposed, with `stride` elements between its rows. It is worked on in `units`
+    // runs of `unit` columns; lanes of one vector are units that lie `lane_stride` apart, counted row after
+    // row.
     const void* x;
-    bool is_bf16;
-    int64_t rows, cols, padded_cols, units;
+    bool is_bf16, transposed;
+    int64_t rows, cols, stride, padded_cols, units, lane_stride;
     int unit;
 
     // Rotation: size (0: none), bits that are flipped first, the factor at the end.
@@ -49,9 +51,10 @@ struct QuantizeJob {
     Nvfp4Tensor tensor{};     // NVFP4, once the tensor's maximum is known
     float posthoc_scale = 0;  // tensor=posthoc, once it is known; 0 in the pass that finds it
 
-    // Coins of elements: the counter of lane l is that of lane 0 plus element_offsets[l], even lanes first.
+    // Coins: the counter of lane l is that of lane 0 plus an offset; offsets of even lanes come first. Those
+    // of scales are for units of eight groups.
     CoinStream element_coins, scale_coins;
-    alignas(64) uint64_t element_offsets[kMaxLanes], unit_offsets[kMaxLanes];  // unit_offsets[l] = l
+    alignas(64) uint64_t element_offsets[kMaxLanes], unit_offsets[kMaxLanes];
 };
 
 // Quantises a range of units (of bands of 16 rows for square blocks). Gives the bits of the largest magnitude
@@ -62,7 +65,8 @@ using RangeKernel = uint32_t (*)(const QuantizeJob& job, int64_t begin, int64_t 
 RangeKernel nvfp4_kernel(const QuantSpec& spec);   // blocks 1x16
 RangeKernel square_kernel(const QuantSpec& spec);  // NVFP4, blocks 16x16
 RangeKernel mxfp4_kernel(const QuantSpec& spec);   // blocks 1x32
-RangeKernel amax_kernel(bool rotates);             // the largest magnitude alone
+// The largest magnitude alone: of a range of units after their rotation, or of rows of x as they are stored.
+RangeKernel amax_kernel(bool rotates);
 
 // The bytes of code * scale in BF16, for every scale byte and code.
 struct OperandTables {

@@ -44,13 +44,12 @@ HWY_INLINE VU select_bits(hn::Mask<F32> mask, VU yes, VU no) {
     return bits_of(hn::IfThenElse(mask, float_of(yes), float_of(no)));
 }
 
-// The code in the low three bits of `code` and the sign of x in the fourth.
-HWY_INLINE VU nibble_of(VU code, VF x) {
-    const VU high = hn::ShiftRight<28>(bits_of(x)), low = u32(7);
+// a in the bits where mask is 1, b in the others.
+HWY_INLINE VU select_by_bits(VU mask, VU a, VU b) {
 #if HWY_TARGET <= HWY_AVX3
-    return hn::IfVecThenElse(low, code, high);  // one instruction, on bits
+    return hn::IfVecThenElse(mask, a, b);  // one instruction, on bits
 #else
-    return hn::Or(hn::And(low, code), hn::AndNot(low, high));
+    return hn::Or(hn::And(mask, a), hn::AndNot(mask, b));
 #endif
 }
 
@@ -93,6 +92,7 @@ HWY_INLINE void transpose_blocks(VF& v0, VF& v1, VF& v2, VF& v3) {
 template <typename T, int kCount>
 HWY_INLINE void load_transposed(const T* p, int64_t stride, VF (&v)[kCount]) {
     constexpr int kElements = 4 / static_cast<int>(sizeof(T));  // in four bytes
+#pragma GCC unroll 4
     for (int j = 0; j < kCount; j += 4) {
         for (int r = 0; r < 4; ++r) v[j + r] = load_blocks(p + j * kElements + r * stride, 4 * stride);
         transpose_blocks(v[j], v[j + 1], v[j + 2], v[j + 3]);
@@ -113,6 +113,7 @@ HWY_INLINE void store_blocks(VF v, float* p, int64_t stride) {
 }
 template <int kCount>
 HWY_INLINE void store_transposed(VF (&v)[kCount], float* p, int64_t stride) {
+#pragma GCC unroll 4
     for (int j = 0; j < kCount; j += 4) {
         transpose_blocks(v[j], v[j + 1], v[j + 2], v[j + 3]);
         for (int r = 0; r < 4; ++r) store_blocks(v[j + r], p + j + r * stride, 4 * stride);
@@ -121,16 +122,18 @@ HWY_INLINE void store_transposed(VF (&v)[kCount], float* p, int64_t stride) {
 
 // --- rotation ---
 
-// Stages h = 1 .. kCount / 2 of the Hadamard butterfly over vectors.
-template <int kCount>
-HWY_INLINE void butterfly(VF* v) {
-    for (int h = 1; h < kCount; h *= 2) {
+// Stages h = kStage, 2 kStage .. kCount / 2 of the Hadamard butterfly over vectors.
+template <int kCount, int kStage = 1>
+HWY_INLINE void butterfly(VF (&v)[kCount]) {
+    if constexpr (kStage < kCount) {
+#pragma GCC unroll 16
         for (int j = 0; j < kCount; ++j) {
-            if ((j & h) != 0) continue;
-            const VF a = v[j], b = v[j + h];
+            if ((j & kStage) != 0) continue;
+            const VF a = v[j], b = v[j + kStage];
             v[j] = hn::Add(a, b);
-            v[j + h] = hn::Sub(a, b);
+            v[j + kStage] = hn::Sub(a, b);
         }
+        butterfly<kCount, 2 * kStage>(v);
     }
 }
 
@@ -147,36 +150,38 @@ template <int kGroups>
 HWY_INLINE void finish_rotation(float* tile, VF factor) {
     for (int i = 0; i < 16; ++i) {
         VF v[kGroups];
+#pragma GCC unroll 8
         for (int g = 0; g < kGroups; ++g) v[g] = hn::Load(F32(), tile + (16 * g + i) * kLanes);
-        butterfly<kGroups>(v);
+        butterfly(v);
+#pragma GCC unroll 8
         for (int g = 0; g < kGroups; ++g)
             hn::Store(hn::Mul(v[g], factor), F32(), tile + (16 * g + i) * kLanes);
     }
 }
 
-// The tile of the kLanes units that begin at x, rotated as the job says.
-HWY_NOINLINE inline void load_tile(const QuantizeJob& job, const float* x, float* tile) {
+// The tile of kLanes units, rotated as the job says. load(k, v) gives elements k .. k + 15 of them.
+template <class Load>
+HWY_NOINLINE void load_tile(const QuantizeJob& job, const Load load, float* tile) {
     const F32 d;
     for (int k = 0; k < job.unit; k += 16) {
         VF v[16];
-        load_transposed(x + k, job.unit, v);
+        load(k, v);
         if (job.rotation != 0) {
             const uint32_t* signs = job.signs + (k & (job.rotation - 1));
+#pragma GCC unroll 16
             for (int j = 0; j < 16; ++j) v[j] = float_of(hn::Xor(bits_of(v[j]), u32(signs[j])));
-            butterfly<16>(v);
+            butterfly(v);
             if (job.rotation == 16) {
+#pragma GCC unroll 16
                 for (int j = 0; j < 16; ++j) v[j] = hn::Mul(v[j], f32(0.25f));
             }
         }
+#pragma GCC unroll 16
         for (int j = 0; j < 16; ++j) hn::Store(v[j], d, tile + (k + j) * kLanes);
     }
-    if (job.rotation == 32) {
-        finish_rotation<2>(tile, f32(job.factor));
-    } else if (job.rotation == 64) {
-        finish_rotation<4>(tile, f32(job.factor));
-    } else if (job.rotation == 128) {
-        finish_rotation<8>(tile, f32(job.factor));
-    }
+    if (job.rotation == 32) finish_rotation<2>(tile, f32(job.factor));
+    if (job.rotation == 64) finish_rotation<4>(tile, f32(job.factor));
+    if (job.rotation == 128) finish_rotation<8>(tile, f32(job.factor));
     if (job.out_bf16) {
         for (int j = 0; j < job.unit; ++j) {
             hn::Store(round_to_bf16(hn::Load(d, tile + j * kLanes)), d, tile + j * kLanes);
@@ -195,14 +200,26 @@ HWY_INLINE VU largest_bits(const float* tile) {
     return hn::Max(a, b);
 }
 
-// The sum of kCount values by a binary tree of neighbours (numerics/reduce.h).
-template <int kCount>
-HWY_INLINE VF tree_sum(VF* v) {
-    for (int count = kCount / 2; count > 0; count /= 2) {
-        for (int i = 0; i < count; ++i) v[i] = hn::Add(v[2 * i], v[2 * i + 1]);
+// The sum of a power of two of values by a binary tree of neighbours (numerics/reduce.h), as they come: value
+// j completes the subtrees that end with it. `levels[k]` is the last subtree of 2^k values.
+struct TreeSum {
+    VF levels[6];
+
+    HWY_INLINE void add(int j, VF v) {
+        if ((j & 1) == 0) return void(levels[0] = v);
+        v = hn::Add(levels[0], v);
+        if ((j & 2) == 0) return void(levels[1] = v);
+        v = hn::Add(levels[1], v);
+        if ((j & 4) == 0) return void(levels[2] = v);
+        v = hn::Add(levels[2], v);
+        if ((j & 8) == 0) return void(levels[3] = v);
+        v = hn::Add(levels[3], v);
+        if ((j & 16) == 0) return void(levels[4] = v);
+        levels[5] = hn::Add(levels[4], v);
     }
-    return v[0];
-}
+    HWY_INLINE VF of_16() const { return levels[4]; }
+    HWY_INLINE VF of_32() const { return levels[5]; }
+};
 
 // --- coins ---
 
@@ -292,13 +309,16 @@ struct Element {
     VF magnitude;
 };
 
-// `a`, a magnitude up to 6, to its nearest, ties to even code. The constant added has the exponent at which
-// one unit in the last place is E2M1's step, and a mantissa that makes the low bits of the sum the code.
+// The power of two at or below a magnitude, and 1 for what is less: twice E2M1's step there.
+HWY_INLINE VU octave_bits(VF a) { return hn::And(bits_of(hn::Max(a, f32(1.0f))), u32(0x7f800000u)); }
+
+// `a`, a magnitude up to 6, to its nearest, ties to even code. One unit in the last place of the constant
+// that is added is E2M1's step there. The sum's mantissa counts steps, from 6 on; twice its exponent, modulo
+// 8, counts the steps of the octaves below, and takes the 6 away.
 HWY_INLINE Element round_nearest(VF a) {
-    const VF shift = select(hn::Lt(a, f32(2.0f)), f32(0x1p22f),
-                            select(hn::Lt(a, f32(4.0f)), f32(0x1p23f + 2), f32(0x1p24f + 8)));
+    const VF shift = hn::Mul(float_of(octave_bits(a)), f32(0x1p22f + 3));
     const VF sum = hn::Add(a, shift);
-    return {bits_of(sum), hn::Sub(sum, shift)};
+    return {hn::Add(bits_of(sum), hn::ShiftRight<22>(bits_of(sum))), hn::Sub(sum, shift)};
 }
 
 // Codes as counts of thresholds reached (away: ties up) or passed (down). No magnitude.
@@ -313,14 +333,21 @@ HWY_INLINE Element round_by_thresholds(VF a) {
 }
 
 HWY_INLINE Element round_stochastic(VF a, VF threshold) {
-    const auto below_2 = hn::Lt(a, f32(2.0f)), below_4 = hn::Lt(a, f32(4.0f));
-    const VF steps = hn::Mul(a, select(below_2, f32(2.0f), select(below_4, f32(1.0f), f32(0.5f))));
+    const VU octave = octave_bits(a);
+    const VF steps = hn::Mul(a, float_of(hn::Sub(u32(0x7f800000u), octave)));  // by 2 / octave, exact
     const VF low = hn::Floor(steps);
     const auto up = hn::Gt(hn::Sub(steps, low), threshold);
-    const VF rounded = hn::Add(low, select(up, f32(1.0f), f32(0.0f)));
-    const VF shift = select(below_2, f32(0x1p23f), select(below_4, f32(0x1p23f + 2), f32(0x1p23f + 4)));
-    const VF step = select(below_2, f32(0.5f), select(below_4, f32(1.0f), f32(2.0f)));
-    return {bits_of(hn::Add(rounded, shift)), hn::Mul(rounded, step)};
+    const VF rounded = hn::Add(low, hn::IfThenElseZero(up, f32(1.0f)));
+    const VU count = bits_of(hn::Add(rounded, f32(0x1p23f + 2)));
+    return {hn::Add(count, hn::ShiftRight<22>(octave)),
+            hn::Mul(rounded, hn::Mul(float_of(octave), f32(0.5f)))};
+}
+
+// Eight codes of each lane, the first in the lowest bits: each enters at the top and moves down as others
+// come.
+HWY_INLINE VU push_code(VU word, VU code, VF x) {
+    const VU nibble = select_by_bits(u32(0x80000000u), bits_of(x), hn::ShiftLeft<28>(code));
+    return hn::Or(hn::ShiftRight<4>(word), nibble);
 }
 
 // Rounds elements of a group; for stochastic rounding, with coins drawn for it.

@@ -27,15 +27,17 @@ HWY_INLINE VU byte_of(VU field, uint32_t down) {
 
 // The square root of the block's variance, or of its mean square. Values up to 2^60: no square overflows.
 HWY_INLINE VF quest_spread(const float* tile, bool about_mean) {
-    VF first[kMxfp4Block], second[kMxfp4Block];
+    TreeSum first, second;
+#pragma GCC unroll 32
     for (int j = 0; j < kMxfp4Block; ++j) {
-        first[j] = hn::Load(F32(), tile + j * kLanes);
-        second[j] = hn::Mul(first[j], first[j]);
+        const VF x = hn::Load(F32(), tile + j * kLanes);
+        first.add(j, x);
+        second.add(j, hn::Mul(x, x));
     }
     const VF share = f32(1.0f / kMxfp4Block);
-    VF square = hn::Mul(tree_sum<kMxfp4Block>(second), share);
+    VF square = hn::Mul(second.of_32(), share);
     if (about_mean) {
-        const VF mean = hn::Mul(tree_sum<kMxfp4Block>(first), share);
+        const VF mean = hn::Mul(first.of_32(), share);
         square = hn::Max(hn::Sub(square, hn::Mul(mean, mean)), f32(0.0f));
     }
     return hn::Sqrt(square);
@@ -69,61 +71,61 @@ struct Packed {
     alignas(64) uint8_t scales[kMaxBlocks * kLanes];
 };
 
-// Codes and mask of block b.
+// Codes and mask of block b; `first` is the index of lane 0's first element.
 template <Rounding kRounding>
 HWY_INLINE void encode_block(const QuantizeJob& job, const float* tile, VU byte, VF amax, int64_t first,
                              int b, Packed& packed) {
     const U32 d;
     const VF factor = float_of(hn::ShiftLeft<23>(hn::Sub(u32(254), byte)));
     const VF before = f32(job.spec.scale == ScaleRule::three_quarters ? kThreeQuarters : 1.0f);
+    const VF top = f32(kE2M1Max);
     const auto is_zero = hn::Eq(amax, f32(0.0f));
     VU words[4], mask = hn::Zero(d);
     for (int half = 0; half < 2; ++half) {
         Rounder<kRounding> round;
         round.draw(job, first + 16 * half);
-        for (int w = 2 * half; w < 2 * half + 2; ++w) {
-            VU word = hn::Zero(d);
-            for (int j = 8 * w + 7; j >= 8 * w; --j) {
-                const VF x = hn::Load(F32(), tile + j * kLanes);
-                const VF v = hn::Mul(hn::Mul(hn::Abs(x), before), factor);
-                const Element element = round(hn::Min(v, f32(kE2M1Max)), j & 15);
-                word = hn::Or(hn::ShiftLeft<4>(word), nibble_of(element.code, x));
-            }
-            words[w] = select_bits(is_zero, hn::Zero(d), word);
+        VU low = hn::Zero(d), high = low;
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j) {
+            const VF x = hn::Load(F32(), tile + (16 * half + j) * kLanes);
+            const VF v = hn::Mul(hn::Mul(hn::Abs(x), before), factor);
+            VU& word = j < 8 ? low : high;
+            word = push_code(word, round(hn::Min(v, top), j).code, x);
+            const VU inside = select_bits(hn::Lt(v, top), u32(0x80000000u), hn::Zero(d));
+            mask = hn::Or(hn::ShiftRight<1>(mask), inside);
         }
+        words[2 * half] = select_bits(is_zero, hn::Zero(d), low);
+        words[2 * half + 1] = select_bits(is_zero, hn::Zero(d), high);
     }
     hn::StoreInterleaved4(words[0], words[1], words[2], words[3], d,
                           reinterpret_cast<uint32_t*>(packed.codes) + b * kLanes * 4);
-    store_bytes(byte, packed.scales + b * kLanes);
-    if (job.mask == nullptr) return;
-    for (int j = kMxfp4Block - 1; j >= 0; --j) {
-        const VF x = hn::Load(F32(), tile + j * kLanes);
-        const VF v = hn::Mul(hn::Mul(hn::Abs(x), before), factor);
-        mask = hn::Or(hn::Add(mask, mask), select_bits(hn::Lt(v, f32(kE2M1Max)), u32(1), hn::Zero(d)));
-    }
     hn::Store(mask, d, reinterpret_cast<uint32_t*>(packed.masks) + b * kLanes);
+    store_bytes(byte, packed.scales + b * kLanes);
 }
 
 template <Rounding kRounding>
 uint32_t quantize_range(const QuantizeJob& job, int64_t begin, int64_t end) {
-    Step step;
+    alignas(64) float tiles[kMaxUnit * kLanes];
     Packed packed;
+    Step step;
     const int blocks = job.unit / kMxfp4Block;
+    const int64_t stride = job.lane_stride * blocks;
     VU largest = hn::Zero(U32());
-    for (int64_t unit = begin; unit < end; unit += kLanes) {
-        step.load(job, unit, end);
+    for (int64_t position = begin; position < end;) {
+        position = step.load(job, position, end, tiles);
         for (int b = 0; b < blocks; ++b) {
-            const float* tile = step.tile + b * kMxfp4Block * kLanes;
+            const float* tile = tiles + b * kMxfp4Block * kLanes;
             const VU bits = largest_bits<kMxfp4Block>(tile);
             const VF amax = float_of(bits);
             largest = hn::Max(largest, bits);
             encode_block<kRounding>(job, tile, scale_byte(job.spec, tile, amax), amax,
-                                    unit * job.unit + b * kMxfp4Block, b, packed);
+                                    step.unit * job.unit + b * kMxfp4Block, b, packed);
         }
-        const int64_t block = unit * blocks;
-        store_groups<16>(packed.codes, blocks, step.count, job.codes + block * 16);
-        store_groups<1>(packed.scales, blocks, step.count, job.scales + block);
-        if (job.mask != nullptr) store_groups<4>(packed.masks, blocks, step.count, job.mask + block * 4);
+        const int64_t block = step.unit * blocks;
+        store_groups<16>(packed.codes, blocks, step.count, stride * 16, job.codes + block * 16);
+        store_groups<1>(packed.scales, blocks, step.count, stride, job.scales + block);
+        if (job.mask == nullptr) continue;
+        store_groups<4>(packed.masks, blocks, step.count, stride * 4, job.mask + block * 4);
     }
     return largest_lane(largest);
 }

@@ -23,14 +23,15 @@ struct Packed {
     alignas(64) uint8_t scales[kMaxGroups * kLanes];
     alignas(64) float targets[kMaxGroups * kLanes];  // of scales that are rounded after their elements
 
-    HWY_INLINE void set_codes(int g, const Codes& c) {
-        hn::StoreInterleaved2(c.words[0], c.words[1], U32(),
+    HWY_INLINE void set_codes(int g, const Encoded& e) {
+        hn::StoreInterleaved2(e.words[0], e.words[1], U32(),
                               reinterpret_cast<uint32_t*>(codes) + g * kLanes * 2);
     }
     HWY_INLINE void set_scales(int g, VU bytes) { store_bytes(bytes, scales + g * kLanes); }
     HWY_INLINE void store(const QuantizeJob& job, const Step& step, int groups) const {
-        store_groups<8>(codes, groups, step.count, job.codes + step.unit * job.unit / 2);
-        store_groups<1>(scales, groups, step.count, job.scales + step.unit * groups);
+        const int64_t stride = job.lane_stride * groups;
+        store_groups<8>(codes, groups, step.count, stride * 8, job.codes + step.unit * groups * 8);
+        store_groups<1>(scales, groups, step.count, stride, job.scales + step.unit * groups);
     }
 };
 
@@ -56,7 +57,7 @@ HWY_INLINE void round_targets(const QuantizeJob& job, const Step& step, int grou
     }
     for (int l = 0; l < kLanes; ++l) {
         for (int g = 0; g < groups; ++g) {
-            const int64_t group = (step.unit + l) * groups + g;
+            const int64_t group = (step.unit + l * job.lane_stride) * groups + g;
             const Philox coins = scale_coins(job.key, static_cast<uint64_t>(group / 8));
             packed.scales[g * kLanes + l] =
                 e4m3_stochastic(packed.targets[g * kLanes + l], coins.coin(group % 8));
@@ -66,32 +67,37 @@ HWY_INLINE void round_targets(const QuantizeJob& job, const Step& step, int grou
 
 template <Kind kKind, Rounding kRounding>
 uint32_t quantize_range(const QuantizeJob& job, int64_t begin, int64_t end) {
-    Step step;
+    constexpr bool kFourSix = kKind == Kind::mse || kKind == Kind::mae || kKind == Kind::largest;
+    alignas(64) float tiles[kMaxUnit * kLanes];
     Packed packed;
+    Step step;
     const int groups = job.unit / kNvfp4Group;
+    const Nvfp4Tensor& tensor = job.tensor;
     VU largest = hn::Zero(U32());
-    for (int64_t unit = begin; unit < end; unit += kLanes) {
-        step.load(job, unit, end);
+    for (int64_t position = begin; position < end;) {
+        position = step.load(job, position, end, tiles);
         for (int g = 0; g < groups; ++g) {
-            const float* tile = step.tile + g * kNvfp4Group * kLanes;
+            const float* tile = tiles + g * kNvfp4Group * kLanes;
             const VU bits = largest_bits<kNvfp4Group>(tile);
-            const VF amax = float_of(bits);
             largest = hn::Max(largest, bits);
             Rounder<kRounding> rounder;
-            rounder.draw(job, unit * job.unit + g * kNvfp4Group);
-            if constexpr (kKind == Kind::amax) {
-                const Scale scale = e4m3_round(hn::Mul(amax, f32(job.tensor.block_factor)));
-                packed.set_codes(g, encode(tile, scale, job.tensor, rounder));
-                packed.set_scales(g, scale.byte);
-            } else if constexpr (kKind == Kind::eden) {
-                const Scale scale = e4m3_round(hn::Mul(amax, f32(job.tensor.block_factor)));
-                packed.set_codes(g, encode(tile, scale, job.tensor, rounder));
-                const VF ratio = eden_factor(tile, scale, job.tensor, rounder);
-                hn::Store(hn::Mul(ratio, scale.value), F32(), packed.targets + g * kLanes);
+            rounder.draw(job, step.unit * job.unit + g * kNvfp4Group);
+            if constexpr (kFourSix) {  // the smaller scale where errors are equal
+                const Candidates c = four_six_candidates(float_of(bits), tensor);
+                const Encoded six = encode<kKind>(tile, c.six.value, tensor, rounder);
+                const Encoded four = encode<kKind>(tile, c.four.value, tensor, rounder);
+                const auto takes_four = hn::Lt(four.measure, six.measure);
+                packed.set_codes(g, select_encoded(takes_four, four, six));
+                packed.set_scales(g, select_bits(takes_four, c.four.byte, c.six.byte));
             } else {
-                const Scale scale = four_six_scale<kKind>(tile, amax, job.tensor, rounder);
-                packed.set_codes(g, encode(tile, scale, job.tensor, rounder));
-                packed.set_scales(g, scale.byte);
+                const Scale scale = e4m3_round(hn::Mul(float_of(bits), f32(tensor.block_factor)));
+                const Encoded e = encode<kKind>(tile, scale.value, tensor, rounder);
+                packed.set_codes(g, e);
+                if constexpr (kKind == Kind::eden) {
+                    hn::Store(hn::Mul(e.measure, scale.value), F32(), packed.targets + g * kLanes);
+                } else {
+                    packed.set_scales(g, scale.byte);
+                }
             }
         }
         if constexpr (kKind == Kind::eden) round_targets(job, step, groups, packed);
@@ -103,39 +109,36 @@ uint32_t quantize_range(const QuantizeJob& job, int64_t begin, int64_t end) {
 // tensor=posthoc: the first pass finds the largest wide scale, the second divides all by the tensor scale.
 template <Rounding kRounding>
 uint32_t posthoc_range(const QuantizeJob& job, int64_t begin, int64_t end) {
-    Step step;
+    alignas(64) float tiles[kMaxUnit * kLanes];
     Packed packed;
+    Step step;
     const int groups = job.unit / kNvfp4Group;
-    const bool is_eden = job.spec.correct == Correction::eden;
+    const bool is_eden = job.spec.correct == Correction::eden, is_first = job.posthoc_scale == 0.0f;
     VU largest = hn::Zero(U32()), largest_wide = largest;
-    for (int64_t unit = begin; unit < end; unit += kLanes) {
-        step.load(job, unit, end);
+    for (int64_t position = begin; position < end;) {
+        position = step.load(job, position, end, tiles);
         for (int g = 0; g < groups; ++g) {
-            const float* tile = step.tile + g * kNvfp4Group * kLanes;
+            const float* tile = tiles + g * kNvfp4Group * kLanes;
             const VU bits = largest_bits<kNvfp4Group>(tile);
             largest = hn::Max(largest, bits);
             Rounder<kRounding> rounder;
-            rounder.draw(job, unit * job.unit + g * kNvfp4Group);
-            const VF raw = hn::Mul(float_of(bits), f32(job.tensor.rule.inverse_top));
-            const VF scale = float_of(hn::And(bits_of(raw), u32(0xfff80000u)));
-            const auto is_zero = hn::Eq(scale, f32(0.0f));
+            rounder.draw(job, step.unit * job.unit + g * kNvfp4Group);
+            const VF target = hn::Mul(float_of(bits), f32(job.tensor.rule.inverse_top));
+            const VF scale = float_of(hn::And(bits_of(target), u32(0xfff80000u)));
             const VF factor = hn::Min(hn::Div(f32(1.0f), scale), f32(FLT_MAX));
-            VF wide = scale;
-            if (is_eden) wide = hn::Mul(scale, eden_factor_scaled(tile, factor, rounder));
-            wide = hn::IfThenZeroElse(is_zero, round_to_bf16(wide));
+            const Encoded e = encode<Kind::eden_scaled>(tile, factor, scale, job.tensor, rounder);
+            VF wide = is_eden ? hn::Mul(scale, e.measure) : scale;
+            wide = hn::IfThenZeroElse(hn::Eq(scale, f32(0.0f)), round_to_bf16(wide));
             largest_wide = hn::Max(largest_wide, bits_of(wide));
-            if (job.posthoc_scale == 0.0f) continue;
-            Codes codes = pack_codes(tile, factor, rounder);
-            for (VU& word : codes.words) word = select_bits(is_zero, hn::Zero(U32()), word);
-            packed.set_codes(g, codes);
+            packed.set_codes(g, e);
             hn::Store(hn::Div(wide, f32(job.posthoc_scale)), F32(), packed.targets + g * kLanes);
         }
-        if (job.posthoc_scale == 0.0f) continue;
+        if (is_first) continue;
         round_targets(job, step, groups, packed);
         packed.store(job, step, groups);
     }
     const bool is_finite = largest_lane(largest) < 0x7f800000u;
-    return job.posthoc_scale == 0.0f && is_finite ? largest_lane(largest_wide) : largest_lane(largest);
+    return is_first && is_finite ? largest_lane(largest_wide) : largest_lane(largest);
 }
 
 }  // namespace

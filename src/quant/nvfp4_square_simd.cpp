@@ -41,45 +41,44 @@ HWY_INLINE Scale block_scale(const QuantizeJob& job, const float* tiles, int row
         six[r] = four[r] = hn::Zero(F32());
         if (r >= rows) continue;
         Rounder<kRounding> rounder;
-        rounder.draw(job, first + r * job.padded_cols);
-        six[r] = group_error<kKind>(tiles + r * kTileSize, c.six.value, job.tensor, rounder);
-        four[r] = group_error<kKind>(tiles + r * kTileSize, c.four.value, job.tensor, rounder);
+        rounder.draw(job, first * kNvfp4Group + r * job.padded_cols);
+        six[r] = encode<kKind>(tiles + r * kTileSize, c.six.value, job.tensor, rounder).measure;
+        four[r] = encode<kKind>(tiles + r * kTileSize, c.four.value, job.tensor, rounder).measure;
     }
     const VF error_six = block_error<kKind>(six), error_four = block_error<kKind>(four);
-    return select_scale(hn::Lt(error_four, error_six), c.four, c.six);
+    const auto takes_four = hn::Lt(error_four, error_six);
+    return {select_bits(takes_four, c.four.byte, c.six.byte), select(takes_four, c.four.value, c.six.value)};
 }
 
 // A range of bands.
 template <Kind kKind, Rounding kRounding>
 uint32_t quantize_bands(const QuantizeJob& job, int64_t begin, int64_t end) {
     alignas(64) float tiles[kTileRows * kTileSize];
-    alignas(64) float buffer[kTileSize];
     alignas(64) uint8_t codes[kLanes * 8], bytes[kLanes];
-    const int64_t tiles_in_row = job.padded_cols / kNvfp4Group;
+    const int64_t units = job.padded_cols / kNvfp4Group;  // in a row
     VU largest = hn::Zero(U32());
     for (int64_t band = begin; band < end; ++band) {
         const int64_t row = band * kTileRows;
         const int rows = static_cast<int>(std::min<int64_t>(kTileRows, job.rows - row));
-        for (int64_t tile = 0; tile < tiles_in_row; tile += kLanes) {
-            const int count = static_cast<int>(std::min<int64_t>(kLanes, tiles_in_row - tile));
+        for (int64_t col = 0; col < units; col += kLanes) {
+            const int64_t first = row * units + col;
+            Step step;
             VU bits = hn::Zero(U32());
             for (int r = 0; r < rows; ++r) {
-                const float* x = input_of_step(job, (row + r) * tiles_in_row + tile, count, buffer);
-                load_tile(job, x, tiles + r * kTileSize);
+                step.load(job, first + r * units, (row + r + 1) * units, tiles + r * kTileSize);
                 bits = hn::Max(bits, largest_bits<kNvfp4Group>(tiles + r * kTileSize));
             }
             largest = hn::Max(largest, bits);
-            const int64_t first = row * job.padded_cols + tile * kNvfp4Group;
             const Scale scale = block_scale<kKind, kRounding>(job, tiles, rows, first, float_of(bits));
             store_bytes(scale.byte, bytes);
             for (int r = 0; r < rows; ++r) {
+                const int64_t unit = first + r * units;
                 Rounder<kRounding> rounder;
-                rounder.draw(job, first + r * job.padded_cols);
-                const Codes c = encode(tiles + r * kTileSize, scale, job.tensor, rounder);
-                hn::StoreInterleaved2(c.words[0], c.words[1], U32(), reinterpret_cast<uint32_t*>(codes));
-                const int64_t group = (row + r) * tiles_in_row + tile;
-                std::memcpy(job.codes + group * 8, codes, static_cast<size_t>(count * 8));
-                std::memcpy(job.scales + group, bytes, static_cast<size_t>(count));
+                rounder.draw(job, unit * kNvfp4Group);
+                const Encoded e = encode<Kind::amax>(tiles + r * kTileSize, scale.value, job.tensor, rounder);
+                hn::StoreInterleaved2(e.words[0], e.words[1], U32(), reinterpret_cast<uint32_t*>(codes));
+                std::memcpy(job.codes + unit * 8, codes, static_cast<size_t>(step.count * 8));
+                std::memcpy(job.scales + unit, bytes, static_cast<size_t>(step.count));
             }
         }
     }

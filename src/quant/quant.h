@@ -54,6 +54,9 @@ struct QuantizeOptions {
     const float* known_amax = nullptr;
     // If not null, receives the amax that tensor=current uses (after rotation).
     float* amax = nullptr;
+    // x is stored [cols, rows]: quantise its transpose. Columns of x beyond the output's rows are left out;
+    // rows of x that are missing are zero.
+    bool transposed = false;
     // Names the tensor in errors.
     std::string_view name = "input";
 };

@@ -55,9 +55,11 @@ void check_quantize_arguments(const QuantSpec& spec, const Tensor& x, const Quan
             options.name, name_of(x.dtype));
     require(out.spec == spec, "{}: the output was allocated for \"{}\", not for \"{}\"", options.name,
             to_string(out.spec), to_string(spec));
-    require(x.count() == out.rows * out.cols && (x.count() == 0 || x.cols() == out.cols),
-            "{}: shape {} does not fit an output of [{}, {}]", options.name, x.shape.str(), out.rows,
-            out.cols);
+    const bool fits = options.transposed
+                          ? x.cols() >= out.rows && x.rows() <= out.cols
+                          : x.count() == out.rows * out.cols && (x.count() == 0 || x.cols() == out.cols);
+    require(fits, "{}: shape {} does not fit an output of [{}, {}]{}", options.name, x.shape.str(), out.rows,
+            out.cols, options.transposed ? ", transposed" : "");
 }
 
 void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,

@@ -3,6 +3,8 @@
 // be exact.
 #include "quant/quantize_simd.h"
 
+#include <algorithm>
+
 #include "quant/kernels.h"
 
 namespace nibble {
@@ -25,10 +27,13 @@ QuantizeJob::QuantizeJob(const QuantSpec& spec_, const Tensor& x_, const RandomK
       key(key_),
       x(x_.data),
       is_bf16(x_.dtype == DType::bf16),
+      transposed(options.transposed),
       rows(out.rows),
-      cols(out.cols),
+      cols(transposed ? x_.rows() : out.cols),
+      stride(x_.cols()),
       padded_cols(out.padded_cols),
       units(out.rows * out.padded_cols / spec_.padding()),
+      lane_stride(transposed ? out.padded_cols / spec_.padding() : 1),
       unit(static_cast<int>(spec_.padding())),
       rotation(spec_.rotation == Rotation::none ? 0 : spec_.rotation_size),
       out_bf16(rotation != 0 && spec_.out_bf16),
@@ -42,8 +47,8 @@ QuantizeJob::QuantizeJob(const QuantSpec& spec_, const Tensor& x_, const RandomK
     for (int j = 0; j < kMaxUnit; ++j) signs[j] = sign_bits[j] ? 0x80000000u : 0u;
     for (int lane = 0; lane < kMaxLanes; ++lane) {
         const int place = lane % 2 * (kMaxLanes / 2) + lane / 2;
-        unit_offsets[place] = static_cast<uint64_t>(lane);
-        element_offsets[place] = static_cast<uint64_t>(lane) * static_cast<uint64_t>(unit) / 8;
+        unit_offsets[place] = static_cast<uint64_t>(lane * lane_stride);
+        element_offsets[place] = static_cast<uint64_t>(lane * lane_stride * unit / 8);
     }
 }
 
@@ -78,15 +83,22 @@ class Driver {
     }
 
   private:
-    // The largest magnitude that `kernel` meets in the whole tensor.
-    float run(RangeKernel kernel) const {
-        const bool by_bands = spec_.is_square() && kernel != amax_kernel(false);
+    // The largest magnitude that a kernel meets in `count` of its pieces.
+    float run(RangeKernel kernel, int64_t count, int64_t grain) const {
         SharedMaximum largest;
-        parallel_for(by_bands ? (job_.rows + kBandRows - 1) / kBandRows : job_.units, by_bands ? 1 : kGrain,
-                     [&](int64_t begin, int64_t end) {
-                         largest.raise(std::bit_cast<float>(kernel(job_, begin, end)));
-                     });
+        parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+            largest.raise(std::bit_cast<float>(kernel(job_, begin, end)));
+        });
         return largest.value();
+    }
+    float run(RangeKernel kernel) const {
+        if (spec_.is_square()) return run(kernel, (job_.rows + kBandRows - 1) / kBandRows, 1);
+        return run(kernel, job_.units, kGrain);
+    }
+    float find_amax() const {
+        if (job_.rotation != 0) return run(amax_kernel(true));
+        const int64_t rows = job_.transposed ? job_.cols : job_.rows;
+        return run(amax_kernel(false), rows, std::max<int64_t>(1, kGrain * kMaxUnit / job_.stride));
     }
 
     void check(float largest) const {
@@ -101,7 +113,7 @@ class Driver {
         if (spec_.tensor == TensorScale::delayed && options_.previous_amax > 0.0f)
             return options_.previous_amax;
         if (known_amax() != nullptr) return *known_amax();
-        const float amax = run(amax_kernel(job_.rotation != 0));
+        const float amax = find_amax();
         check(amax);
         return amax;
     }
@@ -146,7 +158,8 @@ RangeKernel kernel_of(const QuantSpec& spec) {
 
 bool quantize_simd(Context&, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                    QuantizedMatrix& out, const QuantizeOptions& options) {
-    const RangeKernel kernel = x.count() == 0 ? nullptr : kernel_of(spec);
+    const bool is_none = x.count() == 0 || (options.transposed && spec.is_square());
+    const RangeKernel kernel = is_none ? nullptr : kernel_of(spec);
     return kernel != nullptr && Driver(spec, x, key, out, options).quantize(kernel);
 }
 

@@ -75,13 +75,15 @@ class Reference {
         strip.col = col;
         for (int r = 0; r < strip.rows; ++r) {
             for (int k = 0; k < strip.width; ++k) {
-                strip.values[r][k] = col + k < out_.cols ? input((row + r) * out_.cols + col + k) : 0.0f;
+                strip.values[r][k] = input(row + r, col + k);
             }
             if (spec_.rotation != Rotation::none) rotate_row(strip.values[r], strip.width);
         }
     }
 
-    float input(int64_t index) const {
+    float input(int64_t row, int64_t col) const {
+        if (col >= (options_.transposed ? x_.rows() : out_.cols)) return 0.0f;
+        const int64_t index = options_.transposed ? col * x_.cols() + row : row * out_.cols + col;
         const float value = x_.dtype == DType::bf16 ? bf16_decode(static_cast<const Bf16*>(x_.data)[index])
                                                     : static_cast<const float*>(x_.data)[index];
         if (!std::isfinite(value)) fail_not_finite(x_, options_.name);

@@ -81,8 +81,9 @@ const RandomKey kKey{.seed = 0x123456789abcdef0u,
                      .side = Side::b};
 
 struct Result {
-    explicit Result(Arena& arena, const QuantSpec& spec, const Tensor& x)
-        : out(allocate_quantized(arena, spec, x.rows(), x.cols())) {
+    explicit Result(Arena& arena, const QuantSpec& spec, const Tensor& x, bool transposed = false)
+        : out(transposed ? allocate_quantized(arena, spec, x.cols(), x.rows())
+                         : allocate_quantized(arena, spec, x.rows(), x.cols())) {
         for (const Tensor& t : {out.codes, out.scales, out.mask, out.tensor_scale}) {
             if (t.data != nullptr) std::memset(t.data, 0xa5, t.bytes());
         }
@@ -108,13 +109,13 @@ void expect_equal_bytes(const Tensor& fast, const Tensor& slow, const char* what
 bool expect_same_as_reference(const QuantSpec& spec, const Tensor& x, QuantizeOptions options = {}) {
     Arena arena(kArenaBytes);
     Context context{arena};
-    Result slow(arena, spec, x);
+    Result slow(arena, spec, x, options.transposed);
     const bool reports = options.amax != nullptr;
     if (reports) options.amax = &slow.amax;
     quantize_reference(context, spec, x, kKey, slow.out, options);
     bool is_fast = true;
     for_each_target([&] {
-        Result fast(arena, spec, x);
+        Result fast(arena, spec, x, options.transposed);
         if (reports) options.amax = &fast.amax;
         if (!quantize_simd(context, spec, x, kKey, fast.out, options)) {
             is_fast = false;
@@ -198,6 +199,20 @@ TEST_P(FastQuantizer, GivesTheBytesOfTheReferenceForEveryShape) {
     }
 }
 
+TEST_P(FastQuantizer, ReadsATransposeAsTheReferenceReadsIt) {
+    const QuantSpec spec = parse_spec(GetParam());
+    QuantizeOptions options;
+    options.transposed = true;
+    const int64_t shapes[][2] = {{1, 1}, {16, 1}, {128, 16}, {129, 33}, {200, 48}, {256, 70}};
+    for (const auto& [cols, rows] : shapes) {
+        for (const DType dtype : {DType::f32, DType::bf16}) {
+            const Input& in = input(Data::normal, dtype, cols, rows);
+            SCOPED_TRACE(in.tensor.shape.str() + " " + std::string(name_of(dtype)));
+            EXPECT_EQ(expect_same_as_reference(spec, in.tensor, options), !spec.is_square());
+        }
+    }
+}
+
 TEST_P(FastQuantizer, ReportsAndUsesTheAmaxAsTheReferenceDoes) {
     const Input& in = input(Data::normal, DType::f32, 3, 256);
     const float known = 7.5f;
@@ -268,6 +283,29 @@ TEST(FastQuantizers, DoNotDependOnTheNumberOfThreads) {
     set_thread_count(threads);
     expect_equal_bytes(three.out.codes, one.out.codes, "codes");
     expect_equal_bytes(three.out.scales, one.out.scales, "scales");
+}
+
+TEST(Quantize, OfATransposeIsThatOfTheTransposedTensor) {
+    const Input& in = input(Data::normal, DType::bf16, 100, 72);
+    const int64_t used = 40;  // columns of x beyond the output's rows are left out
+    Arena arena(kArenaBytes);
+    Context context{arena};
+    const Tensor transposed = arena.allocate(DType::bf16, {72, 100});
+    transpose(context, in.tensor, transposed);
+    for (const char* text :
+         {"nvfp4 1x16 scale=eden rotate=rht:128", "nvfp4 16x16", "nvfp4 1x16 round=stochastic"}) {
+        const QuantSpec spec = parse_spec(text);
+        QuantizedMatrix plain = allocate_quantized(arena, spec, used, 100);
+        QuantizedMatrix direct = allocate_quantized(arena, spec, used, 100);
+        quantize(context, spec, transposed.slice(0, used), kKey, plain);
+        QuantizeOptions options;
+        options.transposed = true;
+        quantize(context, spec, in.tensor, kKey, direct, options);
+        SCOPED_TRACE(text);
+        expect_equal_bytes(direct.codes, plain.codes, "codes");
+        expect_equal_bytes(direct.scales, plain.scales, "scales");
+        expect_equal_bytes(direct.tensor_scale, plain.tensor_scale, "tensor scale");
+    }
 }
 
 }  // namespace
