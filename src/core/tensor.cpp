@@ -9,40 +9,6 @@
 
 namespace nibble {
 
-size_t size_of(DType dtype) {
-    switch (dtype) {
-        case DType::f64:
-        case DType::i64: return 8;
-        case DType::f32:
-        case DType::i32:
-        case DType::u32: return 4;
-        case DType::bf16:
-        case DType::f16:
-        case DType::u16: return 2;
-        default: return 1;
-    }
-}
-
-std::string_view name_of(DType dtype) {
-    switch (dtype) {
-        case DType::f32: return "F32";
-        case DType::bf16: return "BF16";
-        case DType::f16: return "F16";
-        case DType::f64: return "F64";
-        case DType::u8: return "U8";
-        case DType::i8: return "I8";
-        case DType::u16: return "U16";
-        case DType::i32: return "I32";
-        case DType::u32: return "U32";
-        case DType::i64: return "I64";
-        case DType::boolean: return "BOOL";
-        case DType::e4m3: return "F8_E4M3";
-        case DType::e5m2: return "F8_E5M2";
-        case DType::e8m0: return "F8_E8M0";
-    }
-    return "?";
-}
-
 Shape::Shape(std::span<const int64_t> dims) : rank_(static_cast<int>(dims.size())) {
     require(dims.size() <= kMaxRank, "a tensor has at most {} dimensions, not {}", int{kMaxRank}, dims.size());
     std::copy(dims.begin(), dims.end(), dims_.begin());

@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/error.h"
@@ -19,23 +20,82 @@ enum class Device : uint8_t { cpu, cuda };
 
 enum class DType : uint8_t { f32, bf16, f16, f64, u8, i8, u16, i32, u32, i64, boolean, e4m3, e5m2, e8m0 };
 
-size_t size_of(DType dtype);
-std::string_view name_of(DType dtype);  // the safetensors name: "F32", "BF16", "U8", ...
+constexpr size_t size_of(DType dtype) {
+    switch (dtype) {
+        case DType::f64:
+        case DType::i64:
+            return 8;
+        case DType::f32:
+        case DType::i32:
+        case DType::u32:
+            return 4;
+        case DType::bf16:
+        case DType::f16:
+        case DType::u16:
+            return 2;
+        default:
+            return 1;
+    }
+}
+
+// The safetensors name.
+constexpr std::string_view name_of(DType dtype) {
+    switch (dtype) {
+        case DType::f32:
+            return "F32";
+        case DType::bf16:
+            return "BF16";
+        case DType::f16:
+            return "F16";
+        case DType::f64:
+            return "F64";
+        case DType::u8:
+            return "U8";
+        case DType::i8:
+            return "I8";
+        case DType::u16:
+            return "U16";
+        case DType::i32:
+            return "I32";
+        case DType::u32:
+            return "U32";
+        case DType::i64:
+            return "I64";
+        case DType::boolean:
+            return "BOOL";
+        case DType::e4m3:
+            return "F8_E4M3";
+        case DType::e5m2:
+            return "F8_E5M2";
+        case DType::e8m0:
+            return "F8_E8M0";
+    }
+    return "?";
+}
 
 template <typename T>
 inline constexpr DType kDTypeOf = [] {
     static_assert(sizeof(T) == 0, "no DType for this C++ type");
     return DType::u8;
 }();
-template <> inline constexpr DType kDTypeOf<float> = DType::f32;
-template <> inline constexpr DType kDTypeOf<double> = DType::f64;
-template <> inline constexpr DType kDTypeOf<Bf16> = DType::bf16;
-template <> inline constexpr DType kDTypeOf<uint8_t> = DType::u8;
-template <> inline constexpr DType kDTypeOf<int8_t> = DType::i8;
-template <> inline constexpr DType kDTypeOf<uint16_t> = DType::u16;
-template <> inline constexpr DType kDTypeOf<int32_t> = DType::i32;
-template <> inline constexpr DType kDTypeOf<uint32_t> = DType::u32;
-template <> inline constexpr DType kDTypeOf<int64_t> = DType::i64;
+template <>
+inline constexpr DType kDTypeOf<float> = DType::f32;
+template <>
+inline constexpr DType kDTypeOf<double> = DType::f64;
+template <>
+inline constexpr DType kDTypeOf<Bf16> = DType::bf16;
+template <>
+inline constexpr DType kDTypeOf<uint8_t> = DType::u8;
+template <>
+inline constexpr DType kDTypeOf<int8_t> = DType::i8;
+template <>
+inline constexpr DType kDTypeOf<uint16_t> = DType::u16;
+template <>
+inline constexpr DType kDTypeOf<int32_t> = DType::i32;
+template <>
+inline constexpr DType kDTypeOf<uint32_t> = DType::u32;
+template <>
+inline constexpr DType kDTypeOf<int64_t> = DType::i64;
 
 // Up to four dimensions. A default-constructed shape is a scalar: no dimensions, one element.
 class Shape {
@@ -113,8 +173,8 @@ class Buffer {
 // A CPU tensor over the elements of a vector (the vector must outlive the view).
 template <typename T>
 Tensor view_of(std::vector<T>& values, Shape shape) {
-    require(shape.count() == static_cast<int64_t>(values.size()), "{} values do not fill shape {}", values.size(),
-            shape.str());
+    require(shape.count() == static_cast<int64_t>(values.size()), "{} values do not fill shape {}",
+            values.size(), shape.str());
     return {values.data(), kDTypeOf<T>, Device::cpu, shape};
 }
 

@@ -34,15 +34,18 @@ struct Cut {
 // How a product is cut. A function of its shape alone: so are the results, whatever the number of threads.
 struct Tiling {
     Cut m, n, k;
+    Cut parts;  // of the sum, in tiles of k: each is summed by one task
 
     Tiling(int64_t rows, int64_t cols, int64_t depth) {
         constexpr int64_t kPanel = 1 << 19;  // elements of B, or of a sum, that a core's cache holds
         k = {depth, depth};
+        parts = {1, 1};
         if (depth >= 2048 && rows * cols <= kPanel) {
             // A weight gradient: few results, each a long sum. The sum is cut; its parts are added in order.
             n = {cols, cols};
-            m = Cut::even(rows, std::max<int64_t>(16, kPanel / 2 / cols), 16);
-            k = Cut::even(depth, std::max<int64_t>(1024, divide_up(depth, 16)), 64);
+            m = Cut::even(rows, std::min<int64_t>(rows <= 1024 ? 1024 : 512, kPanel / 2 / cols), 16);
+            k = Cut::even(depth, 512, 64);
+            parts = Cut::even(k.count(), std::max<int64_t>(2, divide_up(k.count(), 16)), 1);
             return;
         }
         // All columns, if B fits; rows so many that the tile of C stays in the cache until it is converted.
@@ -50,7 +53,7 @@ struct Tiling {
         m = Cut::even(rows, std::clamp<int64_t>((1 << 17) / n.tile, 16, depth < 1024 ? 128 : 256), 16);
         if (m.count() < 8) n = Cut::even(cols, std::min<int64_t>(n.tile, 256), 64);
     }
-    bool is_split() const { return k.count() > 1; }
+    bool is_split() const { return parts.count() > 1; }
 };
 
 // A tile of an operand in the products' dtype: element (row, l) at data[row * row_stride + l * k_stride].
@@ -102,11 +105,10 @@ class Source {
         return operand_.quantized->spec.scale == ScaleRule::three_quarters ? scale * kLost : scale;
     }
 
-    // Tiles are read in place where that is a contiguous piece of memory in the right dtype: the library is
-    // slow on others. Elsewhere each task copies its tile.
+    // Tiles in the right dtype are read in place, but for pieces of rows, on which the library is slow. Of
+    // the others each task makes a copy.
     void cut(const Cut& rows, const Cut& k) {
-        const bool is_contiguous = operand_.is_transposed ? rows.count() == 1 : k.count() == 1;
-        in_place_ = is_contiguous && !needs_conversion();
+        in_place_ = (operand_.is_transposed || k.count() == 1) && !needs_conversion();
         tile_bytes_ = in_place_ ? 0 : static_cast<size_t>(rows.tile * padded(k.tile)) * size_of(dtype_);
         // A cut row of a quantised matrix is gathered before it is decoded: at most 9 bits an element.
         gather_bytes_ =
@@ -277,18 +279,22 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
     const bool in_place = !tiling.is_split() && tiling.n.count() == 1 && !has_factor &&
                           (c.dtype == DType::f32 || a.dtype() == DType::bf16);
     const Tensor parts =
-        context.arena.allocate(DType::f32, {tiling.is_split() ? tiling.k.count() : 0, rows, cols});
+        context.arena.allocate(DType::f32, {tiling.is_split() ? tiling.parts.count() : 0, rows, cols});
 
     const bool pack = tiling.m.count() >= 4 && !tiling.is_split();  // B, once for all tiles of rows
-    const TileProducts products(tiling, pack, [&](int64_t m, int64_t n, int64_t k) {
-        const Strides stride_a = a.strides(m, k), stride_b = pack ? b.whole_strides() : b.strides(n, k);
-        TileShape shape{m, n, k, stride_a.row, stride_a.k, stride_b.k, stride_b.row, in_place ? cols : n};
-        if (tiling.is_split()) shape.c_m = cols;
-        shape.operands = a.dtype();
-        shape.result = in_place ? c.dtype : DType::f32;
-        shape.accumulate = in_place && options.accumulate;
-        return shape;
-    });
+    const auto products_that = [&](bool accumulate) {
+        return TileProducts(tiling, pack, [&](int64_t m, int64_t n, int64_t k) {
+            const Strides stride_a = a.strides(m, k), stride_b = pack ? b.whole_strides() : b.strides(n, k);
+            TileShape shape{m, n, k, stride_a.row, stride_a.k, stride_b.k, stride_b.row, in_place ? cols : n};
+            if (tiling.is_split()) shape.c_m = cols;
+            shape.operands = a.dtype();
+            shape.result = in_place ? c.dtype : DType::f32;
+            shape.accumulate = accumulate;
+            return shape;
+        });
+    };
+    const TileProducts products = products_that(in_place && options.accumulate);
+    const TileProducts adding = tiling.is_split() ? products_that(true) : products;
     const Tensor packed =
         context.arena.allocate(DType::u8, {pack ? tiling.n.count() : 0, products.packed_bytes()});
     const auto packed_tile = [&](int64_t n) {
@@ -313,43 +319,49 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
         return options.alpha_row == nullptr ? alpha : alpha * options.alpha_row[row];
     };
 
-    // A task is a tile of rows and of the sum, with all columns, or with one tile of columns where rows are
-    // few.
-    const int64_t groups = tiling.m.count() * tiling.k.count() >= 32 ? 1 : tiling.n.count();
+    // A task is a tile of rows and a part of the sum, with all columns, or with one tile of columns where
+    // rows are few.
+    const int64_t groups = tiling.m.count() * tiling.parts.count() >= 32 ? 1 : tiling.n.count();
     ScratchLayout layout;
-    const size_t product_at = layout.add(products.scratch_bytes());
+    const size_t product_at = layout.add(std::max(products.scratch_bytes(), adding.scratch_bytes()));
     const size_t sums_at =
         layout.add<float>(in_place || tiling.is_split() ? 0 : tiling.m.tile * tiling.n.tile);
     const size_t a_at = layout.add(a.tile_bytes()), b_at = layout.add(pack ? 0 : b.tile_bytes());
-    const int64_t tasks = tiling.m.count() * tiling.k.count() * groups;
+    const int64_t tasks = tiling.m.count() * tiling.parts.count() * groups;
     parallel_tasks(context, tasks, layout.bytes(), [&](int64_t task, std::byte* scratch) {
-        const int64_t group = task % groups, k = task / groups % tiling.k.count();
-        const int64_t m = task / groups / tiling.k.count();
+        const int64_t group = task % groups, part = task / groups % tiling.parts.count();
+        const int64_t m = task / groups / tiling.parts.count();
         const int64_t row = tiling.m.begin(m), row_count = tiling.m.size(m);
-        const int64_t depth_begin = tiling.k.begin(k), depth_count = tiling.k.size(k);
-        const void* tile_a = a.tile(row, row_count, depth_begin, depth_count, scratch + a_at);
         const int64_t n_begin = groups == 1 ? 0 : group, n_end = groups == 1 ? tiling.n.count() : group + 1;
-        for (int64_t n = n_begin; n < n_end; ++n) {
-            const int64_t col = tiling.n.begin(n), col_count = tiling.n.size(n);
-            const TileProduct& product =
-                products.at(tiling.m.is_tail(m), tiling.n.is_tail(n), tiling.k.is_tail(k));
-            const void* tile_b =
-                pack ? packed_tile(n) : b.tile(col, col_count, depth_begin, depth_count, scratch + b_at);
-            std::byte* result = scratch + sums_at;
-            if (tiling.is_split()) {
-                result = reinterpret_cast<std::byte*>(parts.as<float>() + (k * rows + row) * cols + col);
-            } else if (in_place) {
-                result = static_cast<std::byte*>(c.data) + static_cast<size_t>(row * cols) * size_of(c.dtype);
-            }
-            product.run(tile_a, tile_b, result, scratch + product_at);
-            if (in_place || tiling.is_split()) continue;
-            for (int64_t i = 0; i < row_count; ++i) {
-                FinishRow how;
-                how.sums = reinterpret_cast<const float*>(result) + i * col_count;
-                how.factor = factor_of(row + i);
-                how.cols = options.alpha_col == nullptr ? nullptr : options.alpha_col + col;
-                how.accumulate = options.accumulate;
-                finish_row_of(c, row + i, col, col_count, how);
+        const int64_t k_begin = tiling.parts.begin(part), k_end = k_begin + tiling.parts.size(part);
+        for (int64_t k = k_begin; k < k_end; ++k) {
+            const int64_t depth_begin = tiling.k.begin(k), depth_count = tiling.k.size(k);
+            const void* tile_a = a.tile(row, row_count, depth_begin, depth_count, scratch + a_at);
+            for (int64_t n = n_begin; n < n_end; ++n) {
+                const int64_t col = tiling.n.begin(n), col_count = tiling.n.size(n);
+                const TileProduct& product =
+                    (k == k_begin ? products : adding)
+                        .at(tiling.m.is_tail(m), tiling.n.is_tail(n), tiling.k.is_tail(k));
+                const void* tile_b =
+                    pack ? packed_tile(n) : b.tile(col, col_count, depth_begin, depth_count, scratch + b_at);
+                std::byte* result = scratch + sums_at;
+                if (tiling.is_split()) {
+                    result =
+                        reinterpret_cast<std::byte*>(parts.as<float>() + (part * rows + row) * cols + col);
+                } else if (in_place) {
+                    const auto offset = static_cast<size_t>(row * cols) * size_of(c.dtype);
+                    result = static_cast<std::byte*>(c.data) + offset;
+                }
+                product.run(tile_a, tile_b, result, scratch + product_at);
+                if (in_place || tiling.is_split()) continue;
+                for (int64_t i = 0; i < row_count; ++i) {
+                    FinishRow how;
+                    how.sums = reinterpret_cast<const float*>(result) + i * col_count;
+                    how.factor = factor_of(row + i);
+                    how.cols = options.alpha_col == nullptr ? nullptr : options.alpha_col + col;
+                    how.accumulate = options.accumulate;
+                    finish_row_of(c, row + i, col, col_count, how);
+                }
             }
         }
     });
@@ -358,7 +370,7 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
         for (int64_t i = begin; i < end; ++i) {
             FinishRow how;
             how.sums = parts.as<float>() + i * cols;
-            how.parts = tiling.k.count();
+            how.parts = tiling.parts.count();
             how.stride = rows * cols;
             how.factor = factor_of(i);
             how.cols = options.alpha_col;

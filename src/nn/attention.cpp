@@ -5,10 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
-#include "gemm/row_kernels.h"
 #include "gemm/tasks.h"
 #include "gemm/tile_product.h"
 #include "nn/attention_rows.h"
@@ -68,15 +66,7 @@ StridedRows rows_at(const Tensor& t, int64_t row, int64_t col) {
 
 // Copies one head of one sequence, [sequence, head_dim], dense, in the products' dtype.
 void copy_head(const Layout& l, const Tensor& t, int64_t row, int64_t col, std::byte* to) {
-    for (int64_t i = 0; i < l.sequence; ++i) {
-        const void* from = rows_at(t, row + i, col).data;
-        std::byte* at = to + l.operand_bytes(i * l.head_dim);
-        if (t.dtype == l.operands) {
-            std::memcpy(at, from, l.operand_bytes(l.head_dim));
-        } else {
-            to_f32(static_cast<const Bf16*>(from), reinterpret_cast<float*>(at), l.head_dim);
-        }
-    }
+    copy_rows(rows_at(t, row, col), l.sequence, l.head_dim, {to, l.head_dim, l.operands == DType::bf16});
 }
 
 TileShape tile(const Layout& l, int64_t m, int64_t n, int64_t k) {
@@ -92,8 +82,9 @@ TileShape tile(const Layout& l, int64_t m, int64_t n, int64_t k) {
 struct BlockProducts {
     const TileProduct* scores;  // [rows, keys] = a[rows, head_dim] · b[keys, head_dim]ᵀ
     const TileProduct* values;  // [rows, head_dim] = p[rows, keys] · b[keys, head_dim]
-    const TileProduct* gradient;  // [head_dim, keys] = a[rows, head_dim]ᵀ · p[rows, keys]: of keys or values,
-                                  // transposed, because a narrow A is cheaper to transpose than a wide one
+    // [keys, head_dim] = p[rows, keys]ᵀ · b[rows, head_dim]: of keys or values; the second adds to what is
+    // there.
+    const TileProduct *gradient, *adding_gradient;
 
     BlockProducts(const Layout& l, int64_t block, bool backward) {
         TileShape shape = tile(l, l.rows(block), l.keys(block), l.head_dim);
@@ -105,14 +96,19 @@ struct BlockProducts {
         shape.b_k = l.head_dim;
         shape.a_k = shape.b_n = 1;
         values = &TileProduct::get(shape);
-        shape = tile(l, l.head_dim, l.keys(block), l.rows(block));
-        shape.a_k = l.head_dim;
-        shape.b_k = l.keys(block);
+        gradient = adding_gradient = scores;
+        if (!backward) return;
+        shape = tile(l, l.keys(block), l.head_dim, l.rows(block));
+        shape.a_k = l.keys(block);
+        shape.b_k = l.head_dim;
         shape.a_m = shape.b_n = 1;
-        gradient = backward ? &TileProduct::get(shape) : scores;
+        gradient = &TileProduct::get(shape);
+        shape.accumulate = true;
+        adding_gradient = &TileProduct::get(shape);
     }
     size_t scratch_bytes() const {
-        return std::max({scores->scratch_bytes(), values->scratch_bytes(), gradient->scratch_bytes()});
+        return std::max({scores->scratch_bytes(), values->scratch_bytes(), gradient->scratch_bytes(),
+                         adding_gradient->scratch_bytes()});
     }
 };
 
@@ -126,27 +122,6 @@ struct Products {
             scratch_bytes = std::max(scratch_bytes, blocks.back().scratch_bytes());
         }
     }
-};
-
-// Sums [head_dim, sequence] of products [head_dim, keys], the last block's first: its keys are all there are.
-class TransposedSum {
-  public:
-    TransposedSum(const Layout& l, float* sum, float* part) : l_(l), sum_(sum), part_(part) {}
-    void add(const TileProduct& product, int64_t keys, const void* a, const void* p, void* scratch) {
-        product.run(a, p, is_empty_ ? sum_ : part_, scratch);
-        for (int64_t d = 0; d < l_.head_dim && !is_empty_; ++d) {
-            FinishRow row;
-            row.sums = part_ + d * keys;
-            row.accumulate = true;
-            finish_row(row, sum_ + d * l_.sequence, keys);
-        }
-        is_empty_ = false;
-    }
-
-  private:
-    const Layout& l_;
-    float *sum_, *part_;
-    bool is_empty_ = true;
 };
 
 }  // namespace
@@ -169,6 +144,7 @@ void attention_forward(Context& context, const AttentionShape& shape, const Tens
         const int64_t first = task / l.kv_heads * l.sequence, kv = task % l.kv_heads;
         auto* scores = reinterpret_cast<float*>(scratch + scores_at);
         auto* sums = reinterpret_cast<float*>(scratch + sums_at);
+        auto* const lse = logsumexp.as<float>();
         void* run_scratch = scratch + product_at;
         copy_head(l, qkv, first, (l.heads + kv) * l.head_dim, scratch + k_at);
         copy_head(l, qkv, first, (l.heads + l.kv_heads + kv) * l.head_dim, scratch + v_at);
@@ -182,7 +158,7 @@ void attention_forward(Context& context, const AttentionShape& shape, const Tens
                 softmax_block(l.scores(block), scores, scratch + p_at, max, sum);
                 products.blocks[block].values->run(scratch + p_at, scratch + v_at, sums, run_scratch);
                 for (int64_t i = 0; i < l.rows(block); ++i) {
-                    logsumexp.as<float>()[(row + i) * l.heads + h] = max[i] * l.scale + std::log(sum[i]);
+                    lse[(row + i) * l.heads + h] = max[i] * l.scale + std::log(sum[i]);
                     sum[i] = 1.0f / sum[i];
                 }
                 scale_rows(sums, sum, l.rows(block), l.head_dim, rows_at(out, row, h * l.head_dim));
@@ -206,7 +182,7 @@ void attention_backward(Context& context, const AttentionShape& shape, const Ten
     const size_t scores_at = layout.add<float>(score_count), dp_at = layout.add<float>(score_count);
     const size_t p_at = layout.add(l.operand_bytes(score_count)),
                  ds_at = layout.add(l.operand_bytes(score_count));
-    const size_t dq_at = layout.add<float>(kBlock * l.head_dim), part_at = layout.add<float>(head_count);
+    const size_t dq_at = layout.add<float>(kBlock * l.head_dim);
     const size_t dk_at = layout.add<float>(head_count), dv_at = layout.add<float>(head_count);
     const size_t q_at = layout.add(l.operand_bytes(head_count)),
                  k_at = layout.add(l.operand_bytes(head_count));
@@ -215,11 +191,11 @@ void attention_backward(Context& context, const AttentionShape& shape, const Ten
     parallel_tasks(context, l.tasks(), layout.bytes(), [&](int64_t task, std::byte* scratch) {
         const int64_t first = task / l.kv_heads * l.sequence, kv = task % l.kv_heads;
         const int64_t k_col = (l.heads + kv) * l.head_dim, v_col = k_col + l.kv_heads * l.head_dim;
+        const auto* const all_lse = logsumexp.as<float>();
         const auto floats = [&](size_t at) { return reinterpret_cast<float*>(scratch + at); };
         void* run_scratch = scratch + product_at;
         copy_head(l, qkv, first, k_col, scratch + k_at);
         copy_head(l, qkv, first, v_col, scratch + v_at);
-        TransposedSum dk(l, floats(dk_at), floats(part_at)), dv(l, floats(dv_at), floats(part_at));
         for (int64_t h = kv * l.group; h < (kv + 1) * l.group; ++h) {
             const int64_t col = h * l.head_dim;
             copy_head(l, qkv, first, col, scratch + q_at);
@@ -231,19 +207,22 @@ void attention_backward(Context& context, const AttentionShape& shape, const Ten
                 const std::byte* d = scratch + dout_at + l.operand_bytes(begin * l.head_dim);
                 float delta[kBlock], lse[kBlock];
                 dot_rows(rows_at(dout, row, col), rows_at(out, row, col), rows, l.head_dim, delta);
-                for (int64_t i = 0; i < rows; ++i) lse[i] = logsumexp.as<float>()[(row + i) * l.heads + h];
+                for (int64_t i = 0; i < rows; ++i) lse[i] = all_lse[(row + i) * l.heads + h];
                 product.scores->run(q, scratch + k_at, floats(scores_at), run_scratch);
                 product.scores->run(d, scratch + v_at, floats(dp_at), run_scratch);
                 softmax_backward_block(l.scores(block), floats(scores_at), floats(dp_at), lse, delta,
                                        scratch + p_at, scratch + ds_at);
                 product.values->run(scratch + ds_at, scratch + k_at, floats(dq_at), run_scratch);
                 scale_rows(floats(dq_at), nullptr, rows, l.head_dim, rows_at(dqkv, row, col));
-                dk.add(*product.gradient, l.keys(block), q, scratch + ds_at, run_scratch);
-                dv.add(*product.gradient, l.keys(block), d, scratch + p_at, run_scratch);
+                // The first head's last block sees all keys: it writes what the others add to.
+                const bool is_first = h == kv * l.group && block == l.blocks - 1;
+                const TileProduct& gradient = is_first ? *product.gradient : *product.adding_gradient;
+                gradient.run(scratch + ds_at, q, floats(dk_at), run_scratch);
+                gradient.run(scratch + p_at, d, floats(dv_at), run_scratch);
             }
         }
-        transpose_rows(floats(dk_at), l.sequence, l.head_dim, rows_at(dqkv, first, k_col));
-        transpose_rows(floats(dv_at), l.sequence, l.head_dim, rows_at(dqkv, first, v_col));
+        scale_rows(floats(dk_at), nullptr, l.sequence, l.head_dim, rows_at(dqkv, first, k_col));
+        scale_rows(floats(dv_at), nullptr, l.sequence, l.head_dim, rows_at(dqkv, first, v_col));
     });
 }
 

@@ -1,5 +1,10 @@
 #include "nn/attention_rows.h"
 
+#include <hwy/cache_control.h>
+
+#include <algorithm>
+#include <cstring>
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "nn/attention_rows.cpp"
 #include <hwy/foreach_target.h>
@@ -149,30 +154,46 @@ void scale(const float* from, const float* factor, int64_t rows, int64_t cols, c
                : scale_rows_as<float>(from, factor, rows, cols, to);
 }
 
-template <typename Element>
-void transpose_as(const float* from, int64_t rows, int64_t cols, const StridedRows& to) {
-    // A few rows at a time: each line of `from` is read once.
-    constexpr int64_t kRows = 16, kCols = 64;
-    HWY_ALIGN float tile[kRows * kCols];
-    for (int64_t i = 0; i < rows; i += kRows) {
-        const int64_t height = std::min(kRows, rows - i);
-        for (int64_t j = 0; j < cols; j += kCols) {
-            const int64_t width = std::min(kCols, cols - j);
-            for (int64_t l = 0; l < width; ++l) {
-                const float* column = from + (j + l) * rows + i;
-                for (int64_t r = 0; r < height; ++r) tile[r * kCols + l] = column[r];
-            }
-            for (int64_t r = 0; r < height; ++r) {
-                Element* row = static_cast<Element*>(to.data) + (i + r) * to.stride + j;
-                each_vector(width, [&](int64_t l, auto lanes) HWY_ATTR {
-                    store(load(tile + r * kCols + l, lanes), row + l, lanes);
-                });
-            }
-        }
+// Heads lie far apart in memory: the rows to come are fetched while one is copied.
+template <typename Row>
+HWY_INLINE void each_row(const StridedRows& from, size_t size, int64_t rows, Row&& row) {
+    constexpr int64_t kAhead = 8;
+    const auto* bytes = static_cast<const std::byte*>(from.data);
+    const int64_t stride = from.stride * static_cast<int64_t>(size);
+    for (int64_t i = 0; i < rows; ++i) {
+        hwy::Prefetch(bytes + std::min(i + kAhead, rows - 1) * stride);
+        row(i, bytes + i * stride);
     }
 }
-void transpose(const float* from, int64_t rows, int64_t cols, const StridedRows& to) {
-    to.is_bf16 ? transpose_as<Bf16>(from, rows, cols, to) : transpose_as<float>(from, rows, cols, to);
+
+template <typename Element>
+void copy_as(const StridedRows& from, int64_t rows, int64_t cols, const StridedRows& to) {
+    const hn::ScalableTag<Element> tag;
+    const auto lanes = static_cast<int64_t>(hn::Lanes(tag));
+    each_row(from, sizeof(Element), rows, [&](int64_t i, const std::byte* row) HWY_ATTR {
+        const auto* source = reinterpret_cast<const Element*>(row);
+        Element* target = static_cast<Element*>(to.data) + i * to.stride;
+        int64_t j = 0;
+        for (; j + lanes <= cols; j += lanes) hn::StoreU(hn::LoadU(tag, source + j), tag, target + j);
+        std::memcpy(target + j, source + j, static_cast<size_t>(cols - j) * sizeof(Element));
+    });
+}
+void copy_widened(const StridedRows& from, int64_t rows, int64_t cols, const StridedRows& to) {
+    each_row(from, sizeof(Bf16), rows, [&](int64_t i, const std::byte* row) HWY_ATTR {
+        const auto* source = reinterpret_cast<const Bf16*>(row);
+        float* target = static_cast<float*>(to.data) + i * to.stride;
+        each_vector(
+            cols, [&](int64_t j, auto lanes) HWY_ATTR { store(load(source + j, lanes), target + j, lanes); });
+    });
+}
+void copy(const StridedRows& from, int64_t rows, int64_t cols, const StridedRows& to) {
+    if (from.is_bf16 && to.is_bf16) {
+        copy_as<uint16_t>(from, rows, cols, to);
+    } else if (from.is_bf16) {
+        copy_widened(from, rows, cols, to);
+    } else {
+        copy_as<float>(from, rows, cols, to);
+    }
 }
 
 }  // namespace HWY_NAMESPACE
@@ -186,7 +207,7 @@ HWY_EXPORT(softmax);
 HWY_EXPORT(softmax_backward);
 HWY_EXPORT(dots);
 HWY_EXPORT(scale);
-HWY_EXPORT(transpose);
+HWY_EXPORT(copy);
 
 void softmax_block(const ScoreBlock& block, const float* scores, void* p, float* max, float* sum) {
     HWY_DYNAMIC_DISPATCH(softmax)(block, scores, p, max, sum);
@@ -201,8 +222,8 @@ void dot_rows(const StridedRows& a, const StridedRows& b, int64_t rows, int64_t 
 void scale_rows(const float* from, const float* factor, int64_t rows, int64_t cols, const StridedRows& to) {
     HWY_DYNAMIC_DISPATCH(scale)(from, factor, rows, cols, to);
 }
-void transpose_rows(const float* from, int64_t rows, int64_t cols, const StridedRows& to) {
-    HWY_DYNAMIC_DISPATCH(transpose)(from, rows, cols, to);
+void copy_rows(const StridedRows& from, int64_t rows, int64_t cols, const StridedRows& to) {
+    HWY_DYNAMIC_DISPATCH(copy)(from, rows, cols, to);
 }
 
 }  // namespace nibble

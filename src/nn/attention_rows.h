@@ -38,7 +38,7 @@ void dot_rows(const StridedRows& a, const StridedRows& b, int64_t rows, int64_t 
 // to[i, :] = factor[i] * from[i, :]; from is dense; factor: null for 1.
 void scale_rows(const float* from, const float* factor, int64_t rows, int64_t cols, const StridedRows& to);
 
-// to[i, j] = from[j, i], to [rows, cols], from dense.
-void transpose_rows(const float* from, int64_t rows, int64_t cols, const StridedRows& to);
+// to <- from [rows, cols], in to's type (F32 to BF16 is not needed, and not there).
+void copy_rows(const StridedRows& from, int64_t rows, int64_t cols, const StridedRows& to);
 
 }  // namespace nibble

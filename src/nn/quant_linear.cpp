@@ -64,8 +64,10 @@ class QuantLinear::Execution {
         return allocate_quantized(context_.arena, spec, rows, cols);
     }
 
-    // x: [out.rows, out.cols or fewer]. Returns the amax for the history (0 unless tensor=delayed).
-    float quantize_into(Place place, uint32_t micro_step, const Tensor& x, QuantizedMatrix& out) const {
+    // x: [out.rows, out.cols or fewer], or the transpose of that. Returns the amax for the history (0 unless
+    // tensor=delayed).
+    float quantize_into(Place place, uint32_t micro_step, const Tensor& x, QuantizedMatrix& out,
+                        bool is_transposed = false) const {
         const ArenaScope scope(context_.arena);
         const QuantSpec& spec = at(place).spec;
         const SignBits sign_bits = signs(place, micro_step);
@@ -73,6 +75,7 @@ class QuantLinear::Execution {
         QuantizeOptions options;
         options.signs = &sign_bits;
         options.name = kOperandNames[place];
+        options.transposed = is_transposed;
         if (spec.tensor == TensorScale::delayed) {
             require(history_ != nullptr,
                     "{} has tensor=delayed, but the layer was prepared without a history",
@@ -80,7 +83,7 @@ class QuantLinear::Execution {
             options.previous_amax = history_->previous[place];
             options.amax = &amax;
         }
-        const Tensor padded = detail::padded_columns(context_, x, out.cols);
+        const Tensor padded = is_transposed ? x : detail::padded_columns(context_, x, out.cols);
         quantize(context_, spec, padded, key(place, micro_step), out, options);
         return amax;
     }
@@ -104,8 +107,7 @@ class QuantLinear::Execution {
         } else {
             const ArenaScope scope(context_.arena);
             const bool rounded = is_of_forward(kDgradW) && at(kFpropW).spec.format == Format::bf16;
-            const Tensor w = detail::transposed(context_, rounded ? weight.bf16 : weight.master);
-            amax = quantize_into(kDgradW, micro_step, w, out);
+            amax = quantize_into(kDgradW, micro_step, rounded ? weight.bf16 : weight.master, out, true);
         }
         show(kDgradW, out);
         return amax;
@@ -118,9 +120,8 @@ class QuantLinear::Execution {
         } else {
             const ArenaScope scope(context_.arena);
             const bool rounded = is_of_forward(kWgradX) && at(kFpropX).spec.format == Format::bf16;
-            const Tensor x =
-                detail::transposed(context_, rounded ? detail::as_bf16(context_, saved.x) : saved.x);
-            amax = quantize_into(kWgradX, context_.micro_step, x, out);
+            const Tensor x = rounded ? detail::as_bf16(context_, saved.x) : saved.x;
+            amax = quantize_into(kWgradX, context_.micro_step, x, out, true);
         }
         record(kWgradX, amax);
         show(kWgradX, out);
@@ -219,11 +220,7 @@ class QuantLinear::Execution {
         if (!quantizes(place)) return plain_factor(place, dy, transpose);
         QuantizedMatrix q =
             transpose ? allocate(place, dy.cols(), dy.rows()) : allocate(place, dy.rows(), dy.cols());
-        {
-            const ArenaScope scope(context_.arena);
-            const Tensor x = transpose ? detail::transposed(context_, dy) : dy;
-            record(place, quantize_into(place, context_.micro_step, x, q));
-        }
+        record(place, quantize_into(place, context_.micro_step, dy, q, transpose));
         show(place, q);
         return {q, {}, false, {}};
     }

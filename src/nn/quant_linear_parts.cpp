@@ -50,12 +50,6 @@ Tensor as_bf16(Context& context, const Tensor& x) {
     return out;
 }
 
-Tensor transposed(Context& context, const Tensor& x) {
-    const Tensor out = context.arena.allocate(x.dtype, {x.cols(), x.rows()});
-    transpose(context, x, out);
-    return out;
-}
-
 Tensor padded_columns(Context& context, const Tensor& x, int64_t count) {
     if (x.cols() == count) return x;
     const Tensor out = context.arena.allocate(x.dtype, {x.rows(), count});

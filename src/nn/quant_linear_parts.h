@@ -11,8 +11,6 @@ namespace nibble::detail {
 void convert(Context& context, const Tensor& x, const Tensor& out);
 // x, rounded to BF16; a copy in the arena unless it is BF16 already.
 Tensor as_bf16(Context& context, const Tensor& x);
-// A copy in the arena of x [R, C], transposed: [C, R], the same dtype.
-Tensor transposed(Context& context, const Tensor& x);
 // x [R, C] with zero columns, or rows, added up to `count`; x itself where nothing is missing.
 Tensor padded_columns(Context& context, const Tensor& x, int64_t count);
 Tensor padded_rows(Context& context, const Tensor& x, int64_t count);
