@@ -1,4 +1,4 @@
-// Whole training steps of the demo model (configs/models/llama-1m.json: 16 sequences of 256 tokens, one
+// Whole training steps of the demo model (configs/models/llama-1m.json: 8 sequences of 256 tokens, one
 // micro-batch): weights quantised, forward and backward, norm of the gradients, AdamW. The recipes take
 // turns, each step between two products of square matrices, so that other programs slow all of them alike.
 //
@@ -26,7 +26,7 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kSequences = 16, kLength = 256, kTokens = kSequences * kLength;
+constexpr int64_t kSequences = 8, kLength = 256, kTokens = kSequences * kLength;
 
 double seconds_of(auto&& work) {
     const auto begin = std::chrono::steady_clock::now();

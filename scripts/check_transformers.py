@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Loads a model directory with transformers and compares its logits with those that nibble computed.
 
-    scripts/check_transformers.py MODEL_DIR LOGITS.safetensors [--tolerance 1e-3]
+    scripts/check_transformers.py MODEL_DIR LOGITS.safetensors [--tolerance 1e-4]
 
 LOGITS.safetensors holds `tokens`, integers [sequences, length], and `logits`, F32: [sequences, length, vocab], or
 [sequences, vocab] for the last position alone. Prints the largest difference and the root mean square of both;
@@ -22,7 +22,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("logits", type=Path)
-    parser.add_argument("--tolerance", type=float, default=1e-3)
+    parser.add_argument("--tolerance", type=float, default=1e-4)
     arguments = parser.parse_args()
 
     model, report = AutoModelForCausalLM.from_pretrained(

@@ -36,4 +36,4 @@ done
 printf '\n'
 "$nibble" report "${recipes[@]/#/runs/demo/}" --out report.html "${spread[@]}"
 printf '\nWhat the quartet2 model writes:\n'
-"$nibble" generate --model runs/demo/quartet2/model --prompt "It was " --max-tokens 96 --temperature 0.8 --seed 1
+"$nibble" generate --model runs/demo/quartet2/model --prompt "It was" --max-tokens 96 --temperature 0.8 --seed 1

@@ -5,6 +5,8 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/forward_options.h"
+#include "io/io.h"
 #include "train/evaluation.h"
 #include "train/model_directory.h"
 
@@ -13,8 +15,9 @@ namespace nibble {
 namespace {
 
 struct EvalOptions {
-    fs::path model;
-    std::string data, recipe = "bf16", precision = "bf16";
+    fs::path model, logits;
+    std::string data;
+    ForwardOptions forward;
     std::vector<std::string> tasks;
     int64_t sequence_length = 0;  // 0: the model's positions, at most kLongestWindow
     int64_t batch_size = 8;
@@ -33,6 +36,23 @@ auto run_planned(Work&& work) {
     work(context);
     arena.commit();
     return work(context);
+}
+
+// The first windows of `data` and what the model says of them, for other programs to compare with.
+void write_logits(Transformer& model, const TokenShards& data, int64_t sequence_length, int64_t batch_size,
+                  const fs::path& path) {
+    const EvaluationLoader loader(data, sequence_length);
+    const int64_t windows = std::min(batch_size, loader.windows());
+    const Buffer tokens(DType::i32, {windows, sequence_length}),
+        targets(DType::i32, {windows, sequence_length});
+    const Buffer logits(DType::f32, {windows, sequence_length, model.config().vocab_size});
+    loader.load(0, tokens.tensor(), targets.tensor());
+    run_planned([&](Context& context) {
+        const ArenaScope scope(context.arena);
+        model.begin_step(context, Transformer::Execution::recipe);
+        model.logits(context, tokens.tensor(), logits.tensor());
+    });
+    write_safetensors(path, {{"tokens", tokens.tensor()}, {"logits", logits.tensor()}});
 }
 
 Json text_record(const EvalOptions& options, int64_t sequence_length, const TextLoss& loss) {
@@ -78,7 +98,9 @@ void evaluate(const EvalOptions& options) {
     if (options.data.empty() && options.tasks.empty()) {
         fail_usage("nibble eval needs --data SHARDS or --task FILE, or both");
     }
-    const Recipe recipe = find_recipe(options.recipe);
+    if (!options.logits.empty() && options.data.empty()) {
+        fail_usage("nibble eval --logits writes the logits of --data SHARDS, which is missing");
+    }
     const ModelConfig config = read_model_config(options.model);
     const int64_t sequence_length = options.sequence_length > 0
                                         ? options.sequence_length
@@ -100,13 +122,13 @@ void evaluate(const EvalOptions& options) {
     std::vector<std::vector<MultipleChoice>> tasks;
     for (const std::string& path : options.tasks) tasks.push_back(read_multiple_choice(path));
 
-    Transformer model(config, recipe,
-                      {.activations = options.precision == "fp32" ? DType::f32 : DType::bf16});
+    const auto owner = options.forward.make_model(config);
+    Transformer& model = *owner;
     read_parameters(options.model, config, model.parameters());
 
     Json result = {{"model", options.model.string()},
-                   {"recipe", recipe.name},
-                   {"activations", options.precision},
+                   {"recipe", model.recipe().name},
+                   {"activations", options.forward.precision},
                    {"results", Json::array()}};
     constexpr auto kExecution = Transformer::Execution::recipe;
     if (data) {
@@ -116,6 +138,9 @@ void evaluate(const EvalOptions& options) {
                                  kExecution);
         });
         result["results"].push_back(text_record(options, sequence_length, loss));
+        if (!options.logits.empty()) {
+            write_logits(model, *data, sequence_length, options.batch_size, options.logits);
+        }
     }
     for (size_t i = 0; i < tasks.size(); ++i) {
         const MultipleChoiceScore score = run_planned([&](Context& context) {
@@ -148,11 +173,7 @@ void add_eval_command(CLI::App& app) {
             "--task", options->tasks,
             "JSON lines of {\"context\", \"choices\", \"answer\"}: prints accuracy; may be given again")
         ->type_name("FILE");
-    command->add_option("--recipe", options->recipe, "The recipe whose forward is used (default: bf16)")
-        ->type_name("R");
-    command->add_option("--precision", options->precision, "Of activations (default: bf16)")
-        ->check(CLI::IsMember({"bf16", "fp32"}))
-        ->type_name("bf16|fp32");
+    options->forward.add_to(*command);
     command
         ->add_option("--sequence-length", options->sequence_length,
                      "Window in tokens (default: the model's positions, at most 2048)")
@@ -161,6 +182,12 @@ void add_eval_command(CLI::App& app) {
     command->add_option("--batch-size", options->batch_size, "Windows at a time (default: 8)")
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
         ->type_name("N");
+    command
+        ->add_option(
+            "--logits", options->logits,
+            "Also write `tokens` I32 [batch, length] and `logits` F32 [batch, length, vocabulary] of the "
+            "first --batch-size windows of --data")
+        ->type_name("OUT.safetensors");
     command->add_flag("--json", options->json, "Print one JSON object");
     command->callback([options] { evaluate(*options); });
 }

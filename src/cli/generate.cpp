@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/forward_options.h"
 #include "train/evaluation.h"
 #include "train/model_directory.h"
 #include "train/sampling.h"
@@ -13,7 +14,8 @@ namespace {
 
 struct GenerateOptions {
     fs::path model;
-    std::string prompt, recipe = "bf16", precision = "bf16";
+    std::string prompt;
+    ForwardOptions forward;
     int64_t max_tokens = 128;
     SamplingOptions sampling;
     uint64_t seed = 0;
@@ -25,7 +27,6 @@ void write_out(std::string_view text) {
 }
 
 void generate(const GenerateOptions& options) {
-    const Recipe recipe = find_recipe(options.recipe);
     const ModelConfig config = read_model_config(options.model);
     const Tokenizer tokenizer = Tokenizer::load(options.model);
     require(tokenizer.vocabulary_size() <= config.vocab_size,
@@ -36,8 +37,8 @@ void generate(const GenerateOptions& options) {
     const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
     text.insert(text.end(), prompt.begin(), prompt.end());
 
-    Transformer model(config, recipe,
-                      {.activations = options.precision == "fp32" ? DType::f32 : DType::bf16});
+    const auto owner = options.forward.make_model(config);
+    Transformer& model = *owner;
     read_parameters(options.model, config, model.parameters());
 
     // The window that the model sees: the whole text, or its end where that is longer than the model's
@@ -120,11 +121,7 @@ void add_generate_command(CLI::App& app) {
     command->add_option("--seed", options->seed, "The same seed gives the same text (default: 0)")
         ->check(kWholeNumber)
         ->type_name("S");
-    command->add_option("--recipe", options->recipe, "The recipe whose forward is used (default: bf16)")
-        ->type_name("R");
-    command->add_option("--precision", options->precision, "Of activations (default: bf16)")
-        ->check(CLI::IsMember({"bf16", "fp32"}))
-        ->type_name("bf16|fp32");
+    options->forward.add_to(*command);
     command->footer(
         "Prints the prompt and its continuation. The model sees at most as many tokens as it has positions.");
     command->callback([options] { generate(*options); });

@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/chain_model.h"
+#include "io/io.h"
 
 namespace nibble {
 namespace {
@@ -56,6 +57,28 @@ TEST(EvalCommand, FindsTextThatTheModelExpectsLikely) {
     make_shards(work, "abc defghijk");
     EXPECT_LT(eval_json(work, {"--data", "shards"})["results"][0]["loss"], 0.01);
     EXPECT_LT(eval_json(work, {"--data", "shards", "--recipe", "quartet2"})["results"][0]["loss"], 0.01);
+}
+
+TEST(EvalCommand, WritesTheLogitsBehindItsLoss) {
+    const Workspace work;
+    make_chain_model(work, "model", "abc defghijk");
+    make_shards(work, "abc defghijk, abd");
+    const Json text =
+        eval_json(work, {"--data", "shards", "--sequence-length", "32", "--batch-size", "1", "--precision",
+                         "fp32", "--logits", "logits.safetensors"})["results"][0];
+    const SafetensorsFile file(work / "logits.safetensors");
+    const Tensor tokens = file.tensor("tokens"), logits = file.tensor("logits");
+    ASSERT_EQ(tokens.shape, Shape({1, 32}));
+    ASSERT_EQ(logits.shape, Shape({1, 32, 257}));
+    double loss = 0;
+    const int64_t count = text["tokens"];
+    for (int64_t i = 0; i < count; ++i) {
+        const float* row = logits.as<const float>() + i * 257;
+        double sum = 0;
+        for (int v = 0; v < 257; ++v) sum += std::exp(double{row[v]});
+        loss += std::log(sum) - row[tokens.as<const int32_t>()[i + 1]];
+    }
+    EXPECT_NEAR(loss / static_cast<double>(count), text["loss"], 1e-5);
 }
 
 TEST(EvalCommand, ScoresMultipleChoice) {

@@ -1,0 +1,37 @@
+#include "cli/forward_options.h"
+
+#include <algorithm>
+
+#include "recipe/recipe.h"
+
+namespace nibble {
+
+namespace {
+
+bool quantizes_nothing(const Recipe& recipe) {
+    return std::ranges::none_of(
+        kOperandNames, [&](std::string_view name) { return operand(recipe, name).spec.is_quantized(); });
+}
+
+}  // namespace
+
+void ForwardOptions::add_to(CLI::App& command) {
+    command.add_option("--recipe", recipe, "The recipe whose forward is used (default: bf16)")
+        ->type_name("R");
+    command
+        .add_option("--precision", precision,
+                    "Of activations, and of products where the recipe quantises nothing (default: bf16)")
+        ->check(CLI::IsMember({"bf16", "fp32"}))
+        ->type_name("bf16|fp32");
+}
+
+std::unique_ptr<Transformer> ForwardOptions::make_model(const ModelConfig& config) const {
+    Recipe chosen = find_recipe(recipe);
+    if (precision == "fp32" && quantizes_nothing(chosen)) {
+        for (const std::string_view name : kOperandNames) operand(chosen, name).spec = parse_spec("fp32");
+    }
+    const Transformer::Options options = {.activations = precision == "fp32" ? DType::f32 : DType::bf16};
+    return std::make_unique<Transformer>(config, chosen, options);
+}
+
+}  // namespace nibble

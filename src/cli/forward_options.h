@@ -1,0 +1,19 @@
+// How a command that runs a model forward (eval, generate) executes it: the options that they share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <string>
+
+#include "nn/transformer.h"
+
+namespace nibble {
+
+struct ForwardOptions {
+    std::string recipe = "bf16", precision = "bf16";
+
+    void add_to(CLI::App& command);  // --recipe, --precision
+    std::unique_ptr<Transformer> make_model(const ModelConfig& config) const;
+};
+
+}  // namespace nibble
