@@ -13,8 +13,9 @@ Tensor Arena::allocate(DType dtype, Shape shape) {
         peak_ = std::max(peak_, used_);
         return {nullptr, dtype, Device::cpu, shape};
     }
-    require(used_ <= memory_.bytes(), "the arena of {} bytes has no room for {} {} (the memory plan missed it)",
-            memory_.bytes(), name_of(dtype), shape.str());
+    require(used_ <= memory_.bytes(),
+            "the arena of {} bytes has no room for {} {} (the memory plan missed it)", memory_.bytes(),
+            name_of(dtype), shape.str());
     return {memory_.data() + begin, dtype, Device::cpu, shape};
 }
 

@@ -37,7 +37,8 @@ template <typename... Args>
 // for what files contain alike: it stays on in every build.
 template <typename... Args>
 void require(bool condition, fmt::format_string<Args...> format, Args&&... args) {
-    if (!condition) [[unlikely]] fail(format, std::forward<Args>(args)...);
+    if (!condition) [[unlikely]]
+        fail(format, std::forward<Args>(args)...);
 }
 
 // The candidate with the smallest edit distance to `word`, for "did you mean"; empty if none is near.

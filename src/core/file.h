@@ -17,8 +17,8 @@ namespace fs = std::filesystem;
 std::string read_text(const fs::path& path);
 std::vector<std::byte> read_bytes(const fs::path& path);
 
-// Writes PATH.partial, syncs it, renames it to PATH. A failure (a full disk, no permission) throws one line and
-// leaves what stood at PATH untouched.
+// Writes PATH.partial, syncs it, renames it to PATH. A failure (a full disk, no permission) throws one line
+// and leaves what stood at PATH untouched.
 class AtomicFile {
   public:
     explicit AtomicFile(fs::path path);

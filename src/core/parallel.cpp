@@ -27,7 +27,7 @@ void run_ranges(int64_t count, int64_t grain, void* closure, RangeFunction funct
         return;
     }
     std::exception_ptr error;
-#pragma omp parallel num_threads(static_cast<int>(threads))
+#pragma omp parallel num_threads(static_cast <int>(threads))
     {
         const int64_t id = omp_get_thread_num();
         const int64_t begin = std::min(count, chunks * id / threads * grain);

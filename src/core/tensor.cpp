@@ -10,7 +10,8 @@
 namespace nibble {
 
 Shape::Shape(std::span<const int64_t> dims) : rank_(static_cast<int>(dims.size())) {
-    require(dims.size() <= kMaxRank, "a tensor has at most {} dimensions, not {}", int{kMaxRank}, dims.size());
+    require(dims.size() <= kMaxRank, "a tensor has at most {} dimensions, not {}", int{kMaxRank},
+            dims.size());
     std::copy(dims.begin(), dims.end(), dims_.begin());
 }
 
@@ -28,8 +29,8 @@ Tensor Tensor::reshaped(Shape new_shape) const {
 }
 
 Tensor Tensor::slice(int64_t begin, int64_t end) const {
-    require(shape.rank() > 0 && 0 <= begin && begin <= end && end <= shape[0], "rows {}..{} are not in shape {}",
-            begin, end, shape.str());
+    require(shape.rank() > 0 && 0 <= begin && begin <= end && end <= shape[0],
+            "rows {}..{} are not in shape {}", begin, end, shape.str());
     std::array<int64_t, Shape::kMaxRank> dims{};
     std::copy(shape.dims().begin(), shape.dims().end(), dims.begin());
     dims[0] = end - begin;

@@ -18,8 +18,8 @@ void convert_row(const From* from, To* to, int64_t count) {
 void to_f32_row(const Bf16* from, float* to, int64_t count) { convert_row(from, to, count); }
 void to_bf16_row(const float* from, Bf16* to, int64_t count) { convert_row(from, to, count); }
 void round_row(const float* from, float* to, int64_t count) {
-    each_vector(count,
-                [&](int64_t i, auto lanes) HWY_ATTR { store(rounded_to_bf16(load(from + i, lanes)), to + i, lanes); });
+    each_vector(count, [&](int64_t i, auto lanes)
+                           HWY_ATTR { store(rounded_to_bf16(load(from + i, lanes)), to + i, lanes); });
 }
 
 template <typename Element>

@@ -1,8 +1,9 @@
 // nn/: the layers of a Llama-family language model, forward and backward, and the model made of them.
 //
 // Each component is a pair of functions over tensors, with the same names and argument order on every device.
-// Activations are BF16 or F32 (all tensors of a call alike); parameters, their gradients, statistics and losses
-// are F32; arithmetic is F32. This room knows recipes and products, but no data, no optimizer and no files.
+// Activations are BF16 or F32 (all tensors of a call alike); parameters, their gradients, statistics and
+// losses are F32; arithmetic is F32. This room knows recipes and products, but no data, no optimizer and no
+// files.
 #pragma once
 
 #include "nn/attention.h"

@@ -1,5 +1,5 @@
-// RMSNorm: y = x / sqrt(mean(x²) + eps) * weight (Zhang and Sennrich, arXiv 1910.07467), with the residual sum
-// that precedes it in every block.
+// RMSNorm: y = x / sqrt(mean(x²) + eps) * weight (Zhang and Sennrich, arXiv 1910.07467), with the residual
+// sum that precedes it in every block.
 #pragma once
 
 #include "core/core.h"
@@ -14,8 +14,8 @@ void rmsnorm_forward(Context& context, const Tensor& x, const Tensor& delta, con
                      const Tensor& sum, const Tensor& y, const Tensor& rstd, float* amax = nullptr);
 
 // dx = d_sum + gradient through the norm; `x` is what was normalised (forward's `sum`, or x).
-// d_sum: the gradient that reaches the sum past the norm (the residual), [T, C], may be dx itself; no data: zero.
-// dweight: F32 [C], accumulated.
+// d_sum: the gradient that reaches the sum past the norm (the residual), [T, C], may be dx itself; no data:
+// zero. dweight: F32 [C], accumulated.
 void rmsnorm_backward(Context& context, const Tensor& dy, const Tensor& x, const Tensor& weight,
                       const Tensor& rstd, const Tensor& d_sum, const Tensor& dx, const Tensor& dweight);
 

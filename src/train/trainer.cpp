@@ -115,8 +115,15 @@ void Trainer::take_step() {
 
 void Trainer::log_step(const StepResult& result, double seconds) {
     work_seconds_ += seconds;
+    // Other programs may slow this machine for a while: then its limit is lower too.
+    constexpr double kPeakLasts = 5;  // seconds
+    if (work_seconds_ > peak_measured_at_ + kPeakLasts) {
+        peak_measured_at_ = work_seconds_;
+        gemm_peak_ = measure_gemm_peak(0.05);
+    }
     const double tokens_per_s = static_cast<double>(config_.tokens_per_step()) / seconds;
     const double sol = tokens_per_s * flops_per_token_ / gemm_peak_;
+    light_seconds_ += sol * seconds;
     log_->write({{"type", "step"},
                  {"step", step_},
                  {"tokens", step_ * config_.tokens_per_step()},
@@ -174,7 +181,7 @@ void Trainer::end(const char* reason) {
                  {"tokens", step_ * config_.tokens_per_step()},
                  {"reason", reason},
                  {"tokens_per_s", tokens_per_s},
-                 {"sol", tokens_per_s * flops_per_token_ / gemm_peak_},
+                 {"sol", work_seconds_ > 0 ? light_seconds_ / work_seconds_ : 0},
                  {"time", elapsed()}});
     status_.clear();
 }

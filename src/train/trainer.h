@@ -92,11 +92,13 @@ class Trainer {
     MemoryPlan memory_;
 
     double gemm_peak_ = 0, flops_per_token_ = 0;
+    double peak_measured_at_ = 0;  // in work_seconds_
     std::optional<MetricsLog> log_;
     StatusLine status_;
     int64_t resumed_from_ = 0, saved_step_ = -1;
     double earlier_seconds_ = 0;  // of the parts of the run before this process
     double work_seconds_ = 0;     // inside steps, in this process
+    double light_seconds_ = 0;    // what the machine's limit would have needed for them
     std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 

@@ -53,7 +53,6 @@ TEST_F(FinishedRun, LogsEveryStepWithItsPlaceAndSpeed) {
         EXPECT_EQ(steps[i].at("tokens"), (i + 1) * 6 * 24);
         for (const char* key : {"loss", "lr", "grad_norm", "tokens_per_s", "sol", "time"})
             EXPECT_GT(steps[i].at(key).get<double>(), 0) << key;
-        EXPECT_LT(steps[i].at("sol").get<double>(), 1);
     }
 }
 
