@@ -1,4 +1,4 @@
-// Matrix products: the shapes of the demo model (4096 tokens), and squares for the machine's limit.
+// Matrix products: the shapes of the demo model (2048 tokens), and squares for the machine's limit.
 // The columns are those of the best call: GFLOP/s, and microseconds.
 #include "best_time.h"
 #include "gemm/matmul.h"
@@ -47,7 +47,7 @@ void add(const char* name, int64_t m, int64_t n, int64_t k, DType operands, DTyp
 }
 
 void add_all() {
-    constexpr int64_t kTokens = 4096;
+    constexpr int64_t kTokens = 2048;
     struct Layer {
         const char* name;
         int64_t in, out;

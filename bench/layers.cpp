@@ -1,5 +1,5 @@
 // Every layer of the demo model (4 layers, width 128, 4 heads of 32, feed-forward 384, vocabulary 2048) on a
-// micro-batch of 16 sequences of 256 tokens. "ns/token" is of the best call, one layer's worth; "total" is
+// micro-batch of 8 sequences of 256 tokens. "ns/token" is of the best call, one layer's worth; "total" is
 // what a training step spends on it: times the number of its calls.
 #include <functional>
 
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kLayers = 4, kWidth = 128, kFeedForward = 384, kVocabulary = 2048, kSequence = 256;
 constexpr int kHeads = 4, kHeadDim = 32;
-constexpr int64_t kTokens = 16 * kSequence;
+constexpr int64_t kTokens = 8 * kSequence;
 constexpr int64_t kQkv = 3 * kWidth;
 
 Buffer values(DType dtype, Shape shape, float scale = 1.0f) {

@@ -64,7 +64,7 @@ p.remark { color: var(--faint); font-size: .875rem; max-width: 50rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; white-space: nowrap; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } th { font-weight: 600; }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 figure { margin: 0; } figcaption { color: var(--faint); font-size: .875rem; }
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--ink); } svg [stroke="black"] { stroke: var(--ink); }
@@ -133,6 +133,14 @@ std::string to_html(const std::vector<ReportedRun>& runs, const SeedLosses& seed
         html += fmt::format("<h2>Gap to bf16</h2>\n<figure>{}</figure>\n", draw_svg(chart));
     for (const ReportedRun& run : runs) html += html_details(run);
     return html + "</body></html>\n";
+}
+
+std::string to_svg(const std::vector<ReportedRun>& runs) {
+    const Chart chart = loss_chart(runs);
+    require(!chart.curves.empty(), "there are no losses to draw in these runs");
+    std::string svg = draw_svg(chart);
+    svg.insert(svg.find('>') + 1, "\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>");
+    return svg;
 }
 
 }  // namespace nibble

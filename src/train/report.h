@@ -11,5 +11,7 @@ namespace nibble {
 
 // Throws Error when gnuplot is missing.
 std::string to_html(const std::vector<ReportedRun>& runs, const SeedLosses& seeds);
+// The loss curves alone, on white: an SVG file. Throws Error as to_html(), and when there are no curves.
+std::string to_svg(const std::vector<ReportedRun>& runs);
 
 }  // namespace nibble

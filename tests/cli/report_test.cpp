@@ -32,6 +32,17 @@ void write_log(const fs::path& folder, const std::string& recipe, double end, in
     write_text(folder / "log.jsonl", log);
 }
 
+TEST(Report, DrawsTheLossCurvesAlone) {
+    const Workspace work;
+    write_log(work / "bf16", "bf16", 2.0);
+    const RunResult result = work.nibble({"report", "bf16", "--chart", "curves.svg"});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const std::string svg = read_text(work / "curves.svg");
+    EXPECT_TRUE(svg.starts_with("<svg"));
+    EXPECT_NE(svg.find("xmlns=\"http://www.w3.org/2000/svg\""), std::string::npos);
+    EXPECT_NE(svg.find("bf16, validation"), std::string::npos);
+}
+
 TEST(Report, ComparesRunsInATableAndAPage) {
     const Workspace work;
     write_log(work / "bf16", "bf16", 2.0);
