@@ -60,7 +60,7 @@ HWY_INLINE void round_targets(const QuantizeJob& job, const Step& step, int grou
             const int64_t group = (step.unit + l * job.lane_stride) * groups + g;
             const Philox coins = scale_coins(job.key, static_cast<uint64_t>(group / 8));
             packed.scales[g * kLanes + l] =
-                e4m3_stochastic(packed.targets[g * kLanes + l], coins.coin(group % 8));
+                e4m3_stochastic(packed.targets[g * kLanes + l], coins.coin(static_cast<int>(group % 8)));
         }
     }
 }
