@@ -458,8 +458,9 @@ TEST(AmaxHistory, ScalesTheNextStep) {
     LinearInput input = random_input(64, 32, 48);
     AmaxHistory history;
     const Bytes first = only(operands(delayed(), input, {}, 1, &history), "fprop.x").at(0);
-    for (float& w : input.w.tensor().span<float>()) w *= 2;
-    for (Bf16& x : input.x.tensor().span<Bf16>()) x = bf16_encode(2 * bf16_decode(x));
+    const Tensor w = input.w.tensor(), x = input.x.tensor();
+    for (float& value : w.span<float>()) value *= 2;
+    for (Bf16& value : x.span<Bf16>()) value = bf16_encode(2 * bf16_decode(value));
     const std::vector<Bytes> second = operands(delayed(), input, {}, 1, &history);
     EXPECT_EQ(only(second, "fprop.x").at(0).tensor_scale, first.tensor_scale);
     const std::vector<Bytes> third = operands(delayed(), input, {}, 1, &history);
