@@ -115,7 +115,7 @@ Shard::Shard(const fs::path& path) : path_(path), file_(path), info_(read_header
 void Shard::copy(int64_t first, std::span<int32_t> tokens) const {
     require(
         first >= 0 && first <= info_.tokens && static_cast<int64_t>(tokens.size()) <= info_.tokens - first,
-        "tokens {}..{} are not in {}", first, first + static_cast<int64_t>(tokens.size()), path_.string());
+        "{} tokens from number {} on are not in {}", tokens.size(), first, path_.string());
     const std::byte* stored = file_.bytes().data() + sizeof(Header) + first * info_.token_width;
     const int64_t largest = info_.token_width == 2 ? copy_tokens<uint16_t>(stored, tokens)
                                                    : copy_tokens<uint32_t>(stored, tokens);
@@ -183,8 +183,8 @@ uint64_t TokenShards::hash() const {
 void TokenShards::copy(int64_t first, std::span<int32_t> tokens) const {
     require(first >= 0 && first <= this->tokens() &&
                 static_cast<int64_t>(tokens.size()) <= this->tokens() - first,
-            "tokens {}..{} are not in {}, which has {}", first, first + static_cast<int64_t>(tokens.size()),
-            path_.string(), this->tokens());
+            "{} tokens from number {} on are not in {}, which has {}", tokens.size(), first, path_.string(),
+            this->tokens());
     auto shard =
         static_cast<size_t>(std::upper_bound(begins_.begin(), begins_.end(), first) - begins_.begin()) - 1;
     while (!tokens.empty()) {
