@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <string>
 
 #include "core/core.h"
+#include "gemm/matmul.h"
 
 namespace nibble {
 
@@ -34,6 +36,17 @@ BestTime best_time(benchmark::State& state, F&& f) {
         best.wall = std::min(best.wall, std::chrono::duration<double>(Clock::now() - wall).count());
     }
     return best;
+}
+
+// The end of main(): runs the benchmarks that were registered. Returns the exit code.
+inline int run_benchmarks(int argc, char** argv) {
+    benchmark::Initialize(&argc, argv);
+    if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+    benchmark::AddCustomContext("products", matmul_description());
+    benchmark::AddCustomContext("threads", std::to_string(thread_count()));
+    benchmark::RunSpecifiedBenchmarks();
+    benchmark::Shutdown();
+    return 0;
 }
 
 }  // namespace nibble

@@ -71,10 +71,5 @@ void add_all() {
 
 int main(int argc, char** argv) {
     nibble::add_all();
-    benchmark::Initialize(&argc, argv);
-    if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-    benchmark::AddCustomContext("products", nibble::matmul_description());
-    benchmark::AddCustomContext("threads", std::to_string(nibble::thread_count()));
-    benchmark::RunSpecifiedBenchmarks();
-    benchmark::Shutdown();
+    return nibble::run_benchmarks(argc, argv);
 }

@@ -152,10 +152,5 @@ void add_all(DType dtype) {
 int main(int argc, char** argv) {
     nibble::add_all(nibble::DType::bf16);
     nibble::add_all(nibble::DType::f32);
-    benchmark::Initialize(&argc, argv);
-    if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-    benchmark::AddCustomContext("products", nibble::matmul_description());
-    benchmark::AddCustomContext("threads", std::to_string(nibble::thread_count()));
-    benchmark::RunSpecifiedBenchmarks();
-    benchmark::Shutdown();
+    return nibble::run_benchmarks(argc, argv);
 }

@@ -157,7 +157,5 @@ void add_all() {
 
 int main(int argc, char** argv) {
     nibble::add_all();
-    benchmark::Initialize(&argc, argv);
-    benchmark::RunSpecifiedBenchmarks();
-    return 0;
+    return nibble::run_benchmarks(argc, argv);
 }

@@ -122,8 +122,7 @@ void evaluate(const EvalOptions& options) {
     std::vector<std::vector<MultipleChoice>> tasks;
     for (const std::string& path : options.tasks) tasks.push_back(read_multiple_choice(path));
 
-    const auto owner = options.forward.make_model(config);
-    Transformer& model = *owner;
+    Transformer model = options.forward.make_model(config);
     read_parameters(options.model, config, model.parameters());
 
     Json result = {{"model", options.model.string()},

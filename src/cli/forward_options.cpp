@@ -25,13 +25,12 @@ void ForwardOptions::add_to(CLI::App& command) {
         ->type_name("bf16|fp32");
 }
 
-std::unique_ptr<Transformer> ForwardOptions::make_model(const ModelConfig& config) const {
+Transformer ForwardOptions::make_model(const ModelConfig& config) const {
     Recipe chosen = find_recipe(recipe);
     if (precision == "fp32" && quantizes_nothing(chosen)) {
         for (const std::string_view name : kOperandNames) operand(chosen, name).spec = parse_spec("fp32");
     }
-    const Transformer::Options options = {.activations = precision == "fp32" ? DType::f32 : DType::bf16};
-    return std::make_unique<Transformer>(config, chosen, options);
+    return {config, chosen, {.activations = precision == "fp32" ? DType::f32 : DType::bf16}};
 }
 
 }  // namespace nibble

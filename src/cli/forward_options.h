@@ -2,7 +2,6 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <memory>
 #include <string>
 
 #include "nn/transformer.h"
@@ -13,7 +12,7 @@ struct ForwardOptions {
     std::string recipe = "bf16", precision = "bf16";
 
     void add_to(CLI::App& command);  // --recipe, --precision
-    std::unique_ptr<Transformer> make_model(const ModelConfig& config) const;
+    Transformer make_model(const ModelConfig& config) const;
 };
 
 }  // namespace nibble

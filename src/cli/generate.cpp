@@ -37,8 +37,7 @@ void generate(const GenerateOptions& options) {
     const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
     text.insert(text.end(), prompt.begin(), prompt.end());
 
-    const auto owner = options.forward.make_model(config);
-    Transformer& model = *owner;
+    Transformer model = options.forward.make_model(config);
     read_parameters(options.model, config, model.parameters());
 
     // The window that the model sees: the whole text, or its end where that is longer than the model's
