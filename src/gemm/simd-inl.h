@@ -93,6 +93,21 @@ HWY_INLINE void store(V v, Element* p, SomeLanes lanes) {
     store(v, part);
     std::memcpy(p, part, lanes.count * sizeof(Element));
 }
+// Stores v and returns what is kept of it.
+HWY_INLINE V store_rounded(V v, float* p, AllLanes) {
+    store(v, p);
+    return v;
+}
+HWY_INLINE V store_rounded(V v, Bf16* p, AllLanes) {
+    const auto bits = bf16_bits(v);
+    hn::StoreU(hn::TruncateTo(U16s(), bits), U16s(), &p->bits);
+    return hn::BitCast(kF32, hn::ShiftLeft<16>(bits));
+}
+template <typename Element>
+HWY_INLINE V store_rounded(V v, Element* p, SomeLanes lanes) {
+    store(v, p, lanes);
+    return as_stored<Element>(v);
+}
 // Lanes that the step does not cover become zero.
 HWY_INLINE V only(V v, AllLanes) { return v; }
 HWY_INLINE V only(V v, SomeLanes lanes) { return hn::IfThenElseZero(hn::FirstN(kF32, lanes.count), v); }

@@ -41,6 +41,8 @@ void embedding_forward(Context& context, const Tensor& tokens, const Tensor& wei
     });
 }
 
+constexpr int64_t kAhead = 8;  // tokens whose rows are on their way into the cache
+
 void embedding_backward(Context& context, const Tensor& dy, const Tensor& tokens, const Tensor& dweight) {
     check(tokens, dweight, dy, "embedding_backward");
     if (context.planning()) return;
@@ -51,8 +53,13 @@ void embedding_backward(Context& context, const Tensor& dy, const Tensor& tokens
         FinishRow add;
         add.accumulate = true;
         float widened[256];
+        const auto row_of = [&](int64_t t) { return dweight.as<float>() + tokens.as<int32_t>()[t] * cols; };
         for (int64_t t = 0; t < tokens.count(); ++t) {
-            float* to = dweight.as<float>() + tokens.as<int32_t>()[t] * cols;
+            if (t + kAhead < tokens.count()) {
+                const float* later = row_of(t + kAhead);
+                for (int64_t c = begin; c < end; c += 16) __builtin_prefetch(later + c, 1);
+            }
+            float* to = row_of(t);
             for (int64_t c = begin; c < end; c += 256) {
                 const int64_t count = std::min<int64_t>(256, end - c);
                 if (dy.dtype == DType::bf16) {

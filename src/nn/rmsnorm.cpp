@@ -52,8 +52,7 @@ float forward_rows(const RmsnormForward& n, int64_t begin, int64_t end) {
         if (delta != nullptr) {
             each_vector(n.cols, [&](int64_t c, auto lanes) HWY_ATTR {
                 const V both = hn::Add(load(x + row + c, lanes), load(delta + row + c, lanes));
-                const V v = as_stored<Element>(both);
-                store(v, sum + row + c, lanes);
+                const V v = store_rounded(both, sum + row + c, lanes);
                 squares = hn::MulAdd(v, v, squares);
             });
         } else {
@@ -68,12 +67,12 @@ float forward_rows(const RmsnormForward& n, int64_t begin, int64_t end) {
         const Element* normalised = delta != nullptr ? sum + row : x + row;
         each_vector(n.cols, [&](int64_t c, auto lanes) HWY_ATTR {
             const V scaled = hn::Mul(load(normalised + c, lanes), constant(rstd));
-            const V v = as_stored<Element>(hn::Mul(scaled, load(n.weight + c, lanes)));
+            const V v = hn::Mul(scaled, load(n.weight + c, lanes));
             store(v, y + row + c, lanes);
             amax = hn::Max(amax, hn::Abs(v));
         });
     }
-    return hn::GetLane(hn::MaxOfLanes(kF32, amax));
+    return hn::GetLane(as_stored<Element>(hn::MaxOfLanes(kF32, amax)));  // rounding keeps the order
 }
 float rmsnorm_forward_rows(const RmsnormForward& n, int64_t begin, int64_t end) {
     return n.is_bf16 ? forward_rows<Bf16>(n, begin, end) : forward_rows<float>(n, begin, end);

@@ -23,11 +23,11 @@ float forward_row(int64_t cols, const Element* gate_up, Element* h) {
     each_vector(cols, [&](int64_t c, auto lanes) HWY_ATTR {
         const V gate = load(gate_up + c, lanes);
         const V silu = hn::Mul(gate, sigmoid(gate));
-        const V v = as_stored<Element>(hn::Mul(silu, load(gate_up + cols + c, lanes)));
+        const V v = hn::Mul(silu, load(gate_up + cols + c, lanes));
         store(v, h + c, lanes);
         amax = hn::Max(amax, hn::Abs(v));
     });
-    return hn::GetLane(hn::MaxOfLanes(kF32, amax));
+    return hn::GetLane(as_stored<Element>(hn::MaxOfLanes(kF32, amax)));  // rounding keeps the order
 }
 float swiglu_forward_f32(int64_t cols, const float* gate_up, float* h) {
     return forward_row(cols, gate_up, h);

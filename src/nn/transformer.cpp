@@ -161,7 +161,11 @@ Parameter& Transformer::head() {
     return config_.tie_word_embeddings ? parameters_.front() : parameters_.back();
 }
 
-void Transformer::zero_gradients() { std::memset(gradients_.data(), 0, gradients_.bytes()); }
+void Transformer::zero_gradients() {
+    auto* const gradients = gradients_.tensor().as<float>();
+    parallel_for(gradients_.tensor().count(), 1 << 14,
+                 [=](int64_t begin, int64_t end) { std::fill(gradients + begin, gradients + end, 0.0f); });
+}
 
 bool Transformer::is_kept(int block) const {
     const int blocks = config_.num_hidden_layers;

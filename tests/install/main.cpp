@@ -15,11 +15,15 @@ int main(int argc, char** argv) {
     Arena arena(size_t{1} << 20);
     Context context{.arena = arena};
     const QuantSpec spec = parse_spec("nvfp4 1x16");
-    std::vector<float> row = {6, -3, 1.5f, 0.5f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, back(row.size());
+    // Codes 6, -3, 1.5 and 0.5 under the block scale 448 and the tensor scale 1: nothing is rounded.
+    std::vector<float> row = {2688, -1344, 672, 224, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, back(row.size());
     QuantizedMatrix q = allocate_quantized(arena, spec, 1, 16);
     quantize(context, spec, view_of(row, {1, 16}), RandomKey{}, q);
     dequantize(context, q, view_of(back, {1, 16}));
-    if (back != row) return 1;
+    if (back != row) {
+        std::fprintf(stderr, "a row on the grid did not come back as it was\n");
+        return 1;
+    }
 
     ModelConfig config;
     config.hidden_size = 32;
@@ -31,7 +35,10 @@ int main(int argc, char** argv) {
     Transformer model(config, find_recipe("quartet2"), {});
     model.initialize(1);
     write_model_directory(argv[1], config, model.parameters());
-    if (read_model_config(argv[1]) != config) return 1;
+    if (read_model_config(argv[1]) != config) {
+        std::fprintf(stderr, "the model directory has another config.json than was written\n");
+        return 1;
+    }
 
     std::printf("nibble %.*s\n", static_cast<int>(version().size()), version().data());
     return 0;

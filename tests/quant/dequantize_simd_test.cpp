@@ -11,7 +11,10 @@
 namespace nibble {
 namespace {
 
-const int64_t kShapes[][2] = {{1, 1}, {3, 16}, {16, 32}, {31, 33}, {32, 64}, {65, 200}, {130, 48}};
+struct MatrixShape {
+    int64_t rows, cols;
+};
+const MatrixShape kShapes[] = {{1, 1}, {3, 16}, {16, 32}, {31, 33}, {32, 64}, {65, 200}, {130, 48}};
 
 uint32_t draw(int64_t i) { return philox_draw(3, Purpose::sampling, static_cast<uint64_t>(i)).word[0]; }
 
@@ -41,7 +44,8 @@ uint32_t bits_at(const Tensor& t, int64_t i) {
 class DequantizedOperand : public testing::TestWithParam<const char*> {};
 
 TEST_P(DequantizedOperand, IsTheProductOfCodeAndScaleInBothOrientations) {
-    for (const auto& [rows, cols] : kShapes) {
+    for (const MatrixShape& shape : kShapes) {
+        const int64_t rows = shape.rows, cols = shape.cols;
         Arena arena(size_t{1} << 20);
         Context context{arena};
         const QuantizedMatrix q = any_matrix(arena, GetParam(), rows, cols);
@@ -70,7 +74,8 @@ TEST_P(DequantizedOperand, IsTheProductOfCodeAndScaleInBothOrientations) {
 INSTANTIATE_TEST_SUITE_P(Formats, DequantizedOperand, testing::Values("nvfp4 1x16", "mxfp4 1x32"));
 
 TEST(Transpose, MovesEveryElement) {
-    for (const auto& [rows, cols] : kShapes) {
+    for (const MatrixShape& shape : kShapes) {
+        const int64_t rows = shape.rows, cols = shape.cols;
         std::vector<float> words(static_cast<size_t>(rows * cols));
         std::vector<Bf16> halves(words.size());
         for (size_t i = 0; i < words.size(); ++i) {
