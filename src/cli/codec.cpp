@@ -235,7 +235,7 @@ void decode_tensor(const SafetensorsFile& file, const Encoded& encoded, const st
         dequantize(context, q, values);
         if (unrotated) {
             const SignBits signs = rotation_signs(spec, key_of(encoded.seed, matrix.index));
-            unrotate(context, spec.rotation_size, signs, values);
+            unrotate(context, spec.rotation_size, signs, values, spec.rotation_rounds());
         }
         if (context.planning()) return;
         const int64_t width = result.shape[1];

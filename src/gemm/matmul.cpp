@@ -274,7 +274,8 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
     a.cut(tiling.m, tiling.k);
     b.cut(tiling.n, tiling.k);
     // Where the sums go: into C as they are; or first into scratch of the tile, or of each part of a cut sum.
-    const bool has_factor = a.is_quantized() || b.is_quantized() || options.alpha != 1.0f ||
+    // By what is given, not by its value: a dry run does not know that.
+    const bool has_factor = a.is_quantized() || b.is_quantized() || options.alpha.has_value() ||
                             options.alpha_row != nullptr || options.alpha_col != nullptr;
     const bool in_place = !tiling.is_split() && tiling.n.count() == 1 && !has_factor &&
                           (c.dtype == DType::f32 || a.dtype() == DType::bf16);
@@ -312,9 +313,10 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
         });
     }
 
-    const float alpha = context.planning()
-                            ? 1.0f
-                            : static_cast<float>(double{options.alpha} * a.tensor_scale() * b.tensor_scale());
+    const float alpha =
+        context.planning()
+            ? 1.0f
+            : static_cast<float>(double{options.alpha.value_or(1.0f)} * a.tensor_scale() * b.tensor_scale());
     const auto factor_of = [&](int64_t row) {
         return options.alpha_row == nullptr ? alpha : alpha * options.alpha_row[row];
     };

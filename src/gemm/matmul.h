@@ -6,6 +6,8 @@
 // quantised.
 #pragma once
 
+#include <optional>
+
 #include "core/core.h"
 #include "quant/quant.h"
 
@@ -27,7 +29,7 @@ struct Operand {
 };
 
 struct MatmulOptions {
-    float alpha = 1.0f;                // multiplies the operands' tensor scales (product formed in double)
+    std::optional<float> alpha;        // multiplies the operands' tensor scales (product formed in double)
     bool accumulate = false;           // C += instead of C = (F32 output only)
     const float* alpha_row = nullptr;  // optional factor for each row of C [M]
     const float* alpha_col = nullptr;  // and for each column [N]

@@ -21,9 +21,7 @@ bool has_bytes(const OperandSpec& operand) {
 }
 
 // The weight's dgrad copy serves a whole step unless its rotation is drawn afresh in each micro-step.
-bool is_fresh_each_call(const QuantSpec& spec) {
-    return spec.rotation == Rotation::rht && spec.signs == Signs::call;
-}
+bool is_fresh_each_call(const QuantSpec& spec) { return spec.has_signs() && spec.signs == Signs::call; }
 
 // One side of a product as it is multiplied: quantised, or plain with the tensor scale that its values lack.
 struct Factor {
@@ -170,11 +168,9 @@ class QuantLinear::Execution {
                                 : detail::padded_columns(context_, factor->plain, contraction);
         }
         MatmulOptions options;
-        if (context_.planning()) {
+        if (a.is_scaled() || b.is_scaled()) {
             options.alpha =
-                a.is_scaled() || b.is_scaled() ? 0.5f : 1.0f;  // an alpha other than 1 needs memory
-        } else {
-            options.alpha = static_cast<float>(a.scale_value() * b.scale_value());
+                context_.planning() ? 0.0f : static_cast<float>(a.scale_value() * b.scale_value());
         }
         options.accumulate = accumulate;
         options.compute = compute(place);
@@ -268,8 +264,8 @@ class QuantLinear::Execution {
         }
         const Tensor gradient = context_.arena.allocate(DType::f32, {a.rows(), b.rows()});
         multiply(place, a, b, gradient, false);
-        const int size = finish.unrotate ? at(forward).spec.rotation_size : 0;
-        detail::finish_gradient(context_, gradient, mask, size, signs(forward, 0), out, accumulate);
+        const QuantSpec* rotation = finish.unrotate ? &at(forward).spec : nullptr;
+        detail::finish_gradient(context_, gradient, mask, rotation, signs(forward, 0), out, accumulate);
     }
 
     const QuantLinear& layer_;

@@ -77,7 +77,7 @@ Tensor padded_rows(Context& context, const Tensor& x, int64_t count) {
     return out;
 }
 
-void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mask, int rotation_size,
+void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mask, const QuantSpec* rotation,
                      const SignBits& signs, const Tensor& out, bool accumulate) {
     if (context.planning()) return;
     const int64_t cols = gradient.cols(), wanted = out.cols();
@@ -93,7 +93,9 @@ void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mas
             }
         });
     }
-    if (rotation_size > 0) unrotate(context, rotation_size, signs, gradient);
+    if (rotation != nullptr) {
+        unrotate(context, rotation->rotation_size, signs, gradient, rotation->rotation_rounds());
+    }
     with_element(out, [&](auto type) {
         auto* const to = out.as<decltype(type)>();
         parallel_for(gradient.rows(), row_grain(cols), [&](int64_t begin, int64_t end) {

@@ -73,10 +73,11 @@ Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const 
         const int64_t out[kBlockLayers] = {config.qkv_size(), c, 2 * f, c};
         for (int which = 0; which < kBlockLayers; ++which) {
             const auto id = static_cast<uint16_t>(block * kBlockLayers + which);
-            layers_.emplace_back(is_kept(block) ? bf16_ : recipe_, in[which], out[which], id);
             bf16_layers_.emplace_back(bf16_, in[which], out[which], id);
         }
     }
+    layers_ = bf16_layers_;
+    set_recipe(recipe);
     amax_history_.resize(layers_.size());
     weights_.resize(layers_.size());
     saved_.resize(static_cast<size_t>(config.num_hidden_layers));
@@ -89,6 +90,16 @@ Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const 
 }
 
 Transformer::~Transformer() = default;
+
+void Transformer::set_recipe(const Recipe& recipe) {
+    recipe_ = recipe;
+    executed_ = nullptr;
+    for (size_t id = 0; id < layers_.size(); ++id) {
+        const QuantLinear& shape = bf16_layers_[id];
+        const bool kept = is_kept(static_cast<int>(id) / kBlockLayers);
+        layers_[id] = QuantLinear(kept ? bf16_ : recipe_, shape.in(), shape.out(), static_cast<uint16_t>(id));
+    }
+}
 
 void Transformer::add_parameters() {
     const int64_t c = config_.hidden_size, f = config_.intermediate_size, v = config_.vocab_size;

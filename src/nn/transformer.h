@@ -77,6 +77,8 @@ class Transformer {
 
     const ModelConfig& config() const { return config_; }
     const Recipe& recipe() const { return recipe_; }
+    // Another method from the next begin_step() on; weights and histories stay.
+    void set_recipe(const Recipe& recipe);
     const Options& options() const { return options_; }
     // True for blocks that the recipe keeps in bf16.
     bool is_kept(int block) const;

@@ -39,11 +39,11 @@ struct QuantizeJob {
     int64_t rows, cols, stride, padded_cols, units, lane_stride;
     int unit;
 
-    // Rotation: size (0: none), bits that are flipped first, the factor at the end.
-    int rotation;
+    // Rotation: size (0: none), rounds, bits that are flipped first in each, the factor at its end.
+    int rotation, rounds;
     bool out_bf16;
     float factor;
-    alignas(64) uint32_t signs[kMaxUnit] = {};
+    alignas(64) uint32_t signs[2][kMaxUnit] = {};
 
     // Output.
     uint8_t *codes, *scales, *mask;

@@ -159,29 +159,52 @@ HWY_INLINE void finish_rotation(float* tile, VF factor) {
     }
 }
 
-// The tile of kLanes units, rotated as the job says. load(k, v) gives elements k .. k + 15 of them.
+// One round of the job's rotation. load(k, v) gives elements k .. k + 15 of kLanes units.
 template <class Load>
-HWY_NOINLINE void load_tile(const QuantizeJob& job, const Load load, float* tile) {
-    const F32 d;
+HWY_INLINE void rotate_tile(const QuantizeJob& job, const uint32_t* signs, const Load& load, float* tile) {
     for (int k = 0; k < job.unit; k += 16) {
         VF v[16];
         load(k, v);
-        if (job.rotation != 0) {
-            const uint32_t* signs = job.signs + (k & (job.rotation - 1));
+        const uint32_t* flipped = signs + (k & (job.rotation - 1));
 #pragma GCC unroll 16
-            for (int j = 0; j < 16; ++j) v[j] = float_of(hn::Xor(bits_of(v[j]), u32(signs[j])));
-            butterfly(v);
-            if (job.rotation == 16) {
+        for (int j = 0; j < 16; ++j) v[j] = float_of(hn::Xor(bits_of(v[j]), u32(flipped[j])));
+        butterfly(v);
+        if (job.rotation == 16) {
 #pragma GCC unroll 16
-                for (int j = 0; j < 16; ++j) v[j] = hn::Mul(v[j], f32(0.25f));
-            }
+            for (int j = 0; j < 16; ++j) v[j] = hn::Mul(v[j], f32(0.25f));
         }
 #pragma GCC unroll 16
-        for (int j = 0; j < 16; ++j) hn::Store(v[j], d, tile + (k + j) * kLanes);
+        for (int j = 0; j < 16; ++j) hn::Store(v[j], F32(), tile + (k + j) * kLanes);
     }
     if (job.rotation == 32) finish_rotation<2>(tile, f32(job.factor));
     if (job.rotation == 64) finish_rotation<4>(tile, f32(job.factor));
     if (job.rotation == 128) finish_rotation<8>(tile, f32(job.factor));
+}
+
+struct LoadTile {
+    const float* tile;
+
+    HWY_INLINE void operator()(int k, VF (&v)[16]) const {
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j) v[j] = hn::Load(F32(), tile + (k + j) * kLanes);
+    }
+};
+
+// The tile of kLanes units, rotated as the job says.
+template <class Load>
+HWY_NOINLINE void load_tile(const QuantizeJob& job, const Load load, float* tile) {
+    const F32 d;
+    if (job.rounds == 0) {
+        for (int k = 0; k < job.unit; k += 16) {
+            VF v[16];
+            load(k, v);
+#pragma GCC unroll 16
+            for (int j = 0; j < 16; ++j) hn::Store(v[j], d, tile + (k + j) * kLanes);
+        }
+        return;
+    }
+    rotate_tile(job, job.signs[0], load, tile);
+    if (job.rounds == 2) rotate_tile(job, job.signs[1], LoadTile{tile}, tile);
     if (job.out_bf16) {
         for (int j = 0; j < job.unit; ++j) {
             hn::Store(round_to_bf16(hn::Load(d, tile + j * kLanes)), d, tile + j * kLanes);

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/core.h"
+#include "numerics/hadamard.h"
 #include "quant/spec.h"
 
 namespace nibble {
@@ -23,8 +24,9 @@ struct RandomKey {
     Side side = Side::a;
 };
 
-// Random signs of one rotation block: bit j set means that element j is negated.
-using SignBits = std::bitset<128>;
+// Random signs of one rotation block: bit j set means that element j is negated; bit 128 + j, that it is
+// before the second round of rht2.
+using SignBits = std::bitset<2 * kMaxRotation>;
 // The signs that `spec` uses under `key` (all clear for a plain Hadamard transform or no rotation).
 SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key);
 
@@ -79,10 +81,10 @@ void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, c
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out);
 
 // x <- rotation of every block of `size` columns: signs first, then the Hadamard butterfly, then one multiply
-// by fl(1/sqrt(size)). F32 [rows, cols], cols a multiple of `size`. The inverse: butterfly, multiply, then
-// signs.
-void rotate(Context& context, int size, const SignBits& signs, const Tensor& x);
-void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x);
+// by fl(1/sqrt(size)); with two rounds (rht2), that again with the second signs. F32 [rows, cols], cols a
+// multiple of `size`. The inverse: butterfly, multiply, then signs; the last round first.
+void rotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds = 1);
+void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds = 1);
 
 // out [cols, rows] <- the transpose of x [rows, cols]; F32 or BF16, the same for both.
 void transpose(Context& context, const Tensor& x, const Tensor& out);

@@ -21,7 +21,7 @@ QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t 
 }
 
 SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key) {
-    if (spec.rotation != Rotation::rht) return {};
+    if (!spec.has_signs()) return {};
     Signs signs = spec.signs;
     if (signs == Signs::by_gemm) signs = key.gemm == Gemm::wgrad ? Signs::call : Signs::step;
     if (signs == Signs::te) return SignBits(0xd7e8);  // the fixed signs of TransformerEngine
@@ -29,9 +29,14 @@ SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key) {
     const uint8_t micro_step = signs == Signs::call ? key.micro_step : uint8_t{0};
     // Never the side: both operands of a product share their signs, or nothing cancels.
     const uint8_t gemm = static_cast<uint8_t>(static_cast<int>(key.gemm) * 2);
-    const Philox bits = philox_draw(key.seed, Purpose::signs, 0, step, key.layer, micro_step, gemm);
     SignBits result;
-    for (int j = 0; j < spec.rotation_size; ++j) result[j] = (bits.word[j / 32] >> (j % 32) & 1u) != 0;
+    for (int round = 0; round < spec.rotation_rounds(); ++round) {
+        const Philox bits = philox_draw(key.seed, Purpose::signs, static_cast<uint64_t>(round), step,
+                                        key.layer, micro_step, gemm);
+        for (int j = 0; j < spec.rotation_size; ++j) {
+            result[round * kMaxRotation + j] = (bits.word[j / 32] >> (j % 32) & 1u) != 0;
+        }
+    }
     return result;
 }
 

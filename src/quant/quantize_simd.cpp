@@ -36,6 +36,7 @@ QuantizeJob::QuantizeJob(const QuantSpec& spec_, const Tensor& x_, const RandomK
       lane_stride(transposed ? out.padded_cols / spec_.padding() : 1),
       unit(static_cast<int>(spec_.padding())),
       rotation(spec_.rotation == Rotation::none ? 0 : spec_.rotation_size),
+      rounds(spec_.rotation_rounds()),
       out_bf16(rotation != 0 && spec_.out_bf16),
       factor(rotation == 0 ? 1.0f : hadamard_factor(rotation)),
       codes(out.codes.as<uint8_t>()),
@@ -44,7 +45,11 @@ QuantizeJob::QuantizeJob(const QuantSpec& spec_, const Tensor& x_, const RandomK
       element_coins(key_, Purpose::elements),
       scale_coins(key_, Purpose::scales) {
     const SignBits sign_bits = signs_of(spec, key, options);
-    for (int j = 0; j < kMaxUnit; ++j) signs[j] = sign_bits[j] ? 0x80000000u : 0u;
+    for (int j = 0; j < kMaxUnit; ++j) {
+        for (int round = 0; round < 2; ++round) {
+            signs[round][j] = sign_bits[round * kMaxRotation + j] ? 0x80000000u : 0u;
+        }
+    }
     for (int lane = 0; lane < kMaxLanes; ++lane) {
         const int place = lane % 2 * (kMaxLanes / 2) + lane / 2;
         unit_offsets[place] = static_cast<uint64_t>(lane * lane_stride);

@@ -93,10 +93,12 @@ class Reference {
     void rotate_row(float* values, int width) const {
         for (int block = 0; block < width; block += spec_.rotation_size) {
             float* v = values + block;
-            for (int j = 0; j < spec_.rotation_size; ++j) {
-                if (signs_[j]) v[j] = -v[j];
+            for (int round = 0; round < spec_.rotation_rounds(); ++round) {
+                for (int j = 0; j < spec_.rotation_size; ++j) {
+                    if (signs_[round * kMaxRotation + j]) v[j] = -v[j];
+                }
+                hadamard_transform(v, spec_.rotation_size);
             }
-            hadamard_transform(v, spec_.rotation_size);
         }
         for (int k = 0; k < width; ++k) {
             if (spec_.out_bf16) values[k] = round_to_bf16(values[k]);

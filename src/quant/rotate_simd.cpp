@@ -106,22 +106,26 @@ void rotate(Context& context, const Rotator& rotator, const Tensor& x) {
                  [&](int64_t begin, int64_t end) { kernel(rotator, x.as<float>(), begin, end); });
 }
 
-void set_signs(uint32_t* bits, const SignBits& signs) {
-    for (int j = 0; j < kMaxRotation; ++j) bits[j] = signs[j] ? 0x80000000u : 0u;
+void set_signs(uint32_t* bits, const SignBits& signs, int round) {
+    for (int j = 0; j < kMaxRotation; ++j) bits[j] = signs[round * kMaxRotation + j] ? 0x80000000u : 0u;
 }
 
 }  // namespace
 
-void rotate(Context& context, int size, const SignBits& signs, const Tensor& x) {
-    Rotator rotator{.size = size};
-    set_signs(rotator.before, signs);
-    rotate(context, rotator, x);
+void rotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
+    for (int round = 0; round < rounds; ++round) {
+        Rotator rotator{.size = size};
+        set_signs(rotator.before, signs, round);
+        rotate(context, rotator, x);
+    }
 }
 
-void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x) {
-    Rotator rotator{.size = size};
-    set_signs(rotator.after, signs);
-    rotate(context, rotator, x);
+void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
+    for (int round = rounds - 1; round >= 0; --round) {
+        Rotator rotator{.size = size};
+        set_signs(rotator.after, signs, round);
+        rotate(context, rotator, x);
+    }
 }
 
 }  // namespace nibble

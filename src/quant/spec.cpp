@@ -46,7 +46,8 @@ constexpr Named<TensorScale> kTensorScales[] = {{"current", TensorScale::current
                                                 {"delayed", TensorScale::delayed},
                                                 {"posthoc", TensorScale::posthoc},
                                                 {"none", TensorScale::none}};
-constexpr Named<Rotation> kRotations[] = {{"hadamard", Rotation::hadamard}, {"rht", Rotation::rht}};
+constexpr Named<Rotation> kRotations[] = {
+    {"hadamard", Rotation::hadamard}, {"rht", Rotation::rht}, {"rht2", Rotation::rht2}};
 constexpr Named<Signs> kSigns[] = {
     {"call", Signs::call}, {"step", Signs::step}, {"run", Signs::run}, {"te", Signs::te}};
 
@@ -148,8 +149,8 @@ std::string problem_of(const QuantSpec& s) {
                s.rotation_size != 128) {
         return "rotate= takes sizes 16, 32, 64 and 128";
     }
-    if (s.rotation != Rotation::rht && s.signs != Signs::by_gemm) return "signs= needs rotate=rht:N";
-    if (s.signs == Signs::te && s.rotation_size != 16)
+    if (!s.has_signs() && s.signs != Signs::by_gemm) return "signs= needs rotate=rht:N or rht2:N";
+    if (s.signs == Signs::te && (s.rotation != Rotation::rht || s.rotation_size != 16))
         return "signs=te are 16 fixed signs; they need rotate=rht:16";
     return "";
 }
@@ -315,7 +316,6 @@ class Parser {
         }
         const size_t colon = value.find(':');
         const std::string_view name = value.substr(0, colon);
-        if (name == "rht2") fail_here("rotate=rht2 is not available in this version");
         spec_.rotation = value_of<Rotation>("rotate", name, kRotations);
         if (colon == std::string_view::npos)
             fail_here("rotate={} needs a size, such as rotate={}:16", name, name);

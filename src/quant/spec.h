@@ -39,7 +39,8 @@ enum class Rounding : uint8_t { nearest, nearest_away, nearest_down, stochastic 
 enum class Correction : uint8_t { none, eden, eden_block };
 enum class ScaleRounding : uint8_t { nearest, stochastic };
 enum class TensorScale : uint8_t { current, delayed, posthoc, none };
-enum class Rotation : uint8_t { none, hadamard, rht };  // rht: signs, then the Hadamard transform
+// rht: signs, then the Hadamard transform; rht2: that twice, with signs of their own.
+enum class Rotation : uint8_t { none, hadamard, rht, rht2 };
 // by_gemm, the default: wgrad `call`, the others `step` (their weight copy serves the micro-batches of a
 // step).
 enum class Signs : uint8_t { by_gemm, call, step, run, te };
@@ -69,6 +70,10 @@ struct QuantSpec {
 
     bool is_quantized() const { return format == Format::nvfp4 || format == Format::mxfp4; }
     bool is_square() const { return block == Block::b16x16; }
+    bool has_signs() const { return rotation == Rotation::rht || rotation == Rotation::rht2; }
+    int rotation_rounds() const {
+        return rotation == Rotation::none ? 0 : rotation == Rotation::rht2 ? 2 : 1;
+    }
     bool is_stochastic() const {  // true if results depend on coins (rotation signs apart)
         return round == Rounding::stochastic || scale_round == ScaleRounding::stochastic;
     }

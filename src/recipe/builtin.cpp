@@ -48,6 +48,15 @@ std::vector<Recipe> make_all() {
                         {kForward, "nvfp4 1x16 scale=eden rotate=rht:128 signs=step"},
                         {kOriginal, "nvfp4 1x16 scale=eden rotate=rht:128 signs=call"},
                         {kForward, "nvfp4 1x16 scale=eden rotate=rht:128 signs=call"}}));
+    // Ours: the same with two rotations, which removes the bias of one on rows of few large elements.
+    all.push_back(make("quartet2-double", "Quartet II with two rotations: no bias on few active tokens",
+                       "arXiv 2601.22813, with a second rotation",
+                       {{kOriginal, "nvfp4 1x16 scale=four-six:mse"},
+                        {kOriginal, "nvfp4 1x16 scale=four-six:mse"},
+                        {kOriginal, "nvfp4 1x16 scale=eden rotate=rht2:128 signs=step"},
+                        {kForward, "nvfp4 1x16 scale=eden rotate=rht2:128 signs=step"},
+                        {kOriginal, "nvfp4 1x16 scale=eden rotate=rht2:128 signs=call"},
+                        {kForward, "nvfp4 1x16 scale=eden rotate=rht2:128 signs=call"}}));
     // Version 4 of the paper, algorithm 1: nearest rounding in the backward.
     all.push_back(make("quartet", "Quartet: MXFP4, QuEST forward, nearest backward", "arXiv 2505.14669v4",
                        {{kOriginal, "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"},
@@ -77,6 +86,16 @@ std::vector<Recipe> make_all() {
                         {kOriginal, "nvfp4 1x16 round=stochastic rotate=rht:16 signs=run"},
                         {kOriginal, "nvfp4 1x16 rotate=rht:16 signs=run"}},
                        0.15));
+    // The baseline of arXiv 2601.22813, section 5: 4/6 on both operands of the forward, never on gradients.
+    all.push_back(make("nvidia-four-six", "The nvidia table with Four Over Six in the forward alone",
+                       "arXiv 2509.25149 and 2512.02010",
+                       {{kOriginal, "nvfp4 1x16 scale=four-six:mse"},
+                        {kOriginal, "nvfp4 16x16 scale=four-six:mse"},
+                        {kOriginal, "nvfp4 1x16 round=stochastic"},
+                        {kSameBits, "nvfp4 16x16 scale=four-six:mse"},
+                        {kOriginal, "nvfp4 1x16 round=stochastic rotate=rht:16 signs=run"},
+                        {kOriginal, "nvfp4 1x16 rotate=rht:16 signs=run"}},
+                       0.15));
     // The authors' training layer: the nvidia table with the better of two scales everywhere.
     all.push_back(make(
         "four-six", "Four Over Six: the nvidia table, each block scaled to 6 or to 4", "arXiv 2512.02010",
@@ -97,6 +116,24 @@ std::vector<Recipe> make_all() {
                         {kOriginal, "nvfp4 1x16"},
                         {kOriginal, "nvfp4 1x16 round=stochastic"},
                         {kOriginal, "nvfp4 1x16 round=stochastic"}}));
+    // The phase that ends a run: the forward stays in 4 bits, the backward products are in BF16.
+    all.push_back(make("fp4-all-the-way-qaf", "FP4 All the Way, last phase: 4-bit forward, BF16 backward",
+                       "arXiv 2505.19115",
+                       {{kOriginal, "nvfp4 1x16"},
+                        {kOriginal, "nvfp4 1x16"},
+                        {kOriginal, "bf16"},
+                        {kOriginal, "bf16"},
+                        {kOriginal, "bf16"},
+                        {kOriginal, "bf16"}}));
+    // The authors' code: scales rounded up, stochastic backward re-quantised from the forward, no rotation.
+    all.push_back(make("tetrajet", "TetraJet: MXFP4, stochastic backward, double quantisation",
+                       "arXiv 2502.20853",
+                       {{kOriginal, "mxfp4 1x32 scale=rceil"},
+                        {kOriginal, "mxfp4 1x32 scale=rceil"},
+                        {kOriginal, "mxfp4 1x32 scale=rceil round=stochastic"},
+                        {kForward, "mxfp4 1x32 scale=rceil round=stochastic"},
+                        {kOriginal, "mxfp4 1x32 scale=rceil round=stochastic"},
+                        {kForward, "mxfp4 1x32 scale=rceil round=stochastic"}}));
     return all;
 }
 

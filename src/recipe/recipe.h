@@ -65,6 +65,14 @@ const std::vector<Recipe>& builtin_recipes();
 // nearest.
 Recipe find_recipe(std::string_view name_or_path);
 
+// The recipe with another spec for one operand: "nvfp4 1x16 round=stochastic", or "forward nvfp4 1x16" to
+// change what it is made from too. The name says so: "quartet2+wgrad.x". Throws UsageError for a wrong spec.
+Recipe with_operand(Recipe recipe, std::string_view operand, std::string_view text);
+// The recipe with both operands of a product ("fprop", "dgrad", "wgrad") in bf16, made from the originals;
+// where the forward's mask has to apply in its rotated space, the second from what the forward used. The name
+// says so: "quartet2+dgrad=bf16".
+Recipe with_bf16_product(Recipe recipe, std::string_view product);
+
 Recipe parse_recipe(std::string_view toml, std::string_view where);  // throws UsageError with line and column
 std::string to_toml(const Recipe& recipe);                           // parse_recipe(to_toml(r)) == r
 std::string to_table(const Recipe& recipe);                          // the table that users see

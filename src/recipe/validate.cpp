@@ -14,7 +14,8 @@ std::string rotation_text(const OperandSpec& operand, Signs by_gemm) {
     if (spec.rotation == Rotation::hadamard) return fmt::format("hadamard:{}", spec.rotation_size);
     const char* const words[] = {"", "call", "step", "run", "te"};
     const Signs signs = spec.signs == Signs::by_gemm ? by_gemm : spec.signs;
-    return fmt::format("rht:{} signs={}", spec.rotation_size, words[static_cast<int>(signs)]);
+    return fmt::format("{}:{} signs={}", spec.rotation == Rotation::rht2 ? "rht2" : "rht", spec.rotation_size,
+                       words[static_cast<int>(signs)]);
 }
 
 class Checker {
@@ -77,7 +78,7 @@ class Checker {
     void check_forward_signs() const {
         for (const std::string_view name : {"fprop.x", "fprop.w"}) {
             const QuantSpec& spec = operand(r_, name).spec;
-            if (spec.rotation == Rotation::rht && spec.signs == Signs::call) {
+            if (spec.has_signs() && spec.signs == Signs::call) {
                 refuse("{} has signs=call, but the weight is quantised once a step; use step or run", name);
             }
         }
@@ -126,7 +127,7 @@ std::vector<std::string> recipe_notes(const Recipe& recipe) {
             notes.push_back(
                 fmt::format("{} picks the better of two scales after its coins fell, so it is biased", name));
         }
-        if (spec.correct != Correction::none && spec.rotation != Rotation::rht) {
+        if (spec.correct != Correction::none && !spec.has_signs()) {
             notes.push_back(fmt::format("{} corrects without a random rotation, so it is biased", name));
         }
     }

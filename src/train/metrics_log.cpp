@@ -54,14 +54,18 @@ void take(RunLog& log, Json&& record) {
     if (type == "header") {
         drop_after(log, record.value("resumed_from", int64_t{0}));
         log.header = std::move(record);
+        log.recipe = log.header.value(Json::json_pointer("/recipe/name"), std::string());
+    } else if (type == "phase") {
+        log.recipe = record.at("recipe").at("name").get<std::string>();
     } else if (type == "step") {
         log.steps.push_back({record.at("step").get<int64_t>(), record.at("tokens").get<int64_t>(),
                              number(record, "loss"), number(record, "lr"), number(record, "grad_norm"),
                              number(record, "tokens_per_s"), number(record, "sol"), number(record, "time")});
     } else if (type == "eval") {
         log.evals.push_back({record.at("step").get<int64_t>(), record.at("tokens").get<int64_t>(),
-                             record.at("forward").get<std::string>(), number(record, "loss"),
+                             record.at("forward").get<std::string>(), false, number(record, "loss"),
                              number(record, "bits_per_byte")});
+        log.evals.back().own = log.evals.back().forward == log.recipe;
     } else if (type == "end") {
         log.end = std::move(record);
     }

@@ -42,9 +42,11 @@ struct RunLog {
     struct Eval {
         int64_t step = 0, tokens = 0;
         std::string forward;
+        bool own = false;  // with the forward of the recipe (of the phase) that trained
         double loss = 0, bits_per_byte = 0;
     };
     nlohmann::ordered_json header;  // the last one
+    std::string recipe;             // that trained last
     nlohmann::ordered_json end;     // null while the run is not over
     std::vector<Step> steps;
     std::vector<Eval> evals;

@@ -66,7 +66,7 @@ Curve training_curve(const ReportedRun& run, double unit) {
 Curve validation_curve(const ReportedRun& run, double unit) {
     Curve curve;
     for (const RunLog::Eval& eval : run.log.evals) {
-        if (eval.forward != recipe_of(run)) continue;
+        if (!eval.own) continue;
         curve.x.push_back(static_cast<double>(eval.tokens) / unit);
         curve.y.push_back(eval.loss);
     }

@@ -39,7 +39,7 @@ const ConfigKey* find_key(std::string_view name) {
 
 [[noreturn]] void fail_unknown(std::string_view origin, const std::string& name) {
     if (name == "phase" || name.starts_with("phase."))
-        fail_usage("{}: [[phase]] is not supported in this version; remove it", origin);
+        fail_usage("{}: phases are tables of a file, each begun by [[phase]]", origin);
     std::vector<std::string> names;
     for (const ConfigKey& key : config_keys()) names.emplace_back(key.name);
     std::string near = nearest_name(name, names);
@@ -157,12 +157,57 @@ void set_key(RunConfig& config, const std::string& name, const toml::node& value
     config.origins[static_cast<size_t>(key - config_keys().data())] = origin;
 }
 
+PhaseConfig read_phase(const toml::table& table, const std::string& file) {
+    PhaseConfig phase;
+    phase.origin = fmt::format("{}:{}", file, table.source().begin.line);
+    for (const auto& [key, value] : table) {
+        const std::string origin = fmt::format("{}:{}", file, key.source().begin.line);
+        const auto text = [&](const std::vector<std::string>& words) {
+            const std::string given = value.value<std::string>().value_or("");
+            if (given.empty()) fail_usage("{}: {} of a phase must be a text", origin, key.str());
+            if (!words.empty() && std::find(words.begin(), words.end(), given) == words.end())
+                fail_usage("{}: {} of a phase must be one of {}, not \"{}\"", origin, key.str(),
+                           fmt::join(words, ", "), given);
+            return given;
+        };
+        const std::vector<std::string> precisions = {"recipe", "bf16"};
+        if (key == "at") {
+            phase.at = value.value<double>().value_or(-1);
+            if (!(phase.at > 0 && phase.at < 1))
+                fail_usage("{}: at of a phase is a fraction of the run between 0 and 1", origin);
+        } else if (key == "at_step") {
+            phase.at_step = value.value<int64_t>().value_or(-1);
+            if (phase.at_step < 1)
+                fail_usage("{}: at_step of a phase is a number of steps from 1 up", origin);
+        } else if (key == "recipe") {
+            phase.recipe = text({});
+        } else if (key == "fprop") {
+            phase.fprop = text(precisions);
+        } else if (key == "dgrad") {
+            phase.dgrad = text(precisions);
+        } else if (key == "wgrad") {
+            phase.wgrad = text(precisions);
+        } else {
+            fail_usage("{}: unknown key \"{}\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad",
+                       origin, key.str());
+        }
+    }
+    if ((phase.at > 0) == (phase.at_step > 0))
+        fail_usage("{}: a phase needs one of at and at_step", phase.origin);
+    return phase;
+}
+
 void set_table(RunConfig& config, const toml::table& table, const std::string& prefix,
                const std::string& file) {
     for (const auto& [key, value] : table) {
         const std::string name =
             prefix.empty() ? std::string(key.str()) : fmt::format("{}.{}", prefix, key.str());
         const std::string origin = fmt::format("{}:{}", file, key.source().begin.line);
+        if (name == "phase" && value.is_array_of_tables()) {
+            for (const toml::node& phase : *value.as_array())
+                config.phases.push_back(read_phase(*phase.as_table(), file));
+            continue;
+        }
         if (const toml::table* inner = value.as_table(); inner != nullptr && find_key(name) == nullptr) {
             if (inner->empty() &&
                 std::none_of(config_keys().begin(), config_keys().end(),
@@ -262,11 +307,25 @@ void check_complete(const RunConfig& config) {
                    origin("schedule.decay"));
 }
 
-Recipe resolve_recipe(const RunConfig& config) {
-    Recipe recipe = find_recipe(config.recipe.file.empty() ? config.recipe.name : config.recipe.file);
+Recipe with_run_settings(Recipe recipe, const RunConfig& config) {
     recipe.keep_first = config.recipe.keep_first.resolve(recipe.keep_first);
     recipe.keep_last = config.recipe.keep_last.resolve(recipe.keep_last);
     recipe.lm_head = config.recipe.lm_head;
+    return recipe;
+}
+
+Recipe resolve_recipe(const RunConfig& config) {
+    Recipe recipe = with_run_settings(
+        find_recipe(config.recipe.file.empty() ? config.recipe.name : config.recipe.file), config);
+    const std::pair<std::string_view, const std::string&> products[] = {
+        {"fprop", config.recipe.fprop}, {"dgrad", config.recipe.dgrad}, {"wgrad", config.recipe.wgrad}};
+    for (const auto& [product, precision] : products) {
+        if (precision != "recipe") recipe = with_bf16_product(std::move(recipe), product);
+    }
+    for (size_t i = 0; i < kOperandNames.size(); ++i) {
+        const std::string& text = config.recipe.operands[i];
+        if (text != "recipe") recipe = with_operand(std::move(recipe), kOperandNames[i], text);
+    }
     validate(recipe);
     return recipe;
 }
@@ -284,6 +343,15 @@ std::string to_annotated_toml(const RunConfig& config) {
         std::string words = key.words.size() > 1 ? fmt::format(" ({})", fmt::join(key.words, ", ")) : "";
         text += fmt::format("{:<40} # {}: {}{}\n", value, origin, key.help, words);
     }
+    for (const PhaseConfig& phase : config.phases) {
+        text += fmt::format("\n[[phase]]  # {}\n", phase.origin);
+        text += phase.at_step > 0 ? fmt::format("at_step = {}\n", phase.at_step)
+                                  : fmt::format("at = {}\n", phase.at);
+        if (!phase.recipe.empty()) text += fmt::format("recipe = {}\n", Json(phase.recipe).dump());
+        for (const auto& [product, precision] :
+             {std::pair("fprop", phase.fprop), {"dgrad", phase.dgrad}, {"wgrad", phase.wgrad}})
+            text += fmt::format("{} = \"{}\"\n", product, precision);
+    }
     return text;
 }
 
@@ -293,6 +361,12 @@ Json to_json(const RunConfig& config) {
     for (const ConfigKey& key : config_keys()) {
         const auto [section, word] = split_name(key.name);
         (section.empty() ? json[word] : json[section][word]) = slot_json(key.slot(copy));
+    }
+    for (const PhaseConfig& phase : config.phases) {
+        Json written = phase.at_step > 0 ? Json{{"at_step", phase.at_step}} : Json{{"at", phase.at}};
+        if (!phase.recipe.empty()) written["recipe"] = phase.recipe;
+        written.update({{"fprop", phase.fprop}, {"dgrad", phase.dgrad}, {"wgrad", phase.wgrad}});
+        json["phase"].push_back(written);
     }
     return json;
 }
@@ -312,6 +386,8 @@ std::vector<ConfigDifference> differences(const Json& then, const Json& now) {
         const std::string before = at(then, section, word), after = at(now, section, word);
         if (before != after) all.push_back({std::string(key.name), before, after, key.on_resume});
     }
+    const std::string before = at(then, "", "phase"), after = at(now, "", "phase");
+    if (before != after) all.push_back({"[[phase]]", before, after, OnResume::fixed});
     return all;
 }
 

@@ -2,6 +2,7 @@
 // and meaning of each; TOML, --set, --print-config and the JSON of logs and checkpoints are derived from it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "core/core.h"
 #include "recipe/recipe.h"
+#include "train/phases.h"
 
 namespace nibble {
 
@@ -36,6 +38,9 @@ struct RunConfig {
         std::string name = "quartet2", file;
         KeptBlocks keep_first, keep_last;
         std::string lm_head = "bf16";
+        // "recipe": what the recipe says.
+        std::string fprop = "recipe", dgrad = "recipe", wgrad = "recipe";
+        std::array<std::string, 6> operands = {"recipe", "recipe", "recipe", "recipe", "recipe", "recipe"};
     } recipe;
     struct {
         std::string activations = "bf16";
@@ -68,6 +73,8 @@ struct RunConfig {
     struct {
         std::string dir = "runs/run", dtype = "f32";
     } output;
+
+    std::vector<PhaseConfig> phases;  // [[phase]], in the order of the file
 
     // Where each key's value came from, in the order of config_keys(): "default", "demo.toml:12" or "--set".
     std::vector<std::string> origins;
@@ -109,8 +116,11 @@ RunConfig load_run_config(const std::string& path, const std::vector<std::string
 // Throws UsageError when keys contradict each other or a required one is missing. Called before a run.
 void check_complete(const RunConfig& config);
 
-// The recipe that the run asks for, with its kept blocks and head. Throws as find_recipe does.
+// The recipe that the run asks for, with its kept blocks, head and changed operands. Throws as find_recipe
+// does.
 Recipe resolve_recipe(const RunConfig& config);
+// A recipe with the run's kept blocks and head.
+Recipe with_run_settings(Recipe recipe, const RunConfig& config);
 
 // Valid TOML: every key, its value, where it came from and what it means.
 std::string to_annotated_toml(const RunConfig& config);

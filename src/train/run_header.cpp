@@ -98,6 +98,10 @@ Json make_header(const HeaderParts& parts) {
     Json data = {{"train", describe_data(parts.train)}};
     if (parts.validation != nullptr) data["validation"] = describe_data(*parts.validation);
     data["vocabulary"] = fmt::format("{:016x}", parts.train.vocabulary_hash());
+    Json phases = Json::array();
+    for (const Phase& phase : resolve_phases(parts.config))
+        if (phase.first_step > 0)
+            phases.push_back({{"after_step", phase.first_step}, {"recipe", phase.recipe.name}});
     return {
         {"type", "header"},
         {"name", parts.config.name},
@@ -111,6 +115,7 @@ Json make_header(const HeaderParts& parts) {
           {"source", recipe.source},
           {"table", to_table(recipe)},
           {"toml", to_toml(recipe)}}},
+        {"phases", phases},
         {"gemms", describe_products(model)},
         {"kept_blocks", kept},
         {"model",
@@ -143,6 +148,9 @@ std::string to_text(const Json& header) {
     for (const Json& gemm : header.at("gemms"))
         text += fmt::format("{:<8} requested {}, executed {}\n", gemm.at("product").get<std::string>(),
                             gemm.at("requested").get<std::string>(), gemm.at("executed").get<std::string>());
+    for (const Json& phase : header.at("phases"))
+        text += fmt::format("phase    after step {}: recipe {}\n", phase.at("after_step").dump(),
+                            phase.at("recipe").get<std::string>());
     if (!header.at("kept_blocks").empty())
         text += fmt::format("blocks   {} kept: bf16 requested, products executed as those of lm_head\n",
                             header.at("kept_blocks").dump());

@@ -25,7 +25,7 @@ Summary summarize(const ReportedRun& run) {
     s.complete = run.log.end.is_object() && run.log.end.value("reason", "") == "complete";
     for (const RunLog::Eval& eval : run.log.evals) {
         if (eval.forward == "bf16") s.bf16_loss = eval.loss;
-        if (eval.forward == s.recipe) s.loss = eval.loss, s.bits_per_byte = eval.bits_per_byte;
+        if (eval.own) s.loss = eval.loss, s.bits_per_byte = eval.bits_per_byte;
     }
     // Rates of the whole run: time over work, so slow steps weigh what they cost.
     double seconds = 0, light = 0;

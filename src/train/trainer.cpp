@@ -94,7 +94,24 @@ void Trainer::run() {
     finish();
 }
 
+void Trainer::enter_phase() {
+    size_t next = phase_;
+    while (next + 1 < phases_.size() && phases_[next + 1].first_step <= step_) ++next;
+    if (next == phase_) return;
+    phase_ = next;
+    const Recipe& recipe = phases_[phase_].recipe;
+    model_->set_recipe(recipe);
+    log_->write({{"type", "phase"},
+                 {"step", step_},
+                 {"recipe", {{"name", recipe.name}, {"table", to_table(recipe)}, {"toml", to_toml(recipe)}}},
+                 {"gemms", describe_products(*model_)},
+                 {"time", elapsed()}});
+    status_.note(fmt::format("step {}: phase {} of {}, recipe {}\n{}", step_ + 1, phase_ + 1, phases_.size(),
+                             recipe.name, to_table(recipe)));
+}
+
 void Trainer::take_step() {
+    enter_phase();
     const Clock::time_point begin = Clock::now();
     std::optional<StepResult> result;
     try {
@@ -216,13 +233,12 @@ void Trainer::fail_interrupted() {
 void Trainer::save_checkpoint() {
     if (saved_step_ == step_) return;
     status_.clear();
-    const Recipe& recipe = model_->recipe();
     const Json state = {{"seed", config_.seed},
                         {"tokens", step_ * config_.tokens_per_step()},
                         {"seconds", elapsed()},
                         {"config", to_json(config_)},
                         {"model", Json::parse(to_json(model_->config()))},
-                        {"recipe", to_toml(recipe)},
+                        {"recipe", to_toml(phases_.front().recipe)},
                         {"data", fmt::format("{:016x}", train_shards_->hash())},
                         {"vocabulary", fmt::format("{:016x}", train_shards_->vocabulary_hash())},
                         {"machine", describe_machine()}};

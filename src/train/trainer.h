@@ -56,6 +56,8 @@ class Trainer {
     void resume();
     void prepare_output();
 
+    // Makes the recipe of the next step the model's; says so in the log where it is another.
+    void enter_phase();
     void take_step();
     void log_step(const StepResult& result, double seconds);
     void log_evaluation(Transformer::Execution execution);
@@ -83,6 +85,8 @@ class Trainer {
     std::optional<Loader> loader_;
     Buffer tokens_, targets_;  // I32 [batch_size, sequence_length]
 
+    std::vector<Phase> phases_;  // the first begins the run
+    size_t phase_ = 0;
     std::unique_ptr<Transformer> model_;
     std::vector<Tensor> gradients_;
     std::optional<AdamW> optimizer_;

@@ -87,7 +87,8 @@ void Trainer::make_model() {
     require_memory(static_cast<size_t>(shape.parameters()) * kBytesPerParameter, "choose a smaller model");
     Transformer::Options options;
     options.activations = config_.precision.activations == "fp32" ? DType::f32 : DType::bf16;
-    model_ = std::make_unique<Transformer>(shape, resolve_recipe(config_), options);
+    phases_ = resolve_phases(config_);
+    model_ = std::make_unique<Transformer>(shape, phases_.front().recipe, options);
     if (config_.model.init.empty())
         model_->initialize(context_.seed);
     else
@@ -114,13 +115,16 @@ void Trainer::make_optimizer() {
 
 // A dry run of what the run will do, with an arena that only counts.
 void Trainer::plan_memory() {
-    train_step();
-    model_->zero_gradients();
-    context_.micro_step = 0;
-    model_->first_non_finite(context_, micro_batch(tokens_, 0), micro_batch(targets_, 0), 1.0f);
-    if (validation_shards_)
-        for (const auto execution : {Transformer::Execution::recipe, Transformer::Execution::bf16})
-            evaluate(execution);
+    for (auto phase = phases_.rbegin(); phase != phases_.rend(); ++phase) {  // the first one last: it stays
+        model_->set_recipe(phase->recipe);
+        train_step();
+        model_->zero_gradients();
+        context_.micro_step = 0;
+        model_->first_non_finite(context_, micro_batch(tokens_, 0), micro_batch(targets_, 0), 1.0f);
+        if (validation_shards_)
+            for (const auto execution : {Transformer::Execution::recipe, Transformer::Execution::bf16})
+                evaluate(execution);
+    }
 
     size_t parameters = 0;
     for (const Tensor& gradient : gradients_) parameters += gradient.bytes();
@@ -163,7 +167,7 @@ void Trainer::resume() {
     try {
         same("model", Json::parse(to_json(model_->config())), "model",
              "restore model.config or start a new run");
-        same("recipe", to_toml(model_->recipe()), "recipe", "restore [recipe] or start a new run");
+        same("recipe", to_toml(phases_.front().recipe), "recipe", "restore [recipe] or start a new run");
         same("seed", config_.seed, "seed", "restore seed or start a new run");
         same("data", fmt::format("{:016x}", train_shards_->hash()), "text",
              "restore data.train or start a new run");

@@ -571,6 +571,14 @@ TEST(QuantLinear, PlansExactlyTheMemoryThatItUses) {
     }
 }
 
+// An alpha of 1 must not take another way than the dry run, which does not know it, has planned for.
+TEST(QuantLinear, PlansForATensorScaleOfOne) {
+    Recipe recipe = builtin("tetrajet");
+    recipe.wgrad_dy.spec = recipe.wgrad_x.spec = parse_spec("fp32");
+    const LinearInput input = random_input(1024, 128, 128);
+    EXPECT_LT(relative_error(run(recipe, input).dw, Exact(input).dw), 0.2);
+}
+
 TEST(QuantLinear, KeepsFourAndAHalfBitsOfItsInput) {
     const LinearInput input = random_input(256, 256, 128);
     const auto kept = [&](const char* name) {

@@ -114,6 +114,16 @@ TEST(Signs, AreTheBitsOfOneDraw) {
     for (int j = 0; j < 128; ++j) EXPECT_EQ(bits[j], (draw.word[j / 32] >> (j % 32) & 1) != 0);
 }
 
+TEST(Signs, OfASecondRotationAreTheBitsOfTheNextDraw) {
+    const SignBits one = rotation_signs(parse_spec("nvfp4 rotate=rht:64 signs=step"), kKey);
+    const SignBits two = rotation_signs(parse_spec("nvfp4 rotate=rht2:64 signs=step"), kKey);
+    const Philox draw = philox_draw(77, Purpose::signs, 1, 5, 9, 0, 2 * 2);
+    for (int j = 0; j < 128; ++j) {
+        EXPECT_EQ(two[j], one[j]) << j;
+        EXPECT_EQ(two[128 + j], j < 64 && (draw.word[j / 32] >> (j % 32) & 1) != 0) << j;
+    }
+}
+
 TEST(Signs, AreSharedByBothSidesOfAProduct) {
     for (const char* words : {"", "signs=call", "signs=step", "signs=run"}) {
         for (const Gemm gemm : {Gemm::fprop, Gemm::dgrad, Gemm::wgrad}) {
@@ -178,6 +188,36 @@ TEST(Signs, OfTheOptionsReplaceThoseOfTheKey) {
 }
 
 // --- expectations over coins ---
+
+// x = e0 + 0.1 e1 after one rotation is a row of two magnitudes: MS-EDEN's mean over signs and coins is not x
+// (Quartet II notes, 2.4). A second rotation spreads it like any other row.
+TEST(Unbiased, MsEdenOfTwoElementsNeedsTwoRotations) {
+    std::vector<float> x(128, 0.0f);
+    x[0] = 1.0f;
+    x[1] = 0.1f;
+    const auto mean_of = [&](const char* text) {
+        const QuantSpec spec = parse_spec(text);
+        Arena arena(1 << 10);
+        Context context{arena};
+        constexpr uint32_t kDraws = 8192;
+        double first = 0, second = 0;
+        for (uint32_t step = 0; step < kDraws; ++step) {
+            const RandomKey key = {.seed = 1, .step = step};
+            std::vector<float> values = Quantized(spec, view_of(x, {1, 128}), key, {}, test::Path::fast).values();
+            unrotate(context, 128, rotation_signs(spec, key), view_of(values, {1, 128}),
+                     spec.rotation_rounds());
+            first += values[0] / kDraws;
+            second += values[1] / kDraws;
+        }
+        return std::pair(first, second);
+    };
+    const auto [once_first, once_second] = mean_of("nvfp4 scale=eden rotate=rht:128 signs=step");
+    EXPECT_NEAR(once_first, 101.0 / 102, 2e-3);
+    EXPECT_NEAR(once_second, 0.19804, 2e-3);
+    const auto [twice_first, twice_second] = mean_of("nvfp4 scale=eden rotate=rht2:128 signs=step");
+    EXPECT_NEAR(twice_first, 1.0, 2e-3);
+    EXPECT_NEAR(twice_second, 0.1, 2e-3);
+}
 
 TEST(Unbiased, StochasticElementsAverageToTheInput) {
     std::vector<float> x = test::normals(64, 6);

@@ -134,6 +134,20 @@ TEST_P(Rotate, UnrotateIsItsInverse) {
     for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(x[i], original[i], 2e-6);
 }
 
+TEST_P(Rotate, TwoRoundsAreTwoRotationsWithSignsOfTheirOwn) {
+    const int size = GetParam();
+    const SignBits first(0x5a5a1234deadbeefull), second(0x0123456789abcdefull);
+    const SignBits both = first | second << kMaxRotation;
+    std::vector<float> x = test::normals(3 * 256, 9), y = x;
+    const std::vector<float> original = x;
+    rotate(context_, size, both, view_of(x, {3, 256}), 2);
+    rotate(context_, size, first, view_of(y, {3, 256}));
+    rotate(context_, size, second, view_of(y, {3, 256}));
+    EXPECT_EQ(x, y);
+    unrotate(context_, size, both, view_of(x, {3, 256}), 2);
+    for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(x[i], original[i], 4e-6);
+}
+
 // Signs come before the transform: a unit vector's image changes as a whole, and only where its sign is set.
 TEST_P(Rotate, AppliesSignsFirst) {
     const int size = GetParam();
@@ -167,12 +181,14 @@ TEST_P(Rotate, CancelsInProducts) {
 
 TEST_P(Rotate, IsWhatTheQuantiserDoes) {
     const int size = GetParam();
-    const QuantSpec spec = parse_spec("nvfp4 rotate=rht:" + std::to_string(size));
-    const RandomKey key = {.seed = 5, .gemm = Gemm::dgrad};
-    std::vector<float> x = test::normals(8 * 256, 12);
-    const Quantized q(spec, view_of(x, {8, 256}), key);
-    rotate(context_, size, rotation_signs(spec, key), view_of(x, {8, 256}));
-    EXPECT_EQ(q.bytes(), Quantized("nvfp4", view_of(x, {8, 256})).bytes());
+    for (const char* rotation : {"rht", "rht2"}) {
+        const QuantSpec spec = parse_spec(fmt::format("nvfp4 rotate={}:{}", rotation, size));
+        const RandomKey key = {.seed = 5, .gemm = Gemm::dgrad};
+        std::vector<float> x = test::normals(8 * 256, 12);
+        const Quantized q(spec, view_of(x, {8, 256}), key);
+        rotate(context_, size, rotation_signs(spec, key), view_of(x, {8, 256}), spec.rotation_rounds());
+        EXPECT_EQ(q.bytes(), Quantized("nvfp4", view_of(x, {8, 256})).bytes()) << rotation;
+    }
 }
 
 TEST_P(Rotate, OutBf16RoundsBeforeTheRule) {

@@ -95,6 +95,39 @@ TEST(Recipe, IsFoundByNameOrTheNearestIsNamed) {
     expect_says(refusal([] { find_recipe("quartet3"); }), {"quartet3", "did you mean 'quartet2'"});
 }
 
+TEST(Recipe, TakesAnotherSpecForOneOperand) {
+    const Recipe changed = with_operand(find_recipe("nvidia"), "wgrad.x", "nvfp4 1x16 round=stochastic");
+    EXPECT_EQ(changed.name, "nvidia+wgrad.x");
+    EXPECT_EQ(to_string(changed.wgrad_x.spec), "nvfp4 1x16 round=stochastic");
+    EXPECT_EQ(changed.wgrad_x.source, Source::original);
+    EXPECT_EQ(changed.dgrad_w, find_recipe("nvidia").dgrad_w);
+    const Recipe of_forward = with_operand(find_recipe("nvidia"), "dgrad.w", "forward nvfp4 1x16");
+    EXPECT_EQ(of_forward.dgrad_w.source, Source::forward);
+    EXPECT_EQ(to_string(of_forward.dgrad_w.spec), "nvfp4 1x16");
+    expect_says(refusal([] { with_operand(find_recipe("nvidia"), "fprop.x", "nvfp4 scale=amx"); }),
+                {"fprop.x", "amx", "amax"});
+}
+
+TEST(Recipe, PutsOneProductInBf16) {
+    for (const Recipe& recipe : builtin_recipes()) {
+        for (const char* product : {"fprop", "dgrad", "wgrad"}) {
+            const Recipe changed = with_bf16_product(recipe, product);
+            EXPECT_EQ(refusal_of(changed), "") << to_table(changed);
+            EXPECT_EQ(changed.name, recipe.name + "+" + product + "=bf16");
+            for (const std::string_view name : kOperandNames) {
+                const bool is_of_product = name.starts_with(product);
+                EXPECT_EQ(operand(changed, name).spec,
+                          is_of_product ? parse_spec("bf16") : operand(recipe, name).spec)
+                    << recipe.name << " " << name;
+            }
+        }
+    }
+    // The forward's bytes are gone: the backward's are made from the weight itself, with the same spec.
+    EXPECT_EQ(with_bf16_product(find_recipe("nvidia"), "fprop").dgrad_w.source, Source::original);
+    // What was clipped in a rotated space has no gradient: the product stays in that space.
+    EXPECT_EQ(with_bf16_product(find_recipe("quartet"), "dgrad").dgrad_w.source, Source::forward);
+}
+
 TEST(Recipe, ComesBackFromToml) {
     for (const Recipe& recipe : builtin_recipes()) {
         EXPECT_EQ(parse_recipe(to_toml(recipe), "x.toml"), recipe) << to_toml(recipe);

@@ -53,6 +53,22 @@ TEST(RunConfig, EveryKeyHasItsOwnNamePlaceAndExplanation) {
     }
 }
 
+TEST_F(RunConfigFile, ChangesProductsAndOperandsOfTheRecipe) {
+    const RunConfig config =
+        load("[recipe]\nname = 'nvidia'\ndgrad = 'bf16'\n", {"recipe.wgrad_x=nvfp4 1x16 round=stochastic "
+                                                             "rotate=rht:16 signs=run"});
+    const Recipe recipe = resolve_recipe(config);
+    EXPECT_EQ(recipe.name, "nvidia+dgrad=bf16+wgrad.x");
+    EXPECT_EQ(to_string(recipe.dgrad_dy.spec), "bf16");
+    EXPECT_EQ(recipe.wgrad_x.spec.round, Rounding::stochastic);
+    EXPECT_EQ(recipe.fprop_x, find_recipe("nvidia").fprop_x);
+    EXPECT_THROW(
+        resolve_recipe(load("recipe.wgrad_x = 'nvfp4 1x16 rotate=rht:32'\nrecipe.name = 'nvidia'\n")),
+        UsageError);  // the rotations no longer cancel
+    EXPECT_EQ(error("recipe.dgrad = 'fp8'\n"),
+              "FILE:1: recipe.dgrad must be one of recipe, bf16, not \"fp8\"");
+}
+
 TEST_F(RunConfigFile, ReadsValuesAndRemembersTheirLines) {
     const RunConfig config =
         load("name = 'x'\nseed = 7\n[optimizer]\nlr = 2e-3\nbetas = [0.8, 0.99]\n[recipe]\nkeep_last = 2\n",
@@ -103,8 +119,14 @@ TEST_F(RunConfigFile, RefusesWrongTypesAndValues) {
     EXPECT_EQ(error("optimizer.betas = [0.9]\n"), "FILE:1: optimizer.betas must hold 2 numbers, not 1");
     EXPECT_EQ(error("optimizer.betas = [0.9, 1.0]\n"),
               "FILE:1: optimizer.betas each element must be from 0 to 0.9999999, not 1");
-    EXPECT_EQ(error("recipe.keep_last = '15'\n[[phase]]\nat = 0.9\n"),
-              "FILE:2: [[phase]] is not supported in this version; remove it");
+    EXPECT_EQ(error("seed = 2\n[[phase]]\nat = 1.5\n"),
+              "FILE:3: at of a phase is a fraction of the run between 0 and 1");
+    EXPECT_EQ(error("[[phase]]\nfprop = 'bf16'\n"), "FILE:1: a phase needs one of at and at_step");
+    EXPECT_EQ(error("[[phase]]\nat = 0.5\nforward = 'bf16'\n"),
+              "FILE:3: unknown key \"forward\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad");
+    EXPECT_EQ(error("[[phase]]\nat = 0.5\nfprop = 'fp8'\n"),
+              "FILE:3: fprop of a phase must be one of recipe, bf16, not \"fp8\"");
+    EXPECT_EQ(error("[phase]\nat = 0.5\n"), "FILE:2: phases are tables of a file, each begun by [[phase]]");
     EXPECT_EQ(error("recipe.keep_last = '101%'\n"),
               "FILE:1: recipe.keep_last must be \"recipe\", a number, or a share like \"15%\", not \"101%\"");
     EXPECT_EQ(error("device.allow = ['fp8-fold']\n"),

@@ -1,0 +1,52 @@
+// Changes of a recipe that a run asks for.
+#include <algorithm>
+
+#include "recipe/recipe.h"
+
+namespace nibble {
+
+namespace {
+
+constexpr Source kSources[] = {Source::original, Source::forward, Source::same_bits};
+
+// Without the forward's bytes nothing can be made of them.
+void make_from_original_if_same_bits(OperandSpec& backward) {
+    if (backward.source == Source::same_bits) backward.source = Source::original;
+}
+
+}  // namespace
+
+Recipe with_operand(Recipe recipe, std::string_view name, std::string_view text) {
+    OperandSpec& changed = operand(recipe, name);
+    const size_t end = std::min(text.find(' '), text.size());
+    for (const Source source : kSources) {
+        if (text.substr(0, end) != name_of(source)) continue;
+        changed.source = source;
+        text.remove_prefix(std::min(end + 1, text.size()));
+    }
+    try {
+        changed.spec = parse_spec(text);
+    } catch (const UsageError& error) {
+        fail_usage("{}: {}", name, error.what());
+    }
+    recipe.name += fmt::format("+{}", name);
+    return recipe;
+}
+
+Recipe with_bf16_product(Recipe recipe, std::string_view product) {
+    const std::string first = fmt::format("{}.{}", product, product == "fprop" ? "x" : "dy");
+    const std::string second = fmt::format("{}.{}", product, product == "wgrad" ? "x" : "w");
+    if (product == "fprop") {
+        make_from_original_if_same_bits(recipe.dgrad_w);
+        make_from_original_if_same_bits(recipe.wgrad_x);
+    }
+    const bool is_masked = product == "dgrad"   ? recipe.fprop_x.spec.mask_clip
+                           : product == "wgrad" ? recipe.fprop_w.spec.mask_clip
+                                                : false;
+    operand(recipe, first) = {Source::original, parse_spec("bf16")};
+    operand(recipe, second) = {is_masked ? Source::forward : Source::original, parse_spec("bf16")};
+    recipe.name += fmt::format("+{}=bf16", product);
+    return recipe;
+}
+
+}  // namespace nibble

@@ -1,0 +1,79 @@
+#include "study/bias_study.h"
+
+#include <algorithm>
+
+namespace nibble {
+
+namespace {
+
+constexpr int64_t kChunk = 128;         // tokens
+constexpr int64_t kActive[] = {5, 70};  // tokens of a chunk, few_tokens
+constexpr float kMassive = 100.0f;      // massive_token
+constexpr int64_t kSeen = 37;           // the token of a chunk that dy sees, massive_token
+
+void scale_row(const Tensor& t, int64_t row, float factor) {
+    float* values = t.as<float>() + row * t.cols();
+    for (int64_t c = 0; c < t.cols(); ++c) values[c] *= factor;
+}
+
+double squared(double x) { return x * x; }
+
+}  // namespace
+
+std::string_view name_of(BiasData data) {
+    switch (data) {
+        case BiasData::normal:
+            return "normal";
+        case BiasData::student_t2:
+            return "student-t2";
+        case BiasData::few_tokens:
+            return "few-tokens";
+        case BiasData::massive_token:
+            return "massive-token";
+    }
+    return "?";
+}
+
+LayerData bias_data(BiasData kind, int64_t tokens, int64_t in, int64_t out, uint64_t seed) {
+    const bool heavy = kind == BiasData::student_t2;
+    LayerData data =
+        random_layer(tokens, in, out, heavy ? Distribution::student_t2 : Distribution::normal, seed);
+    for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t place = t % kChunk;
+        const bool is_active = std::find(std::begin(kActive), std::end(kActive), place) != std::end(kActive);
+        if (kind == BiasData::few_tokens && !is_active) scale_row(data.dy.tensor(), t, 0);
+        if (kind == BiasData::massive_token && place != kSeen) scale_row(data.dy.tensor(), t, 0);
+        if (kind == BiasData::massive_token && place == 0) scale_row(data.x.tensor(), t, kMassive);
+    }
+    return data;
+}
+
+double BiasCurve::excess() const { return error.back() * draws.back() / error.front(); }
+
+double BiasCurve::bias() const {
+    const double share = 1.0 / draws.back();
+    return std::max(0.0, (error.back() - error.front() * share) / (1 - share));
+}
+
+BiasCurve averaged_gradient(const Recipe& recipe, const LayerData& data, int draws) {
+    require(draws >= 2, "an average needs two draws or more, not {}", draws);
+    Recipe plain = recipe;
+    plain.wgrad_dy.spec = plain.wgrad_x.spec = parse_spec("fp32");
+    if (plain.wgrad_x.source == Source::same_bits) plain.wgrad_x.source = Source::forward;
+    const std::vector<float> target = run_layer(plain, data, 1, 0).dw;
+
+    BiasCurve curve;
+    std::vector<double> sum(target.size()), mean(target.size());
+    for (int draw = 1, next = 1; draw <= draws; ++draw) {
+        const std::vector<float> dw = run_layer(recipe, data, 1, static_cast<uint32_t>(draw)).dw;
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] += double{dw[i]};
+        if (draw != next && draw != draws) continue;
+        for (size_t i = 0; i < sum.size(); ++i) mean[i] = sum[i] / draw;
+        curve.draws.push_back(draw);
+        curve.error.push_back(squared(relative_error(mean, target)));
+        next *= 4;
+    }
+    return curve;
+}
+
+}  // namespace nibble

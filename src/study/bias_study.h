@@ -1,0 +1,36 @@
+// Is a recipe's weight gradient unbiased? The error of the mean over B draws of signs and coins falls as 1/B
+// where it is; a bias shows as a floor (arXiv 2601.22813, section 3.3 and its unbiasedness figure).
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "study/linear_study.h"
+
+namespace nibble {
+
+// Data on which methods differ. T tokens in chunks of 128.
+enum class BiasData {
+    normal,
+    student_t2,     // every entry of x and dy heavy-tailed
+    few_tokens,     // dy is zero but for 2 tokens of each chunk: masked losses, rare experts
+    massive_token,  // the first token of a chunk is 100 times larger in x, and dy sees only another token
+};
+std::string_view name_of(BiasData data);  // "normal", "student-t2", "few-tokens", "massive-token"
+
+LayerData bias_data(BiasData kind, int64_t tokens, int64_t in, int64_t out, uint64_t seed = 1);
+
+struct BiasCurve {
+    std::vector<int> draws;     // 1, 4, 16, ... and the last
+    std::vector<double> error;  // |mean of that many dW - target|² / |target|²
+
+    // How much of 1/B is missing at the end: error(B) * B / error(1); 1 if unbiased.
+    double excess() const;
+    // The squared relative bias that the last point implies, error(B) = variance / B + bias.
+    double bias() const;
+};
+// The target is the gradient of what the forward used: the recipe's own dW with both of its operands left
+// unquantised. draws >= 2.
+BiasCurve averaged_gradient(const Recipe& recipe, const LayerData& data, int draws);
+
+}  // namespace nibble

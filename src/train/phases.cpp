@@ -1,0 +1,36 @@
+#include "train/phases.h"
+
+#include <cmath>
+
+#include "train/run_config.h"
+
+namespace nibble {
+
+namespace {
+
+int64_t first_step(const PhaseConfig& phase, int64_t steps) {
+    return phase.at_step >= 0 ? phase.at_step : std::llround(phase.at * static_cast<double>(steps));
+}
+
+}  // namespace
+
+std::vector<Phase> resolve_phases(const RunConfig& config) {
+    std::vector<Phase> phases = {{0, resolve_recipe(config)}};
+    const int64_t steps = config.steps();
+    for (const PhaseConfig& written : config.phases) {
+        Phase phase = {first_step(written, steps), phases.back().recipe};
+        if (phase.first_step <= phases.back().first_step || phase.first_step >= steps)
+            fail_usage("{}: a phase after {} of {} steps; it must begin after step {} and before the last",
+                       written.origin, phase.first_step, steps, phases.back().first_step);
+        if (!written.recipe.empty()) phase.recipe = with_run_settings(find_recipe(written.recipe), config);
+        const std::pair<std::string_view, const std::string&> products[] = {
+            {"fprop", written.fprop}, {"dgrad", written.dgrad}, {"wgrad", written.wgrad}};
+        for (const auto& [product, precision] : products)
+            if (precision == "bf16") phase.recipe = with_bf16_product(std::move(phase.recipe), product);
+        validate(phase.recipe);
+        phases.push_back(std::move(phase));
+    }
+    return phases;
+}
+
+}  // namespace nibble

@@ -1,0 +1,33 @@
+// Phases: from some step of a run on, another recipe. A run begins with the recipe of [recipe]; each
+// [[phase]] changes it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "recipe/recipe.h"
+
+namespace nibble {
+
+struct RunConfig;
+
+// One [[phase]] as it is written. Exactly one of at and at_step is given.
+struct PhaseConfig {
+    double at = -1;        // fraction of the run, in (0, 1)
+    int64_t at_step = -1;  // or: steps done before it
+    std::string recipe;    // a built-in name or a file; empty: that of the phase before
+    std::string fprop = "recipe", dgrad = "recipe", wgrad = "recipe";  // or "bf16"
+    std::string origin;                                                // "demo.toml:12"
+};
+
+struct Phase {
+    int64_t first_step = 0;  // steps done before it
+    Recipe recipe;
+};
+
+// The recipe of the run and those of its phases, in their order; the first begins at step 0. Throws
+// UsageError for a phase outside the run, or not after the one before it, and as resolve_recipe() does.
+std::vector<Phase> resolve_phases(const RunConfig& config);
+
+}  // namespace nibble

@@ -1,0 +1,71 @@
+#include "study/bias_study.h"
+
+#include <gtest/gtest.h>
+
+namespace nibble {
+namespace {
+
+constexpr int kDraws = 256;
+
+BiasCurve curve_of(const Recipe& recipe, BiasData data) {
+    return averaged_gradient(recipe, bias_data(data, 256, 64, 64), kDraws);
+}
+BiasCurve curve_of(const char* recipe, BiasData data) { return curve_of(find_recipe(recipe), data); }
+
+TEST(AveragedGradient, OfNormalDataFallsAsOneOverDraws) {
+    for (const char* recipe : {"quartet2", "quartet2-double", "tetrajet"}) {
+        const BiasCurve curve = curve_of(recipe, BiasData::normal);
+        EXPECT_EQ(curve.draws, (std::vector<int>{1, 4, 16, 64, 256}));
+        EXPECT_NEAR(curve.excess(), 1.0, 0.35) << recipe;
+    }
+}
+
+// A few tokens of a chunk become, after one rotation, rows of few magnitudes; MS-EDEN then keeps a bias
+// (Quartet II notes, 2.4). A second rotation removes it.
+TEST(AveragedGradient, OfOneRotationKeepsABiasWhereTokensAreFew) {
+    EXPECT_GT(curve_of("quartet2", BiasData::few_tokens).excess(), 10);
+    EXPECT_NEAR(curve_of("quartet2-double", BiasData::few_tokens).excess(), 1.0, 0.35);
+}
+
+TEST(AveragedGradient, OfOneRotationKeepsABiasBesideAMassiveToken) {
+    const BiasCurve once = curve_of("quartet2", BiasData::massive_token);
+    const BiasCurve twice = curve_of("quartet2-double", BiasData::massive_token);
+    EXPECT_GT(once.excess(), 5);
+    EXPECT_LT(twice.excess(), once.excess() / 3);
+}
+
+TEST(AveragedGradient, OfOneRotationKeepsABiasOnHeavyTails) {
+    const BiasCurve once = curve_of("quartet2", BiasData::student_t2);
+    const BiasCurve twice = curve_of("quartet2-double", BiasData::student_t2);
+    EXPECT_GT(once.bias(), 3 * twice.bias());
+}
+
+// Random signs after the transform instead of before it cancel in the product and change no code: what is
+// left is a plain Hadamard transform with nearest rounding, the same in every draw. The study sees it.
+TEST(AveragedGradient, FindsSignsOnTheWrongSideOfTheRotation) {
+    Recipe right = find_recipe("quartet");
+    right.fprop_x.spec = right.fprop_w.spec = parse_spec("bf16");
+    Recipe wrong = right;
+    for (OperandSpec* o : {&wrong.dgrad_dy, &wrong.dgrad_w, &wrong.wgrad_dy, &wrong.wgrad_x}) {
+        o->spec = parse_spec("mxfp4 1x32 scale=three-quarters rotate=hadamard:32");
+    }
+    const LayerData data = bias_data(BiasData::normal, 256, 64, 64);
+    EXPECT_NEAR(averaged_gradient(wrong, data, 64).excess(), 64, 1e-6);
+    EXPECT_LT(averaged_gradient(right, data, 64).excess(), 4);
+}
+
+TEST(AveragedGradient, SeesTheBiasOfAChoiceThatIsMadeAfterTheCoins) {
+    Recipe recipe = find_recipe("bf16");
+    recipe.wgrad_dy.spec = recipe.wgrad_x.spec = parse_spec("nvfp4 1x16 scale=max4 round=stochastic");
+    EXPECT_NEAR(curve_of(recipe, BiasData::normal).excess(), 1.0, 0.35);
+    recipe.wgrad_dy.spec = recipe.wgrad_x.spec = parse_spec("nvfp4 1x16");
+    EXPECT_EQ(curve_of(recipe, BiasData::normal).excess(), kDraws);  // nearest: always the same error
+}
+
+TEST(AveragedGradient, NeedsTwoDraws) {
+    const LayerData data = bias_data(BiasData::normal, 128, 16, 16);
+    EXPECT_THROW(averaged_gradient(find_recipe("quartet2"), data, 1), Error);
+}
+
+}  // namespace
+}  // namespace nibble
