@@ -20,6 +20,7 @@ void add_eval_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
 void add_recipes_command(CLI::App& app);
 void add_report_command(CLI::App& app);
+void add_scaling_command(CLI::App& app);
 void add_study_command(CLI::App& app);
 void add_tokenize_command(CLI::App& app);
 void add_tokenizer_command(CLI::App& app);

@@ -10,4 +10,5 @@
 #include "core/log.h"
 #include "core/parallel.h"
 #include "core/tensor.h"
+#include "core/text_table.h"
 #include "core/version.h"

@@ -42,6 +42,7 @@ enum class Purpose : uint8_t {
     initialization = 3,  // weights
     data_order = 4,      // which windows a batch holds
     sampling = 5,        // generation of text
+    resampling = 6,      // bootstrap of a study; not a part of training
 };
 
 // The counter of docs/numerics.md, section 6: { i low, i high (24 bits) | purpose << 24, step,

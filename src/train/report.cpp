@@ -1,5 +1,6 @@
 #include "train/report.h"
 
+#include "io/plot.h"
 #include "train/run_charts.h"
 
 namespace nibble {
@@ -79,9 +80,9 @@ std::string html_table(const TableRows& rows) {
         for (size_t j = 0; j < rows[i].size(); ++j) {
             const std::string_view tag = i == 0 ? "th" : "td";
             const std::string swatch =
-                i > 0 && j == 0
-                    ? fmt::format("<span class=\"swatch\" style=\"background:{}\"></span>", run_color(i - 1))
-                    : "";
+                i > 0 && j == 0 ? fmt::format("<span class=\"swatch\" style=\"background:{}\"></span>",
+                                              curve_color(i - 1))
+                                : "";
             html += fmt::format("<{0}>{1}{2}</{0}>", tag, swatch, escaped(rows[i][j]));
         }
         html += "</tr>\n";
@@ -138,9 +139,7 @@ std::string to_html(const std::vector<ReportedRun>& runs, const SeedLosses& seed
 std::string to_svg(const std::vector<ReportedRun>& runs) {
     const Chart chart = loss_chart(runs);
     require(!chart.curves.empty(), "there are no losses to draw in these runs");
-    std::string svg = draw_svg(chart);
-    svg.insert(svg.find('>') + 1, "\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>");
-    return svg;
+    return draw_svg_file(chart);
 }
 
 }  // namespace nibble

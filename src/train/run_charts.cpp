@@ -87,7 +87,7 @@ Chart loss_chart(const std::vector<ReportedRun>& runs) {
     for (size_t i = 0; i < runs.size(); ++i) {
         Curve training = training_curve(runs[i], unit.size),
               validation = validation_curve(runs[i], unit.size);
-        training.color = validation.color = run_color(i);
+        training.color = validation.color = curve_color(i);
         training.title = label_of(runs, runs[i]) + ", training (smoothed)";
         validation.title = label_of(runs, runs[i]) + ", validation";
         for (const Curve* curve : {&training, &validation})
@@ -124,7 +124,7 @@ Chart gap_chart(const std::vector<ReportedRun>& runs) {
             gap.y.push_back(own.y[j] - base.y[static_cast<size_t>(same - base.x.begin())]);
         }
         if (gap.x.size() < 2) continue;
-        gap.color = run_color(i);
+        gap.color = curve_color(i);
         gap.style = Curve::Style::marked;
         gap.title = label_of(runs, runs[i]);
         chart.curves.push_back(std::move(gap));

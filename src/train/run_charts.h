@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "train/plot.h"
+#include "io/plot.h"
 #include "train/run_table.h"
 
 namespace nibble {

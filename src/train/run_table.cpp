@@ -1,7 +1,6 @@
 #include "train/run_table.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <optional>
 
@@ -91,12 +90,6 @@ std::string label_of(const std::vector<ReportedRun>& runs, const ReportedRun& ru
     return fmt::format("{} ({})", recipe_of(run), folder.empty() ? run.where : folder);
 }
 
-std::string_view run_color(size_t index) {
-    constexpr std::array<std::string_view, 8> kColors = {"#808080", "#2f86d6", "#e0662f", "#1d9e77",
-                                                         "#c060b0", "#c99a00", "#5fb0c9", "#a05a4a"};
-    return kColors[index % kColors.size()];
-}
-
 TableRows run_table(const std::vector<ReportedRun>& runs, const SeedLosses& seeds) {
     TableRows rows = {{"recipe", "validation loss", "… with bf16", "bits per byte", "gap to bf16",
                        "seed spread", "tokens", "tokens/s", "% SOL", "state"}};
@@ -150,25 +143,7 @@ std::vector<ReportedRun> read_runs(const std::vector<std::string>& folders) {
 }
 
 std::string to_text_table(const std::vector<ReportedRun>& runs, const SeedLosses& seeds) {
-    const TableRows rows = run_table(runs, seeds);
-    // Columns as wide as a terminal shows them: continuation bytes of UTF-8 take no place.
-    const auto width = [](const std::string& text) {
-        return std::count_if(text.begin(), text.end(),
-                             [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; });
-    };
-    std::string text;
-    for (const auto& row : rows) {
-        std::string line;
-        for (size_t column = 0; column < row.size(); ++column) {
-            std::ptrdiff_t widest = 0;
-            for (const auto& other : rows) widest = std::max(widest, width(other[column]));
-            const std::string space(static_cast<size_t>(widest - width(row[column])), ' ');
-            line += (column > 0 ? "  " : "") + (column < 1 ? row[column] + space : space + row[column]);
-        }
-        line.erase(line.find_last_not_of(' ') + 1);
-        text += line + '\n';
-    }
-    return text;
+    return aligned(run_table(runs, seeds));
 }
 
 }  // namespace nibble

@@ -24,9 +24,6 @@ std::string text_at(const nlohmann::ordered_json& json, const std::string& point
 std::string recipe_of(const ReportedRun& run);
 // The recipe's name, with the folder's where several runs share it.
 std::string label_of(const std::vector<ReportedRun>& runs, const ReportedRun& run);
-// The colour of a run in charts and tables. Hues that stand apart on white and on black, also to most
-// colour-blind eyes.
-std::string_view run_color(size_t index);
 
 // Final validation losses (own forward) of earlier runs that differ in their seed alone, by recipe: what a
 // gap between two recipes is to be compared with. Read from a JSON object {"recipe": [loss, loss, ...], ...};
@@ -35,7 +32,6 @@ using SeedLosses = std::map<std::string, std::vector<double>>;
 SeedLosses read_seed_losses(const fs::path& path);
 
 // A run a row, under a row of headings. Columns that nothing fills are left out.
-using TableRows = std::vector<std::vector<std::string>>;
 TableRows run_table(const std::vector<ReportedRun>& runs, const SeedLosses& seeds);
 // The same for a terminal.
 std::string to_text_table(const std::vector<ReportedRun>& runs, const SeedLosses& seeds);

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace nibble {
 
 struct Curve {
-    enum class Style : unsigned char { line, marked };
+    enum class Style : unsigned char { line, marked, points };
     std::string title;  // in the legend; empty: not there
     std::string color;  // "#rrggbb"
     Style style = Style::line;
@@ -17,13 +18,20 @@ struct Curve {
 struct Chart {
     std::string x_label, y_label;
     std::vector<Curve> curves;
-    double x_max = 0;             // the x axis begins at 0
+    bool log_x = false;           // a logarithmic x axis, as wide as the points
+    double x_max = 0;             // otherwise it begins at 0
     double y_min = 0, y_max = 0;  // equal: chosen from the points
     bool zero_line = false;
 };
 
+// The colour of the index-th of several curves. Hues that stand apart on white and on black, also to most
+// colour-blind eyes.
+std::string_view curve_color(size_t index);
+
 // An <svg> element whose texts and axes are black; a style sheet may give them another colour. Throws Error
 // when gnuplot is not installed or fails.
 std::string draw_svg(const Chart& chart);
+// The same as a file of its own, on white.
+std::string draw_svg_file(const Chart& chart);
 
 }  // namespace nibble

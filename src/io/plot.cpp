@@ -1,4 +1,4 @@
-#include "train/plot.h"
+#include "io/plot.h"
 
 #include <fcntl.h>
 #include <spawn.h>
@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cmath>
 #include <system_error>
@@ -58,7 +59,15 @@ std::string data_block(const Curve& curve, size_t index) {
 }
 
 std::string_view style_of(Curve::Style style) {
-    return style == Curve::Style::line ? "lines lw 1.2" : "linespoints lw 2.5 pt 7 ps 0.45";
+    switch (style) {
+        case Curve::Style::line:
+            return "lines lw 1.2";
+        case Curve::Style::marked:
+            return "linespoints lw 2.5 pt 7 ps 0.45";
+        case Curve::Style::points:
+            return "points pt 7 ps 0.45";
+    }
+    return "lines";
 }
 
 std::string script_of(const Chart& chart) {
@@ -68,7 +77,10 @@ std::string script_of(const Chart& chart) {
         "horizontal\n";
     script += fmt::format("set xlabel {} noenhanced\nset ylabel {} noenhanced\n", quoted(chart.x_label),
                           quoted(chart.y_label));
-    if (chart.x_max > 0) script += fmt::format("set xrange [0:{:.8g}]\n", chart.x_max);
+    if (chart.log_x)
+        script += "set logscale x\n";
+    else if (chart.x_max > 0)
+        script += fmt::format("set xrange [0:{:.8g}]\n", chart.x_max);
     if (chart.y_min < chart.y_max)
         script += fmt::format("set yrange [{:.8g}:{:.8g}]\n", chart.y_min, chart.y_max);
     if (chart.zero_line) script += "set xzeroaxis lt 1 lw 1 lc rgb 'black'\n";
@@ -112,6 +124,12 @@ void run_gnuplot(const ScratchFolder& folder) {
 
 }  // namespace
 
+std::string_view curve_color(size_t index) {
+    constexpr std::array<std::string_view, 8> kColors = {"#808080", "#2f86d6", "#e0662f", "#1d9e77",
+                                                         "#c060b0", "#c99a00", "#5fb0c9", "#a05a4a"};
+    return kColors[index % kColors.size()];
+}
+
 std::string draw_svg(const Chart& chart) {
     const ScratchFolder folder;
     write_text(folder / "script", script_of(chart));
@@ -124,6 +142,12 @@ std::string draw_svg(const Chart& chart) {
     if (const size_t title = svg.find("<title>"), end = svg.find("</desc>");
         title < end && end != std::string::npos)
         svg.erase(title, end + 7 - title);
+    return svg;
+}
+
+std::string draw_svg_file(const Chart& chart) {
+    std::string svg = draw_svg(chart);
+    svg.insert(svg.find('>') + 1, "\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>");
     return svg;
 }
 
