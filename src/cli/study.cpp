@@ -160,7 +160,7 @@ void study_linear(const Options& options) {
             random_layer(options.tokens, options.in, options.out, distributions[i], options.seed);
         const LayerProducts exact = exact_products(data);
         for (const Recipe& recipe : recipes) {
-            const LayerErrors e = layer_errors(recipe, data, exact, options.draws);
+            const LayerErrors e = layer_errors(recipe, data, exact, options.draws, options.seed);
             fmt::print(
                 "{:<10}  {:<{}}  {:>7.4f}  {:>7.4f}  {:>7.4f}  {:>8.4f}  {:>8.4f}  {:>8.4f}  {:>8.4f}\n",
                 name, recipe.name, width, e.y, e.dx, e.dw, e.mean_dx, e.mean_dw, e.slope_dx, e.slope_dw);
@@ -190,11 +190,12 @@ void study_unbiased(const Options& options) {
         const std::string_view name = name_of(kind);
         const LayerData data = bias_data(kind, options.tokens, options.in, options.out, options.seed);
         for (const Recipe& recipe : recipes) {
-            if (!is_random(recipe)) {
-                log()->info("{} draws no coins and no signs: there is nothing to average", recipe.name);
+            if (!has_random_gradient(recipe)) {
+                log()->info("every draw of {} has the same weight gradient: there is nothing to average",
+                            recipe.name);
                 continue;
             }
-            const BiasCurve curve = averaged_gradient(recipe, data, options.draws);
+            const BiasCurve curve = averaged_gradient(recipe, data, options.draws, options.seed);
             fmt::print("{:<13}  {:<{}}  {:>10.2e}  {:>10.2e}  {:>9.2f}  {:>10.1e}  {}\n", name, recipe.name,
                        width, curve.error.front(), curve.error.back(), curve.excess(), curve.bias(),
                        curve.excess() > 2 ? "biased" : "");
@@ -210,7 +211,7 @@ void study_unbiased(const Options& options) {
 }
 
 void add_common(CLI::App* command, const std::shared_ptr<Options>& options, const char* data_help) {
-    command->add_option("--data", options->data, data_help)->delimiter(',');
+    command->add_option("--data", options->data, data_help)->delimiter(',')->allow_extra_args(false);
     command->add_option("--seed", options->seed, "Of the data, the coins and the signs")
         ->transform(kWholeNumber)
         ->capture_default_str();

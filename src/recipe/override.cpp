@@ -11,7 +11,16 @@ constexpr Source kSources[] = {Source::original, Source::forward, Source::same_b
 
 // Without the forward's bytes nothing can be made of them.
 void make_from_original_if_same_bits(OperandSpec& backward) {
-    if (backward.source == Source::same_bits) backward.source = Source::original;
+    if (backward.source != Source::same_bits) return;
+    backward.source = Source::original;
+    backward.spec.rotation = Rotation::none;  // the forward's, along the other dimension
+    backward.spec.rotation_size = 0;
+    backward.spec.signs = Signs::by_gemm;
+    backward.spec.out_bf16 = false;
+}
+
+bool masks_in_rotated_space(const OperandSpec& forward) {
+    return forward.spec.mask_clip && forward.spec.rotation != Rotation::none;
 }
 
 }  // namespace
@@ -40,8 +49,8 @@ Recipe with_bf16_product(Recipe recipe, std::string_view product) {
         make_from_original_if_same_bits(recipe.dgrad_w);
         make_from_original_if_same_bits(recipe.wgrad_x);
     }
-    const bool is_masked = product == "dgrad"   ? recipe.fprop_x.spec.mask_clip
-                           : product == "wgrad" ? recipe.fprop_w.spec.mask_clip
+    const bool is_masked = product == "dgrad"   ? masks_in_rotated_space(recipe.fprop_x)
+                           : product == "wgrad" ? masks_in_rotated_space(recipe.fprop_w)
                                                 : false;
     operand(recipe, first) = {Source::original, parse_spec("bf16")};
     operand(recipe, second) = {is_masked ? Source::forward : Source::original, parse_spec("bf16")};

@@ -55,18 +55,37 @@ double BiasCurve::bias() const {
     return std::max(0.0, (error.back() - error.front() * share) / (1 - share));
 }
 
-BiasCurve averaged_gradient(const Recipe& recipe, const LayerData& data, int draws) {
+bool has_random_gradient(const Recipe& recipe) {
+    const bool reads_forward = recipe.wgrad_x.source != Source::original;
+    return is_random(recipe.wgrad_dy.spec) || is_random(recipe.wgrad_x.spec) ||
+           (reads_forward && is_random(recipe.fprop_x.spec));
+}
+
+BiasCurve averaged_gradient(const Recipe& recipe, const LayerData& data, int draws, uint64_t seed) {
     require(draws >= 2, "an average needs two draws or more, not {}", draws);
     Recipe plain = recipe;
     plain.wgrad_dy.spec = plain.wgrad_x.spec = parse_spec("fp32");
     if (plain.wgrad_x.source == Source::same_bits) plain.wgrad_x.source = Source::forward;
-    const std::vector<float> target = run_layer(plain, data, 1, 0).dw;
+    const bool target_moves = plain.wgrad_x.source == Source::forward && is_random(recipe.fprop_x.spec);
 
+    const auto dw_of = [&](const Recipe& of, int draw) {
+        return run_layer(of, data, seed, static_cast<uint32_t>(draw)).dw;
+    };
+    std::vector<float> target = dw_of(plain, 1);
+    require(std::any_of(target.begin(), target.end(), [](float x) { return x != 0; }),
+            "the gradient of this data is zero; take {} tokens or more", kChunk);
     BiasCurve curve;
-    std::vector<double> sum(target.size()), mean(target.size());
+    std::vector<double> sum(target.size()), target_sum(target.size()), mean(target.size());
     for (int draw = 1, next = 1; draw <= draws; ++draw) {
-        const std::vector<float> dw = run_layer(recipe, data, 1, static_cast<uint32_t>(draw)).dw;
+        const std::vector<float> dw = dw_of(recipe, draw);
         for (size_t i = 0; i < sum.size(); ++i) sum[i] += double{dw[i]};
+        if (target_moves) {
+            const std::vector<float> moved = dw_of(plain, draw);
+            for (size_t i = 0; i < sum.size(); ++i) {
+                target_sum[i] += double{moved[i]};
+                target[i] = static_cast<float>(target_sum[i] / draw);
+            }
+        }
         if (draw != next && draw != draws) continue;
         for (size_t i = 0; i < sum.size(); ++i) mean[i] = sum[i] / draw;
         curve.draws.push_back(draw);

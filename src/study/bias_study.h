@@ -30,7 +30,9 @@ struct BiasCurve {
     double bias() const;
 };
 // The target is the gradient of what the forward used: the recipe's own dW with both of its operands left
-// unquantised. draws >= 2.
-BiasCurve averaged_gradient(const Recipe& recipe, const LayerData& data, int draws);
+// unquantised, averaged too where the forward draws. draws >= 2. Throws Error where the target is zero.
+BiasCurve averaged_gradient(const Recipe& recipe, const LayerData& data, int draws, uint64_t seed = 1);
+// False if every draw of dW is the same: there is nothing to average.
+bool has_random_gradient(const Recipe& recipe);
 
 }  // namespace nibble

@@ -83,19 +83,23 @@ LayerProducts exact_products(const LayerData& data) {
     return run_layer(exact, data, 1, 0);
 }
 
-bool is_random(const Recipe& recipe) {
-    return std::any_of(kOperandNames.begin(), kOperandNames.end(), [&](std::string_view name) {
-        const QuantSpec& spec = operand(recipe, name).spec;
-        return spec.is_stochastic() || spec.has_signs();
-    });
+bool is_random(const QuantSpec& spec) {
+    const bool fixed_signs = spec.signs == Signs::run || spec.signs == Signs::te;
+    return spec.is_stochastic() || (spec.has_signs() && !fixed_signs);
 }
 
-LayerErrors layer_errors(const Recipe& recipe, const LayerData& data, const LayerProducts& exact, int draws) {
+bool is_random(const Recipe& recipe) {
+    return std::any_of(kOperandNames.begin(), kOperandNames.end(),
+                       [&](std::string_view name) { return is_random(operand(recipe, name).spec); });
+}
+
+LayerErrors layer_errors(const Recipe& recipe, const LayerData& data, const LayerProducts& exact, int draws,
+                         uint64_t seed) {
     if (!is_random(recipe)) draws = 1;
     LayerErrors errors;
     std::vector<double> dx(exact.dx.size()), dw(exact.dw.size());
     for (int draw = 0; draw < draws; ++draw) {
-        const LayerProducts out = run_layer(recipe, data, 1, static_cast<uint32_t>(draw));
+        const LayerProducts out = run_layer(recipe, data, seed, static_cast<uint32_t>(draw));
         if (draw == 0) {
             errors.y = relative(out.y, exact.y);
             errors.dx = relative(out.dx, exact.dx);

@@ -31,9 +31,11 @@ struct LayerErrors {
     double mean_dx = 0, mean_dw = 0, slope_dx = 0, slope_dw = 0;
 };
 // draws >= 1. A recipe without coins and random signs is run once.
-LayerErrors layer_errors(const Recipe& recipe, const LayerData& data, const LayerProducts& exact, int draws);
+LayerErrors layer_errors(const Recipe& recipe, const LayerData& data, const LayerProducts& exact, int draws,
+                         uint64_t seed = 1);
 
-// True if two steps on the same data can differ.
+// True if two steps can give an operand, or any of a recipe's, other bits of the same data.
+bool is_random(const QuantSpec& spec);
 bool is_random(const Recipe& recipe);
 
 double relative_error(const std::vector<float>& a, const std::vector<float>& b);

@@ -63,7 +63,9 @@ QuantizerFigures study_quantizer(const QuantSpec& spec, const Tensor& x, const R
         clipped += std::fabs(v) > 6.0 * double{scale} * double{*q.tensor_scale_ptr()};
         flushed += v != 0 && values.as<float>()[i] == 0;
     }
-    const auto count = static_cast<double>(values.count());
+    // Padding holds no elements, unless a rotation has filled it.
+    const bool is_padded = spec.rotation == Rotation::none;
+    const auto count = static_cast<double>(is_padded ? x.count() : values.count());
     QuantizerFigures figures;
     figures.relative_mse = power > 0 ? error / power : 0;
     figures.effective_bits = error > 0 ? -0.5 * std::log2(figures.relative_mse) : INFINITY;

@@ -1,6 +1,7 @@
 #include "train/phases.h"
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "train/run_config.h"
 
@@ -31,6 +32,13 @@ std::vector<Phase> resolve_phases(const RunConfig& config) {
         phases.push_back(std::move(phase));
     }
     return phases;
+}
+
+nlohmann::ordered_json describe(const std::vector<Phase>& phases) {
+    auto all = nlohmann::ordered_json::array();
+    for (const Phase& phase : phases)
+        all.push_back({{"after_step", phase.first_step}, {"recipe", to_toml(phase.recipe)}});
+    return all;
 }
 
 }  // namespace nibble

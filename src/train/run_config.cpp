@@ -162,15 +162,19 @@ PhaseConfig read_phase(const toml::table& table, const std::string& file) {
     phase.origin = fmt::format("{}:{}", file, table.source().begin.line);
     for (const auto& [key, value] : table) {
         const std::string origin = fmt::format("{}:{}", file, key.source().begin.line);
-        const auto text = [&](const std::vector<std::string>& words) {
+        const auto text = [&] {
             const std::string given = value.value<std::string>().value_or("");
             if (given.empty()) fail_usage("{}: {} of a phase must be a text", origin, key.str());
-            if (!words.empty() && std::find(words.begin(), words.end(), given) == words.end())
-                fail_usage("{}: {} of a phase must be one of {}, not \"{}\"", origin, key.str(),
-                           fmt::join(words, ", "), given);
             return given;
         };
-        const std::vector<std::string> precisions = {"recipe", "bf16"};
+        const auto precision = [&] {
+            const std::string given = text();
+            if (given != "bf16")
+                fail_usage(
+                    "{}: {} of a phase can be \"bf16\", not \"{}\"; recipe = \"NAME\" takes another recipe",
+                    origin, key.str(), given);
+            return given;
+        };
         if (key == "at") {
             phase.at = value.value<double>().value_or(-1);
             if (!(phase.at > 0 && phase.at < 1))
@@ -180,13 +184,13 @@ PhaseConfig read_phase(const toml::table& table, const std::string& file) {
             if (phase.at_step < 1)
                 fail_usage("{}: at_step of a phase is a number of steps from 1 up", origin);
         } else if (key == "recipe") {
-            phase.recipe = text({});
+            phase.recipe = text();
         } else if (key == "fprop") {
-            phase.fprop = text(precisions);
+            phase.fprop = precision();
         } else if (key == "dgrad") {
-            phase.dgrad = text(precisions);
+            phase.dgrad = precision();
         } else if (key == "wgrad") {
-            phase.wgrad = text(precisions);
+            phase.wgrad = precision();
         } else {
             fail_usage("{}: unknown key \"{}\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad",
                        origin, key.str());
@@ -194,6 +198,8 @@ PhaseConfig read_phase(const toml::table& table, const std::string& file) {
     }
     if ((phase.at > 0) == (phase.at_step > 0))
         fail_usage("{}: a phase needs one of at and at_step", phase.origin);
+    if (phase.recipe.empty() && phase.fprop.empty() && phase.dgrad.empty() && phase.wgrad.empty())
+        fail_usage("{}: a phase needs recipe, fprop, dgrad or wgrad: what it changes", phase.origin);
     return phase;
 }
 
@@ -245,6 +251,14 @@ void set_override(RunConfig& config, const std::string& text) {
         set_key(config, name, toml::value<std::string>(value), "--set");
     else
         set_key(config, name, *parse_toml("value = " + value, origin, false).get("value"), "--set");
+}
+
+// The keys of a phase that are given, but for its place.
+std::vector<std::pair<std::string_view, std::string>> texts_of(const PhaseConfig& phase) {
+    std::vector<std::pair<std::string_view, std::string>> given = {
+        {"recipe", phase.recipe}, {"fprop", phase.fprop}, {"dgrad", phase.dgrad}, {"wgrad", phase.wgrad}};
+    std::erase_if(given, [](const auto& entry) { return entry.second.empty(); });
+    return given;
 }
 
 Json slot_json(const ConfigSlot& slot) {
@@ -347,10 +361,8 @@ std::string to_annotated_toml(const RunConfig& config) {
         text += fmt::format("\n[[phase]]  # {}\n", phase.origin);
         text += phase.at_step > 0 ? fmt::format("at_step = {}\n", phase.at_step)
                                   : fmt::format("at = {}\n", phase.at);
-        if (!phase.recipe.empty()) text += fmt::format("recipe = {}\n", Json(phase.recipe).dump());
-        for (const auto& [product, precision] :
-             {std::pair("fprop", phase.fprop), {"dgrad", phase.dgrad}, {"wgrad", phase.wgrad}})
-            text += fmt::format("{} = \"{}\"\n", product, precision);
+        for (const auto& [key, value] : texts_of(phase))
+            text += fmt::format("{} = {}\n", key, Json(value).dump());
     }
     return text;
 }
@@ -364,8 +376,7 @@ Json to_json(const RunConfig& config) {
     }
     for (const PhaseConfig& phase : config.phases) {
         Json written = phase.at_step > 0 ? Json{{"at_step", phase.at_step}} : Json{{"at", phase.at}};
-        if (!phase.recipe.empty()) written["recipe"] = phase.recipe;
-        written.update({{"fprop", phase.fprop}, {"dgrad", phase.dgrad}, {"wgrad", phase.wgrad}});
+        for (const auto& [key, value] : texts_of(phase)) written[std::string(key)] = value;
         json["phase"].push_back(written);
     }
     return json;

@@ -79,7 +79,12 @@ std::string text_at(const Json& json, const std::string& pointer) {
     return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
-std::string recipe_of(const ReportedRun& run) { return text_at(run.log.header, "/recipe/name"); }
+std::string recipe_of(const ReportedRun& run) {
+    std::string name = text_at(run.log.header, "/recipe/name");
+    if (run.log.header.contains("phases"))
+        for (const Json& phase : run.log.header.at("phases")) name += ", then " + text_at(phase, "/recipe");
+    return name;
+}
 
 std::string label_of(const std::vector<ReportedRun>& runs, const ReportedRun& run) {
     const auto same = std::count_if(runs.begin(), runs.end(), [&](const ReportedRun& other) {

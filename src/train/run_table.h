@@ -21,6 +21,7 @@ std::vector<ReportedRun> read_runs(const std::vector<std::string>& folders);
 
 // Text at a JSON pointer in a header, or a dash.
 std::string text_at(const nlohmann::ordered_json& json, const std::string& pointer);
+// "quartet2", or with the recipes of its phases "quartet2, then bf16".
 std::string recipe_of(const ReportedRun& run);
 // The recipe's name, with the folder's where several runs share it.
 std::string label_of(const std::vector<ReportedRun>& runs, const ReportedRun& run);

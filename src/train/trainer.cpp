@@ -174,6 +174,7 @@ void Trainer::log_evaluation(Transformer::Execution execution) {
 }
 
 void Trainer::finish() {
+    enter_phase();  // a run that was resumed after its last step
     log_evaluation(Transformer::Execution::recipe);
     if (model_->recipe().name != "bf16") log_evaluation(Transformer::Execution::bf16);
     if (stop_requested()) fail_interrupted();
@@ -239,6 +240,7 @@ void Trainer::save_checkpoint() {
                         {"config", to_json(config_)},
                         {"model", Json::parse(to_json(model_->config()))},
                         {"recipe", to_toml(phases_.front().recipe)},
+                        {"phases", describe(phases_)},
                         {"data", fmt::format("{:016x}", train_shards_->hash())},
                         {"vocabulary", fmt::format("{:016x}", train_shards_->vocabulary_hash())},
                         {"machine", describe_machine()}};

@@ -168,6 +168,10 @@ void Trainer::resume() {
         same("model", Json::parse(to_json(model_->config())), "model",
              "restore model.config or start a new run");
         same("recipe", to_toml(phases_.front().recipe), "recipe", "restore [recipe] or start a new run");
+        if (state.contains(
+                "phases"))  // what a file or train.steps decides is not in the configuration's text
+            same("phases", describe(phases_), "list of phases",
+                 "restore [[phase]], their recipes and train.steps");
         same("seed", config_.seed, "seed", "restore seed or start a new run");
         same("data", fmt::format("{:016x}", train_shards_->hash()), "text",
              "restore data.train or start a new run");

@@ -59,10 +59,27 @@ TEST_F(PhasedRun, ResumesAcrossAPhaseToTheBit) {
     }
 }
 
+TEST_F(PhasedRun, ResumedAfterItsLastStepEndsWithTheLastPhase) {
+    train("out");
+    train("out", {"--resume"});
+    const RunLog log = run_.log("out");
+    EXPECT_EQ(log.recipe, "nvidia");
+    EXPECT_EQ(log.evals[log.evals.size() - 2].forward, "nvidia");
+}
+
 TEST_F(PhasedRun, WithOtherPhasesIsNotResumed) {
-    train("out", {"--until", "10"});
+    train("out", {"--until", "25"});
+    expect_refusal(run_.train({"--resume", "--set", "train.steps=50"}), 1, {"another list of phases", "train.steps"});
     add("[[phase]]\nat_step = 35\nwgrad = 'bf16'\n");
-    expect_refusal(run_.train({"--resume"}), 1, {"[[phase]]", "restore it"});
+    expect_refusal(run_.train({"--resume"}), 1, {"[[phase]]"});
+}
+
+TEST_F(PhasedRun, IsNotTakenForARunOfItsFirstRecipeAlone) {
+    train("out");
+    const RunResult report = run_.work().nibble({"report", "out"});
+    ASSERT_EQ(report.exit_code, 0) << report.err;
+    EXPECT_NE(report.out.find("quartet2, then quartet2+dgrad=bf16, then nvidia"), std::string::npos)
+        << report.out;
 }
 
 TEST_F(PhasedRun, EndsInBf16WithOneEvaluation) {

@@ -15,8 +15,9 @@ TEST(StudyCommand, TabulatesQuantisersOnRandomData) {
 }
 
 TEST(StudyCommand, TabulatesTheErrorsOfALayer) {
-    const RunResult result = Workspace().nibble({"study", "linear", "nvidia", "quartet2", "--tokens", "64",
-                                                 "--in", "64", "--out", "32", "--draws", "2"});
+    const RunResult result =
+        Workspace().nibble({"study", "linear", "--data", "normal", "nvidia", "quartet2", "--tokens", "64",
+                            "--in", "64", "--out", "32", "--draws", "2"});
     ASSERT_EQ(result.exit_code, 0) << result.err;
     EXPECT_NE(result.out.find("quartet2"), std::string::npos);
     EXPECT_NE(result.out.find("slope dW"), std::string::npos);

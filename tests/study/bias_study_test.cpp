@@ -54,17 +54,31 @@ TEST(AveragedGradient, FindsSignsOnTheWrongSideOfTheRotation) {
     EXPECT_LT(averaged_gradient(right, data, 64).excess(), 4);
 }
 
-TEST(AveragedGradient, SeesTheBiasOfAChoiceThatIsMadeAfterTheCoins) {
+TEST(AveragedGradient, OfNearestRoundingNeverChanges) {
     Recipe recipe = find_recipe("bf16");
-    recipe.wgrad_dy.spec = recipe.wgrad_x.spec = parse_spec("nvfp4 1x16 scale=max4 round=stochastic");
+    recipe.wgrad_dy.spec = recipe.wgrad_x.spec = parse_spec("nvfp4 1x16 range=16/17 round=stochastic");
+    EXPECT_TRUE(has_random_gradient(recipe));
     EXPECT_NEAR(curve_of(recipe, BiasData::normal).excess(), 1.0, 0.35);
-    recipe.wgrad_dy.spec = recipe.wgrad_x.spec = parse_spec("nvfp4 1x16");
-    EXPECT_EQ(curve_of(recipe, BiasData::normal).excess(), kDraws);  // nearest: always the same error
+    recipe.wgrad_dy.spec = recipe.wgrad_x.spec = parse_spec("nvfp4 1x16 rotate=rht:16 signs=run");
+    EXPECT_FALSE(has_random_gradient(recipe));
+    EXPECT_NEAR(curve_of(recipe, BiasData::normal).excess(), kDraws, 1e-6);
+}
+
+// What the forward used differs from draw to draw; so does its gradient.
+TEST(AveragedGradient, FollowsAForwardThatDraws) {
+    Recipe recipe = find_recipe("tetrajet");
+    recipe.fprop_x.spec = parse_spec("mxfp4 1x32 scale=rceil round=stochastic");
+    EXPECT_NEAR(curve_of(recipe, BiasData::normal).excess(), 1.0, 0.35);
 }
 
 TEST(AveragedGradient, NeedsTwoDraws) {
     const LayerData data = bias_data(BiasData::normal, 128, 16, 16);
     EXPECT_THROW(averaged_gradient(find_recipe("quartet2"), data, 1), Error);
+}
+
+TEST(AveragedGradient, NeedsTokensThatTheGradientSees) {
+    const LayerData data = bias_data(BiasData::massive_token, 32, 16, 16);
+    EXPECT_THROW(averaged_gradient(find_recipe("quartet2"), data, 4), Error);
 }
 
 }  // namespace

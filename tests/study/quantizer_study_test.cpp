@@ -30,13 +30,14 @@ TEST(QuantizerStudy, OfNormalNumbersGivesThePublishedFigures) {
 }
 
 TEST(QuantizerStudy, CountsWhatIsFlushedAndWhatIsClipped) {
-    // Scales are 6 and 3 over the largest code: 6 stays, 0.2 of 6 becomes 0; then 3 is clipped to 2.
     std::vector<float> x(16, 0.0f);
     x[0] = 2688.0f;
     x[1] = 100.0f;  // a code of 0.22
     const QuantizerFigures f = figures_of("nvfp4 1x16", x, 16);
     EXPECT_EQ(f.flushed, 1.0 / 16);
     EXPECT_EQ(f.clipped, 0.0);
+    x.resize(10);  // padded to 16
+    EXPECT_EQ(figures_of("nvfp4 1x16", x, 10).flushed, 1.0 / 10);
     x.assign(32, 0.0f);
     x[0] = 7.0f;  // scale=floor: the scale is 1, the largest value 6
     const QuantizerFigures g = figures_of("mxfp4 1x32 scale=floor", x, 32);

@@ -124,8 +124,11 @@ TEST_F(RunConfigFile, RefusesWrongTypesAndValues) {
     EXPECT_EQ(error("[[phase]]\nfprop = 'bf16'\n"), "FILE:1: a phase needs one of at and at_step");
     EXPECT_EQ(error("[[phase]]\nat = 0.5\nforward = 'bf16'\n"),
               "FILE:3: unknown key \"forward\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad");
-    EXPECT_EQ(error("[[phase]]\nat = 0.5\nfprop = 'fp8'\n"),
-              "FILE:3: fprop of a phase must be one of recipe, bf16, not \"fp8\"");
+    EXPECT_EQ(
+        error("[[phase]]\nat = 0.5\nfprop = 'fp8'\n"),
+        "FILE:3: fprop of a phase can be \"bf16\", not \"fp8\"; recipe = \"NAME\" takes another recipe");
+    EXPECT_EQ(error("[[phase]]\nat = 0.5\n"),
+              "FILE:1: a phase needs recipe, fprop, dgrad or wgrad: what it changes");
     EXPECT_EQ(error("[phase]\nat = 0.5\n"), "FILE:2: phases are tables of a file, each begun by [[phase]]");
     EXPECT_EQ(error("recipe.keep_last = '101%'\n"),
               "FILE:1: recipe.keep_last must be \"recipe\", a number, or a share like \"15%\", not \"101%\"");
