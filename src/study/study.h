@@ -1,6 +1,6 @@
-// study/: what can be learnt without training. What quantisers and recipes do to data; and what many runs tell
-// together: the scaling law of arXiv 2505.14669 with what a scheme is worth in parameters and in data (eff_N,
-// eff_D), and the scheme to choose for a budget.
+// study/: what can be learnt without training. What quantisers and recipes do to data; and what many runs
+// tell together: the scaling law of arXiv 2505.14669 with what a scheme is worth in parameters and in data
+// (eff_N, eff_D), and the scheme to choose for a budget.
 //
 // It draws data or reads the results of runs, and gives figures, tables and charts; it trains nothing.
 #pragma once

@@ -69,7 +69,8 @@ TEST_F(PhasedRun, ResumedAfterItsLastStepEndsWithTheLastPhase) {
 
 TEST_F(PhasedRun, WithOtherPhasesIsNotResumed) {
     train("out", {"--until", "25"});
-    expect_refusal(run_.train({"--resume", "--set", "train.steps=50"}), 1, {"another list of phases", "train.steps"});
+    expect_refusal(run_.train({"--resume", "--set", "train.steps=50"}), 1,
+                   {"another list of phases", "train.steps"});
     add("[[phase]]\nat_step = 35\nwgrad = 'bf16'\n");
     expect_refusal(run_.train({"--resume"}), 1, {"[[phase]]"});
 }

@@ -203,7 +203,8 @@ TEST(Unbiased, MsEdenOfTwoElementsNeedsTwoRotations) {
         double first = 0, second = 0;
         for (uint32_t step = 0; step < kDraws; ++step) {
             const RandomKey key = {.seed = 1, .step = step};
-            std::vector<float> values = Quantized(spec, view_of(x, {1, 128}), key, {}, test::Path::fast).values();
+            std::vector<float> values =
+                Quantized(spec, view_of(x, {1, 128}), key, {}, test::Path::fast).values();
             unrotate(context, 128, rotation_signs(spec, key), view_of(values, {1, 128}),
                      spec.rotation_rounds());
             first += values[0] / kDraws;
