@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <map>
+#include <span>
 
 #include "study/linear_study.h"
 
@@ -27,8 +28,9 @@ struct Layer {
 // x and w may be larger or smaller than of unit variance.
 Layer make_layer(Shape3 shape, Distribution distribution, float sx = 1, float sw = 1) {
     LayerData data = random_layer(shape.tokens, shape.in, shape.out, distribution);
-    for (float& v : data.x.tensor().span<float>()) v *= sx;
-    for (float& v : data.w.tensor().span<float>()) v *= sw;
+    const std::span<float> x = data.x.tensor().span<float>(), w = data.w.tensor().span<float>();
+    for (float& v : x) v *= sx;
+    for (float& v : w) v *= sw;
     LayerProducts exact = exact_products(data);
     return {std::move(data), std::move(exact)};
 }
