@@ -160,11 +160,13 @@ void set_key(RunConfig& config, const std::string& name, const toml::node& value
 PhaseConfig read_phase(const toml::table& table, const std::string& file) {
     PhaseConfig phase;
     phase.origin = fmt::format("{}:{}", file, table.source().begin.line);
-    for (const auto& [key, value] : table) {
-        const std::string origin = fmt::format("{}:{}", file, key.source().begin.line);
+    for (const auto& entry : table) {
+        const std::string_view key = entry.first.str();
+        const toml::node& value = entry.second;
+        const std::string origin = fmt::format("{}:{}", file, entry.first.source().begin.line);
         const auto text = [&] {
             const std::string given = value.value<std::string>().value_or("");
-            if (given.empty()) fail_usage("{}: {} of a phase must be a text", origin, key.str());
+            if (given.empty()) fail_usage("{}: {} of a phase must be a text", origin, key);
             return given;
         };
         const auto precision = [&] {
@@ -172,7 +174,7 @@ PhaseConfig read_phase(const toml::table& table, const std::string& file) {
             if (given != "bf16")
                 fail_usage(
                     "{}: {} of a phase can be \"bf16\", not \"{}\"; recipe = \"NAME\" takes another recipe",
-                    origin, key.str(), given);
+                    origin, key, given);
             return given;
         };
         if (key == "at") {
@@ -193,7 +195,7 @@ PhaseConfig read_phase(const toml::table& table, const std::string& file) {
             phase.wgrad = precision();
         } else {
             fail_usage("{}: unknown key \"{}\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad",
-                       origin, key.str());
+                       origin, key);
         }
     }
     if ((phase.at > 0) == (phase.at_step > 0))

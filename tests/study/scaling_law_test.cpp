@@ -147,7 +147,7 @@ TEST(PublishedRuns, GiveTheConstantsOfThePaper) {
     EXPECT_NEAR(law.gamma, .275, .005);
     EXPECT_NEAR(law.e, 1.344, .02);
     EXPECT_LT(study.law.cost, 2.13e-6);  // what the paper's notebook reached
-    const SchemeResult& quartet = named(study, "quartet-sr");
+    const SchemeResult quartet = named(study, "quartet-sr");
     EXPECT_NEAR(quartet.efficiency.n, .658, .01);  // its notebook: .658 and .822
     EXPECT_NEAR(quartet.efficiency.d, .822, .01);
     // The one run with D/N of 1575 is reported, not fitted.
@@ -176,7 +176,7 @@ TEST(PublishedRuns, HeldOutSizesAreMissedByWhatIsReported) {
     EXPECT_NEAR(study.law.law.beta, .573, .01);
     EXPECT_NEAR(study.law.law.gamma, .312, .005);
     EXPECT_NEAR(study.law.law.e, 1.684, .02);
-    const UnseenRun &smaller = unseen(study, "bf16", 443068288), &larger = unseen(study, "bf16", 822151168);
+    const UnseenRun smaller = unseen(study, "bf16", 443068288), larger = unseen(study, "bf16", 822151168);
     EXPECT_NEAR(smaller.predicted - smaller.run.loss, .019, .001);
     EXPECT_NEAR(larger.predicted - larger.run.loss, .026, .001);
     EXPECT_EQ(smaller.reason, "held out");
@@ -227,7 +227,7 @@ TEST(Bootstrap, IntervalsHoldTheTruthOfNoisyRuns) {
     ScalingOptions options;
     options.resamples = 60;
     const ScalingStudy study = study_scaling(runs, options, "runs");
-    const SchemeResult& scheme = named(study, "q");
+    const SchemeResult scheme = named(study, "q");
     EXPECT_LT(scheme.n->low, truth.n);
     EXPECT_GT(scheme.n->high, truth.n);
     EXPECT_LT(scheme.d->low, truth.d);
