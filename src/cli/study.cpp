@@ -15,13 +15,40 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::pair<std::string_view, Distribution> kDistributions[] = {
-    {"normal", Distribution::normal},
-    {"laplace", Distribution::laplace},
-    {"student-t5", Distribution::student_t5},
-    {"student-t2", Distribution::student_t2}};
-constexpr BiasData kBiasData[] = {BiasData::normal, BiasData::student_t2, BiasData::few_tokens,
-                                  BiasData::massive_token};
+// The data of a study by name. One table serves reading, help, errors and defaults.
+template <typename T>
+struct Named {
+    std::string_view name;
+    T value;
+};
+constexpr Named<Distribution> kDistributions[] = {{"normal", Distribution::normal},
+                                                  {"laplace", Distribution::laplace},
+                                                  {"student-t5", Distribution::student_t5},
+                                                  {"student-t2", Distribution::student_t2}};
+constexpr Named<BiasData> kBiasData[] = {{"normal", BiasData::normal},
+                                         {"student-t2", BiasData::student_t2},
+                                         {"few-tokens", BiasData::few_tokens},
+                                         {"massive-token", BiasData::massive_token}};
+
+template <typename T, size_t kCount>
+std::vector<std::string> names_in(const Named<T> (&table)[kCount]) {
+    std::vector<std::string> names;
+    for (const Named<T>& entry : table) names.emplace_back(entry.name);
+    return names;
+}
+
+template <typename T, size_t kCount>
+std::vector<Named<T>> chosen_from(const Named<T> (&table)[kCount], const std::vector<std::string>& names) {
+    std::vector<Named<T>> chosen;
+    for (const std::string& name : names) {
+        const auto* found = std::find_if(std::begin(table), std::end(table),
+                                         [&](const Named<T>& entry) { return entry.name == name; });
+        if (found == std::end(table))
+            fail_usage("there is no data '{}'; choose from {}", name, fmt::join(names_in(table), ", "));
+        chosen.push_back(*found);
+    }
+    return chosen;
+}
 
 struct Options {
     std::vector<std::string> names;  // specs or recipes
@@ -35,34 +62,6 @@ struct Options {
 
 void write_json(const fs::path& path, const Json& json) {
     if (!path.empty()) write_text(path, json.dump(2) + "\n");
-}
-
-Distribution distribution_of(std::string_view name) {
-    std::vector<std::string> names;
-    for (const auto& [known, distribution] : kDistributions) {
-        if (known == name) return distribution;
-        names.emplace_back(known);
-    }
-    fail_usage("there is no distribution '{}'; choose from {}", name, fmt::join(names, ", "));
-}
-
-std::vector<Distribution> distributions_of(const std::vector<std::string>& names) {
-    std::vector<Distribution> all;
-    for (const std::string& name : names) all.push_back(distribution_of(name));
-    return all;
-}
-
-std::vector<BiasData> bias_data_of(const std::vector<std::string>& names) {
-    std::vector<BiasData> all;
-    for (const std::string& name : names) {
-        const auto* found = std::find_if(std::begin(kBiasData), std::end(kBiasData),
-                                         [&](BiasData data) { return name_of(data) == name; });
-        if (found == std::end(kBiasData))
-            fail_usage("there is no data '{}'; choose from normal, student-t2, few-tokens, massive-token",
-                       name);
-        all.push_back(*found);
-    }
-    return all;
 }
 
 std::vector<Recipe> recipes_of(const std::vector<std::string>& names) {
@@ -116,10 +115,9 @@ void study_quantizers(const Options& options) {
         require(!tensors.empty(), "{}: holds no matrix in F32 or BF16", options.tensors.string());
     } else {
         samples.reserve(options.data.size());
-        for (const std::string& name : options.data) {
-            samples.push_back(
-                random_samples(distribution_of(name), options.rows * options.cols, options.seed));
-            tensors.push_back({name, view_of(samples.back(), {options.rows, options.cols})});
+        for (const auto& [name, distribution] : chosen_from(kDistributions, options.data)) {
+            samples.push_back(random_samples(distribution, options.rows * options.cols, options.seed));
+            tensors.push_back({std::string(name), view_of(samples.back(), {options.rows, options.cols})});
         }
     }
 
@@ -149,15 +147,14 @@ void study_quantizers(const Options& options) {
 
 void study_linear(const Options& options) {
     const std::vector<Recipe> recipes = recipes_of(options.names);
-    const std::vector<Distribution> distributions = distributions_of(options.data);
+    const std::vector<Named<Distribution>> distributions = chosen_from(kDistributions, options.data);
     const size_t width = widest_name(recipes);
     Json json = Json::array();
     fmt::print("{:<10}  {:<{}}  {:>7}  {:>7}  {:>7}  {:>8}  {:>8}  {:>8}  {:>8}\n", "data", "recipe", width,
                "Y", "dX", "dW", "mean dX", "mean dW", "slope dX", "slope dW");
-    for (size_t i = 0; i < distributions.size(); ++i) {
-        const std::string& name = options.data[i];
+    for (const auto& [name, distribution] : distributions) {
         const LayerData data =
-            random_layer(options.tokens, options.in, options.out, distributions[i], options.seed);
+            random_layer(options.tokens, options.in, options.out, distribution, options.seed);
         const LayerProducts exact = exact_products(data);
         for (const Recipe& recipe : recipes) {
             const LayerErrors e = layer_errors(recipe, data, exact, options.draws, options.seed);
@@ -181,13 +178,12 @@ void study_linear(const Options& options) {
 
 void study_unbiased(const Options& options) {
     const std::vector<Recipe> recipes = recipes_of(options.names);
-    const std::vector<BiasData> kinds = bias_data_of(options.data);
+    const std::vector<Named<BiasData>> kinds = chosen_from(kBiasData, options.data);
     const size_t width = widest_name(recipes);
     Json json = Json::array();
     fmt::print("{:<13}  {:<{}}  {:>10}  {:>10}  {:>9}  {:>10}  {}\n", "data", "recipe", width, "one draw",
                fmt::format("{} draws", options.draws), "x 1/B", "bias", "");
-    for (const BiasData kind : kinds) {
-        const std::string_view name = name_of(kind);
+    for (const auto& [name, kind] : kinds) {
         const LayerData data = bias_data(kind, options.tokens, options.in, options.out, options.seed);
         for (const Recipe& recipe : recipes) {
             if (!has_random_gradient(recipe)) {
@@ -210,10 +206,13 @@ void study_unbiased(const Options& options) {
     write_json(options.json, json);
 }
 
-void add_common(CLI::App* command, const std::shared_ptr<Options>& options, const char* data_help) {
-    command->add_option("--data", options->data, data_help)->delimiter(',')->allow_extra_args(false);
+void add_common(CLI::App* command, const std::shared_ptr<Options>& options,
+                const std::vector<std::string>& data) {
+    command->add_option("--data", options->data, fmt::format("Of {}", fmt::join(data, ", ")))
+        ->delimiter(',')
+        ->allow_extra_args(false);
     command->add_option("--seed", options->seed, "Of the data, the coins and the signs")
-        ->transform(kWholeNumber)
+        ->check(kWholeNumber)
         ->capture_default_str();
     command->add_option("--json", options->json, "Also write the figures, with all digits")
         ->type_name("FILE.json");
@@ -246,7 +245,7 @@ void add_study_command(CLI::App& app) {
             ->add_option("specs", options->names,
                          "Quantisers, \"nvfp4 1x16 scale=four-six:mse\"; none: those of the built-in recipes")
             ->type_name("SPEC");
-        add_common(command, options, "Distributions: normal, laplace, student-t5, student-t2");
+        add_common(command, options, names_in(kDistributions));
         command->add_option("--tensors", options->tensors, "Study the matrices of this file instead")
             ->type_name("FILE.safetensors")
             ->excludes("--data");
@@ -266,7 +265,7 @@ void add_study_command(CLI::App& app) {
             "Errors of Y, dX and dW of one layer; of the mean of draws; slopes on the exact gradient");
         command->add_option("recipes", options->names, "Names or files; none: all built-in ones")
             ->type_name("RECIPE");
-        add_common(command, options, "Distributions: normal, laplace, student-t5, student-t2");
+        add_common(command, options, names_in(kDistributions));
         add_shape(command, options);
         command->add_option("--draws", options->draws, "Draws that are averaged")
             ->check(CLI::Range(1, 1 << 20))
@@ -275,14 +274,14 @@ void add_study_command(CLI::App& app) {
     }
     {
         auto options = std::make_shared<Options>();
-        for (const BiasData data : kBiasData) options->data.emplace_back(name_of(data));
+        options->data = names_in(kBiasData);
         options->in = options->out = 128;
         options->draws = 4096;
         CLI::App* command =
             study->add_subcommand("unbiased", "Does the error of the averaged weight gradient fall as 1/B?");
         command->add_option("recipes", options->names, "Names or files; none: all built-in ones")
             ->type_name("RECIPE");
-        add_common(command, options, "normal, student-t2, few-tokens, massive-token");
+        add_common(command, options, options->data);
         add_shape(command, options);
         command->add_option("--draws", options->draws, "Draws that are averaged, B")
             ->check(CLI::Range(2, 1 << 20))

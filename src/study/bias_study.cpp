@@ -20,20 +20,6 @@ double squared(double x) { return x * x; }
 
 }  // namespace
 
-std::string_view name_of(BiasData data) {
-    switch (data) {
-        case BiasData::normal:
-            return "normal";
-        case BiasData::student_t2:
-            return "student-t2";
-        case BiasData::few_tokens:
-            return "few-tokens";
-        case BiasData::massive_token:
-            return "massive-token";
-    }
-    return "?";
-}
-
 LayerData bias_data(BiasData kind, int64_t tokens, int64_t in, int64_t out, uint64_t seed) {
     const bool heavy = kind == BiasData::student_t2;
     LayerData data =

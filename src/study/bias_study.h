@@ -2,7 +2,6 @@
 // where it is; a bias shows as a floor (arXiv 2601.22813, section 3.3 and its unbiasedness figure).
 #pragma once
 
-#include <string_view>
 #include <vector>
 
 #include "study/linear_study.h"
@@ -16,7 +15,6 @@ enum class BiasData {
     few_tokens,     // dy is zero but for 2 tokens of each chunk: masked losses, rare experts
     massive_token,  // the first token of a chunk is 100 times larger in x, and dy sees only another token
 };
-std::string_view name_of(BiasData data);  // "normal", "student-t2", "few-tokens", "massive-token"
 
 LayerData bias_data(BiasData kind, int64_t tokens, int64_t in, int64_t out, uint64_t seed = 1);
 

@@ -24,10 +24,7 @@ std::vector<Phase> resolve_phases(const RunConfig& config) {
             fail_usage("{}: a phase after {} of {} steps; it must begin after step {} and before the last",
                        written.origin, phase.first_step, steps, phases.back().first_step);
         if (!written.recipe.empty()) phase.recipe = with_run_settings(find_recipe(written.recipe), config);
-        const std::pair<std::string_view, const std::string&> products[] = {
-            {"fprop", written.fprop}, {"dgrad", written.dgrad}, {"wgrad", written.wgrad}};
-        for (const auto& [product, precision] : products)
-            if (precision == "bf16") phase.recipe = with_bf16_product(std::move(phase.recipe), product);
+        phase.recipe = with_precisions(std::move(phase.recipe), written.fprop, written.dgrad, written.wgrad);
         validate(phase.recipe);
         phases.push_back(std::move(phase));
     }

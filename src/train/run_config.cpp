@@ -323,6 +323,14 @@ void check_complete(const RunConfig& config) {
                    origin("schedule.decay"));
 }
 
+Recipe with_precisions(Recipe recipe, const std::string& fprop, const std::string& dgrad,
+                       const std::string& wgrad) {
+    if (fprop == "bf16") recipe = with_bf16_product(std::move(recipe), "fprop");
+    if (dgrad == "bf16") recipe = with_bf16_product(std::move(recipe), "dgrad");
+    if (wgrad == "bf16") recipe = with_bf16_product(std::move(recipe), "wgrad");
+    return recipe;
+}
+
 Recipe with_run_settings(Recipe recipe, const RunConfig& config) {
     recipe.keep_first = config.recipe.keep_first.resolve(recipe.keep_first);
     recipe.keep_last = config.recipe.keep_last.resolve(recipe.keep_last);
@@ -333,11 +341,8 @@ Recipe with_run_settings(Recipe recipe, const RunConfig& config) {
 Recipe resolve_recipe(const RunConfig& config) {
     Recipe recipe = with_run_settings(
         find_recipe(config.recipe.file.empty() ? config.recipe.name : config.recipe.file), config);
-    const std::pair<std::string_view, const std::string&> products[] = {
-        {"fprop", config.recipe.fprop}, {"dgrad", config.recipe.dgrad}, {"wgrad", config.recipe.wgrad}};
-    for (const auto& [product, precision] : products) {
-        if (precision != "recipe") recipe = with_bf16_product(std::move(recipe), product);
-    }
+    recipe =
+        with_precisions(std::move(recipe), config.recipe.fprop, config.recipe.dgrad, config.recipe.wgrad);
     for (size_t i = 0; i < kOperandNames.size(); ++i) {
         const std::string& text = config.recipe.operands[i];
         if (text != "recipe") recipe = with_operand(std::move(recipe), kOperandNames[i], text);

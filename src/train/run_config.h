@@ -119,6 +119,9 @@ void check_complete(const RunConfig& config);
 // The recipe that the run asks for, with its kept blocks, head and changed operands. Throws as find_recipe
 // does.
 Recipe resolve_recipe(const RunConfig& config);
+// A recipe whose products are in bf16 where the word for them is "bf16".
+Recipe with_precisions(Recipe recipe, const std::string& fprop, const std::string& dgrad,
+                       const std::string& wgrad);
 // A recipe with the run's kept blocks and head.
 Recipe with_run_settings(Recipe recipe, const RunConfig& config);
 

@@ -99,7 +99,7 @@ Json make_header(const HeaderParts& parts) {
     if (parts.validation != nullptr) data["validation"] = describe_data(*parts.validation);
     data["vocabulary"] = fmt::format("{:016x}", parts.train.vocabulary_hash());
     Json phases = Json::array();
-    for (const Phase& phase : resolve_phases(parts.config))
+    for (const Phase& phase : parts.all_phases)
         if (phase.first_step > 0)
             phases.push_back({{"after_step", phase.first_step}, {"recipe", phase.recipe.name}});
     return {

@@ -27,6 +27,7 @@ struct MemoryPlan {
 
 struct HeaderParts {
     const RunConfig& config;
+    const std::vector<Phase>& all_phases;
     const Transformer& model;
     const TokenShards& train;
     const TokenShards* validation;  // or null

@@ -209,9 +209,9 @@ void Trainer::prepare_output() {
         for (const char* name : kOutputs) fs::remove_all(out(name));
     fs::create_directories(config_.output.dir);
     log_.emplace(out("log.jsonl"));
-    Json header =
-        make_header({config_, *model_, *train_shards_, validation_shards_ ? &*validation_shards_ : nullptr,
-                     memory_, gemm_peak_, options_.command});
+    Json header = make_header({config_, phases_, *model_, *train_shards_,
+                               validation_shards_ ? &*validation_shards_ : nullptr, memory_, gemm_peak_,
+                               options_.command});
     if (options_.resume) header["resumed_from"] = resumed_from_;
     log_->write(header);
     status_.note(to_text(header));

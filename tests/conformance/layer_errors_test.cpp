@@ -11,6 +11,7 @@
 #include <span>
 
 #include "study/linear_study.h"
+#include "support/linear_run.h"
 
 namespace nibble {
 namespace {
@@ -53,16 +54,6 @@ Recipe uniform(std::string_view spec) {
     recipe.name = "uniform";
     for (const std::string_view name : kOperandNames) operand(recipe, name).spec = parse_spec(spec);
     return recipe;
-}
-
-// <a, b> / <b, b>
-double projection(const std::vector<float>& a, const std::vector<float>& b) {
-    double product = 0, power = 0;
-    for (size_t i = 0; i < b.size(); ++i) {
-        product += double{a[i]} * double{b[i]};
-        power += double{b[i]} * double{b[i]};
-    }
-    return product / power;
 }
 
 Recipe with(Recipe recipe, std::string_view name, Source source, std::string_view spec) {
@@ -253,8 +244,8 @@ TEST(LayerErrors, OfQuartetAreThoseComputedIndependently) {
         EXPECT_NEAR(squared(relative_error(out.y, layer.exact.y)), row.y, .03 * row.y) << what;
         EXPECT_NEAR(squared(relative_error(out.dx, layer.exact.dx)), row.dx, .03 * row.dx) << what;
         EXPECT_NEAR(squared(relative_error(out.dw, layer.exact.dw)), row.dw, .03 * row.dw) << what;
-        EXPECT_NEAR(projection(out.y, layer.exact.y), row.slope_y, .004) << what;
-        EXPECT_NEAR(projection(out.dx, layer.exact.dx), row.slope_dx, .004) << what;
+        EXPECT_NEAR(test::projection(out.y, layer.exact.y), row.slope_y, .004) << what;
+        EXPECT_NEAR(test::projection(out.dx, layer.exact.dx), row.slope_dx, .004) << what;
     }
 }
 
