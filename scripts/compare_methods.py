@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Every built-in recipe on the demo's model, data and learning rate, with several seeds.
+"""Every built-in recipe, or those named, on the demo's model, data and learning rate, with several seeds.
 
-usage: compare_methods.py PROGRAM [--seeds 1,2,3] [--jobs N] [--recipes A,B] [--out DIR]
+usage: compare_methods.py PROGRAM [--seeds 1,2,3] [--jobs N] [--recipes A,B.toml] [--out DIR]
 
 Trains what is not in DIR (runs/methods) yet, N runs of one thread each at a time, with the program's --resume where a
 run was cut off. Then prints the table of docs/methods/README.md and the rank correlation between the recipes' layer
@@ -38,7 +38,8 @@ def train(program, recipe, seed, folder):
     if is_complete(folder):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [program, "train", "configs/runs/demo.toml", "--set", f"recipe.name={recipe}", "--set", f"seed={seed}",
+    key = "file" if recipe.endswith(".toml") else "name"
+    command = [program, "train", "configs/runs/demo.toml", "--set", f"recipe.{key}={recipe}", "--set", f"seed={seed}",
                "--set", f"output.dir={folder}"]
     if folder.exists():
         command.append("--resume")
@@ -65,7 +66,7 @@ def layer_errors(program, recipes):
         path = pathlib.Path(folder) / "linear.json"
         subprocess.run([program, "study", "linear", *recipes, "--json", path], cwd=ROOT, check=True,
                        stdout=subprocess.DEVNULL)
-        return {row["recipe"]: row for row in json.loads(path.read_text())}
+        return dict(zip(recipes, json.loads(path.read_text())))
 
 
 def tokens_of(part):
@@ -115,7 +116,8 @@ def main():
     if "bf16" not in recipes:
         recipes.insert(0, "bf16")
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    folder = {(recipe, seed): (options.out / f"{recipe}-{seed}").resolve() for recipe in recipes for seed in seeds}
+    folder = {(recipe, seed): (options.out / f"{pathlib.Path(recipe).stem}-{seed}").resolve()
+              for recipe in recipes for seed in seeds}
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda key: train(program, *key, folder[key]), folder))
