@@ -1,4 +1,4 @@
-// nibble codec: tensors of a safetensors file to and from 4 bits.
+// nibble codec: tensors of a safetensors file to and from 4 and 8 bits.
 //
 // The encoded file carries all that decode needs, in its metadata: "nibble.spec", "nibble.seed" and
 // "nibble.tensors", a JSON object of name -> {"shape": [rows, cols], "dtype": "BF16", "index": i}. The index
@@ -26,8 +26,8 @@ constexpr const char* kSpecKey = "nibble.spec";
 constexpr const char* kSeedKey = "nibble.seed";
 constexpr const char* kTensorsKey = "nibble.tensors";
 
-constexpr std::string_view kCodes = ".codes", kScales = ".scales", kTensorScale = ".tensor_scale",
-                           kDequantized = ".dequantized", kMask = ".mask";
+constexpr std::string_view kCodes = ".codes", kScales = ".scales", kFp32Scales = ".fp32_scales",
+                           kTensorScale = ".tensor_scale", kDequantized = ".dequantized", kMask = ".mask";
 
 // A tensor outside training has no layer: its index stands there, and beyond 65,535 in the step. So every
 // tensor of a file has coins and signs of its own.
@@ -91,7 +91,8 @@ void encode_tensor(const QuantSpec& spec, const RandomKey& key, const std::strin
         dequantize(context, q, dequantized);
         if (context.planning()) return;
         output.add_copy(input.name + std::string(kCodes), q.codes);
-        output.add_copy(input.name + std::string(kScales), q.scales);
+        if (spec.has_scale_bytes()) output.add_copy(input.name + std::string(kScales), q.scales);
+        if (spec.has_fp32_scales()) output.add_copy(input.name + std::string(kFp32Scales), q.fp32_scales);
         output.add_copy(input.name + std::string(kTensorScale), q.tensor_scale);
         if (q.mask.data == nullptr) return;
         const Tensor mask = output.add(input.name + std::string(kMask), DType::boolean, dequantized.shape);
@@ -104,7 +105,7 @@ void encode_tensor(const QuantSpec& spec, const RandomKey& key, const std::strin
 void encode(const EncodeOptions& options) {
     const QuantSpec spec = parse_spec(options.spec);
     if (!spec.is_quantized())
-        fail_usage("--spec \"{}\" has no 4-bit codes; use nvfp4 or mxfp4", options.spec);
+        fail_usage("--spec \"{}\" has no codes; use a format such as nvfp4, mxfp4 or fp8", options.spec);
     require(options.device == "cpu",
             "--device cuda: this build of nibble has no CUDA; use --device cpu, which gives the same bytes");
 
@@ -170,7 +171,7 @@ Encoded read_encoding(const SafetensorsFile& file) {
     } catch (const UsageError& error) {
         fail("{}: {} in its metadata: {}", where, kSpecKey, error.what());
     }
-    require(encoded.spec.is_quantized(), "{}: {} in its metadata is not a 4-bit format", where, kSpecKey);
+    require(encoded.spec.is_quantized(), "{}: {} in its metadata is not a quantised format", where, kSpecKey);
     const std::string seed = file.metadata_value(kSeedKey);
     const auto parsed = std::from_chars(seed.data(), seed.data() + seed.size(), encoded.seed);
     require(parsed.ec == std::errc() && parsed.ptr == seed.data() + seed.size(),
@@ -202,10 +203,14 @@ void take(const SafetensorsFile& file, const std::string& name, std::string_view
 
 void check_scales(const SafetensorsFile& file, const std::string& name, const QuantizedMatrix& q) {
     const int largest = q.spec.format == Format::nvfp4 ? 0x7e : 0xfe;
-    const uint8_t* bytes = q.scales.as<uint8_t>();
-    for (int64_t i = 0; i < q.scales.count(); ++i) {
+    for (int64_t i = 0; i < q.scales.count() && q.spec.has_scale_bytes(); ++i) {
+        const uint8_t* bytes = q.scales.as<uint8_t>();
         require(bytes[i] <= largest, "{}: tensor '{}{}': byte {:#04x} at [{}, {}] is no scale", file.where(),
                 name, kScales, bytes[i], i / q.scales.cols(), i % q.scales.cols());
+    }
+    for (int64_t i = 0; i < q.fp32_scales.count() && q.spec.has_fp32_scales(); ++i) {
+        require(std::isfinite(q.fp32_scales.as<float>()[i]), "{}: tensor '{}{}' is not finite at [{}, {}]",
+                file.where(), name, kFp32Scales, i / q.fp32_scales.cols(), i % q.fp32_scales.cols());
     }
     require(std::isfinite(*q.tensor_scale_ptr()), "{}: tensor '{}{}' is not finite", file.where(), name,
             kTensorScale);
@@ -219,16 +224,17 @@ void decode_tensor(const SafetensorsFile& file, const Encoded& encoded, const st
     const bool crop = unrotated || spec.rotation == Rotation::none;
     // The stored codes vouch for the size before any memory is taken for it.
     const Tensor& codes = file.tensor(name + std::string(kCodes));
-    require(codes.shape == (Shape{matrix.rows, padded / 2}),
-            "{}: tensor '{}{}' is {}, but its matrix needs {}", file.where(), name, kCodes, codes.shape.str(),
-            (Shape{matrix.rows, padded / 2}).str());
+    const Shape shape = {matrix.rows, padded * spec.code_bits() / 8};
+    require(codes.shape == shape, "{}: tensor '{}{}' is {}, but its matrix needs {}", file.where(), name,
+            kCodes, codes.shape.str(), shape.str());
     const Tensor result = output.add(name, DType::f32, {matrix.rows, crop ? matrix.cols : padded});
     with_arena([&](Context& context) {
         QuantizedMatrix q = allocate_quantized(context.arena, spec, matrix.rows, matrix.cols);
         const Tensor values = context.arena.allocate(DType::f32, {matrix.rows, padded});
         if (!context.planning()) {
             take(file, name, kCodes, q.codes);
-            take(file, name, kScales, q.scales);
+            if (spec.has_scale_bytes()) take(file, name, kScales, q.scales);
+            if (spec.has_fp32_scales()) take(file, name, kFp32Scales, q.fp32_scales);
             take(file, name, kTensorScale, q.tensor_scale);
             check_scales(file, name, q);
         }
@@ -253,7 +259,8 @@ void decode(const DecodeOptions& options) {
     Output output;
     std::map<std::string, bool> parts;
     for (const auto& [name, matrix] : encoded.matrices) {
-        for (const std::string_view suffix : {kCodes, kScales, kTensorScale, kDequantized, kMask}) {
+        for (const std::string_view suffix :
+             {kCodes, kScales, kFp32Scales, kTensorScale, kDequantized, kMask}) {
             parts[name + std::string(suffix)] = true;
         }
         decode_tensor(file, encoded, name, matrix, rotated && options.unrotate, output);
@@ -289,10 +296,11 @@ void add_encode(CLI::App& codec) {
         ->check(CLI::IsMember({"cpu", "cuda"}))
         ->type_name("cpu|cuda");
     command->footer(
-        "For each tensor t it writes t.codes U8 [rows, cols/2] (even column in the low nibble), t.scales U8\n"
-        "[rows, cols/block], t.tensor_scale F32 [1], t.dequantized F32 [rows, cols], and t.mask BOOL where "
-        "the\n"
-        "spec has one; cols is padded as the spec asks. Other tensors are carried as they are.\n"
+        "For each tensor t it writes t.codes U8 [rows, cols/2] (even column in the low nibble; [rows, cols]\n"
+        "of 8-bit elements), t.tensor_scale F32 [1], t.dequantized F32 [rows, cols], and where the spec has\n"
+        "them t.scales U8 [rows, cols/block], t.fp32_scales F32 [rows, cols/block] (or [rows, 1] of rows) "
+        "and\n"
+        "t.mask BOOL; cols is padded as the spec asks. Other tensors are carried as they are.\n"
         "\n"
         "Coins and signs are those of (seed, step 0, layer i, product fprop, side a), where i numbers the\n"
         "quantised tensors in the order of their names.");
@@ -314,7 +322,7 @@ void add_decode(CLI::App& codec) {
 }  // namespace
 
 void add_codec_command(CLI::App& app) {
-    CLI::App* codec = app.add_subcommand("codec", "Quantise the tensors of a file to 4 bits, and back");
+    CLI::App* codec = app.add_subcommand("codec", "Quantise the tensors of a file to 4 or 8 bits, and back");
     codec->require_subcommand(1);
     add_encode(*codec);
     add_decode(*codec);

@@ -36,7 +36,8 @@ struct Tiling {
     Cut m, n, k;
     Cut parts;  // of the sum, in tiles of k: each is summed by one task
 
-    Tiling(int64_t rows, int64_t cols, int64_t depth) {
+    // Tiles of k begin at multiples of `unit`.
+    Tiling(int64_t rows, int64_t cols, int64_t depth, int64_t unit) {
         constexpr int64_t kPanel = 1 << 19;  // elements of B, or of a sum, that a core's cache holds
         k = {depth, depth};
         parts = {1, 1};
@@ -44,7 +45,7 @@ struct Tiling {
             // A weight gradient: few results, each a long sum. The sum is cut; its parts are added in order.
             n = {cols, cols};
             m = Cut::even(rows, std::min<int64_t>(rows <= 1024 ? 1024 : 512, kPanel / 2 / cols), 16);
-            k = Cut::even(depth, 512, 64);
+            k = Cut::even(depth, 512, unit);
             parts = Cut::even(k.count(), std::max<int64_t>(2, divide_up(k.count(), 16)), 1);
             return;
         }
@@ -67,12 +68,15 @@ void convert_some(const Tensor& from, int64_t at, int64_t count, DType dtype, bo
             {to, dtype, Device::cpu, {count}}, round);
 }
 
+bool has_fp32_values(const Operand& operand) {
+    return operand.quantized != nullptr && operand.quantized->spec.has_fp32_groups();
+}
+
 class Source {
   public:
-    Source(const Operand& operand, std::string_view name, DType compute)
-        : operand_(operand),
-          dtype_(compute == DType::bf16 ? bf16_product_dtype() : DType::f32),
-          round_(compute == DType::bf16) {
+    // Multiplied in `dtype`; plain values are first rounded to BF16 if `round`.
+    Source(const Operand& operand, std::string_view name, DType dtype, bool round)
+        : operand_(operand), dtype_(dtype), round_(round) {
         if (is_quantized()) {
             require(!operand.is_transposed, "matmul: {} is quantised and cannot be read transposed", name);
             rows_ = operand.quantized->rows;
@@ -105,14 +109,25 @@ class Source {
         return operand_.quantized->spec.scale == ScaleRule::three_quarters ? scale * kLost : scale;
     }
 
+    // A factor for each row of the product, or null.
+    const float* row_scales() const {
+        const bool has_some = is_quantized() && operand_.quantized->spec.has_row_scales();
+        return has_some ? operand_.quantized->fp32_scales.as<float>() : nullptr;
+    }
+
     // Tiles in the right dtype are read in place, but for pieces of rows, on which the library is slow. Of
     // the others each task makes a copy.
     void cut(const Cut& rows, const Cut& k) {
         in_place_ = (operand_.is_transposed || k.count() == 1) && !needs_conversion();
         tile_bytes_ = in_place_ ? 0 : static_cast<size_t>(rows.tile * padded(k.tile)) * size_of(dtype_);
-        // A cut row of a quantised matrix is gathered before it is decoded: at most 9 bits an element.
-        gather_bytes_ =
-            is_quantized() && k.count() > 1 ? static_cast<size_t>(rows.tile * padded(k.tile) * 5 / 8) : 0;
+        // A cut row of a quantised matrix is gathered before it is decoded.
+        gather_bytes_ = 0;
+        if (is_quantized() && k.count() > 1) {
+            for_each_part(*operand_.quantized, [&](const Tensor& part) {
+                gather_bytes_ += static_cast<size_t>(rows.tile * padded(k.tile) * part.cols() / stored_k_) *
+                                 size_of(part.dtype);
+            });
+        }
     }
     size_t tile_bytes() const { return tile_bytes_ + gather_bytes_; }
     Strides strides(int64_t tile_rows, int64_t tile_k) const {
@@ -164,31 +179,40 @@ class Source {
         return round_ && dtype_ == DType::f32;
     }
     int64_t padded(int64_t k) const {
-        return is_quantized() ? round_up(k, operand_.quantized->spec.block_size()) : k;
+        if (!is_quantized()) return k;
+        const QuantSpec& spec = operand_.quantized->spec;
+        return round_up(k, spec.has_fp32_groups() ? spec.fp32_block_size() : spec.block_size());
+    }
+    // The tensors that hold the columns of a quantised matrix; those that need alignment first.
+    template <typename Matrix, typename Body>
+    static void for_each_part(Matrix& q, Body&& body) {
+        if (q.spec.has_fp32_groups()) body(q.fp32_scales);
+        body(q.codes);
+        if (q.spec.has_scale_bytes()) body(q.scales);
     }
     void decode(int64_t row, int64_t rows, int64_t begin, int64_t k, std::byte* to) const {
         const QuantizedMatrix& q = *operand_.quantized;
-        const int64_t width = padded(k), block = q.spec.block_size();
+        const int64_t width = padded(k);
         QuantizedMatrix part = q;
         part.rows = rows;
         part.cols = part.padded_cols = width;
         part.mask = {};
-        part.codes = q.codes.slice(row, row + rows);
-        part.scales = q.scales.slice(row, row + rows);
-        if (width != stored_k_) {
-            std::byte* gathered = to + tile_bytes_;
-            const auto gather = [&](Tensor& rows_of, int64_t per_byte) {
-                const int64_t count = width / per_byte, stride = stored_k_ / per_byte;
-                for (int64_t i = 0; i < rows; ++i) {
-                    std::memcpy(gathered + i * count, rows_of.as<uint8_t>() + i * stride + begin / per_byte,
-                                static_cast<size_t>(count));
-                }
-                rows_of = {gathered, DType::u8, Device::cpu, {rows, count}};
-                gathered += rows * count;
-            };
-            gather(part.codes, 2);
-            gather(part.scales, block);
-        }
+        std::byte* gathered = to + tile_bytes_;
+        for_each_part(part, [&](Tensor& of_part) {
+            const Tensor all = of_part.slice(row, row + rows);
+            of_part = all;
+            if (width == stored_k_) return;
+            const int64_t count = width * all.cols() / stored_k_;
+            const size_t bytes = static_cast<size_t>(count) * size_of(all.dtype);
+            const auto* first = static_cast<const std::byte*>(all.data) +
+                                static_cast<size_t>(begin * all.cols() / stored_k_) * size_of(all.dtype);
+            for (int64_t i = 0; i < rows; ++i) {
+                std::memcpy(gathered + static_cast<size_t>(i) * bytes,
+                            first + static_cast<size_t>(i * all.cols()) * size_of(all.dtype), bytes);
+            }
+            of_part = {gathered, all.dtype, Device::cpu, {rows, count}};
+            gathered += static_cast<size_t>(rows) * bytes;
+        });
         Arena none(0);
         Context context{none};
         dequantize_operand(context, part, {to, dtype_, Device::cpu, {rows, width}});
@@ -252,7 +276,11 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
             const MatmulOptions& options) {
     require(options.compute == DType::bf16 || options.compute == DType::f32,
             "matmul: compute is {}, neither BF16 nor F32", name_of(options.compute));
-    Source a(operand_a, "A", options.compute), b(operand_b, "B", options.compute);
+    // Values with FP32 scales in them are not exact in BF16.
+    const bool has_fp32_groups = has_fp32_values(operand_a) || has_fp32_values(operand_b);
+    const bool round = options.compute == DType::bf16;
+    const DType dtype = round && !has_fp32_groups ? bf16_product_dtype() : DType::f32;
+    Source a(operand_a, "A", dtype, round), b(operand_b, "B", dtype, round);
     if (a.k() != b.k()) {
         a.drop_padding();
         b.drop_padding();
@@ -270,7 +298,7 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
     }
 
     const ArenaScope scope(context.arena);
-    const Tiling tiling(rows, cols, depth);
+    const Tiling tiling(rows, cols, depth, has_fp32_groups ? 128 : 64);
     a.cut(tiling.m, tiling.k);
     b.cut(tiling.n, tiling.k);
     // Where the sums go: into C as they are; or first into scratch of the tile, or of each part of a cut sum.
@@ -317,9 +345,19 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
         context.planning()
             ? 1.0f
             : static_cast<float>(double{options.alpha.value_or(1.0f)} * a.tensor_scale() * b.tensor_scale());
+    const float* const row_scales = a.row_scales();
     const auto factor_of = [&](int64_t row) {
-        return options.alpha_row == nullptr ? alpha : alpha * options.alpha_row[row];
+        const float of_row = options.alpha_row == nullptr ? alpha : alpha * options.alpha_row[row];
+        return row_scales == nullptr ? of_row : of_row * row_scales[row];
     };
+    const float* col_factors = b.row_scales() == nullptr ? options.alpha_col : b.row_scales();
+    if (b.row_scales() != nullptr && options.alpha_col != nullptr) {
+        const Tensor both = context.arena.allocate(DType::f32, {cols});
+        for (int64_t i = 0; i < cols && !context.planning(); ++i) {
+            both.as<float>()[i] = b.row_scales()[i] * options.alpha_col[i];
+        }
+        col_factors = both.as<float>();
+    }
 
     // A task is a tile of rows and a part of the sum, with all columns, or with one tile of columns where
     // rows are few.
@@ -360,7 +398,7 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
                     FinishRow how;
                     how.sums = reinterpret_cast<const float*>(result) + i * col_count;
                     how.factor = factor_of(row + i);
-                    how.cols = options.alpha_col == nullptr ? nullptr : options.alpha_col + col;
+                    how.cols = col_factors == nullptr ? nullptr : col_factors + col;
                     how.accumulate = options.accumulate;
                     finish_row_of(c, row + i, col, col_count, how);
                 }
@@ -375,7 +413,7 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
             how.parts = tiling.parts.count();
             how.stride = rows * cols;
             how.factor = factor_of(i);
-            how.cols = options.alpha_col;
+            how.cols = col_factors;
             how.accumulate = options.accumulate;
             finish_row_of(c, i, 0, cols, how);
         }

@@ -91,7 +91,8 @@ class QuantLinear::Execution {
     float requantize_into(Place place, uint32_t micro_step, const QuantizedMatrix& forward,
                           QuantizedMatrix& out) const {
         const ArenaScope scope(context_.arena);
-        const Tensor values = context_.arena.allocate(DType::bf16, {forward.padded_cols, forward.rows});
+        const Tensor values =
+            context_.arena.allocate(forward_dtype(forward), {forward.padded_cols, forward.rows});
         dequantize_operand_transposed(context_, forward, values);
         const float amax = quantize_into(place, micro_step, values.slice(0, out.rows), out);
         if (!context_.planning()) *out.tensor_scale_ptr() *= *forward.tensor_scale_ptr();
@@ -138,7 +139,9 @@ class QuantLinear::Execution {
         const Factor a = gradient_factor(kDgradDy, dy, false);
         const Factor b = dgrad_w_factor(weight);
         const Tensor mask = finish_dx(recipe_).mask ? saved.fprop_x.mask : Tensor{};
-        multiply_and_finish(kDgradDy, a, b, finish_dx(recipe_), mask, kFpropX, dx, false);
+        with_result(recipe_.dgrad_dx, "dgrad.dx", dx, [&](const Tensor& out) {
+            multiply_and_finish(kDgradDy, a, b, finish_dx(recipe_), mask, kFpropX, out, false);
+        });
     }
 
     void wgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const Tensor& dw) const {
@@ -147,6 +150,22 @@ class QuantLinear::Execution {
         const Factor b = wgrad_x_factor(saved);
         const Tensor mask = finish_dw(recipe_).mask ? weight.fprop.mask : Tensor{};
         multiply_and_finish(kWgradDy, a, b, finish_dw(recipe_), mask, kFpropW, dw, true);
+    }
+
+    // Calls multiply(where the result goes), and gives `out` what the recipe's spec for it makes of that.
+    template <typename Multiply>
+    void with_result(const QuantSpec& spec, std::string_view name, const Tensor& out,
+                     Multiply&& multiply) const {
+        if (!spec.is_quantized()) return multiply(out);
+        const ArenaScope scope(context_.arena);
+        const Tensor result = context_.arena.allocate(DType::f32, {out.rows(), out.cols()});
+        multiply(result);
+        QuantizedMatrix q = allocate_quantized(context_.arena, spec, out.rows(), out.cols());
+        quantize(context_, spec, result, {}, q, {.name = name});
+        if (layer_.observer_ && !context_.planning()) layer_.observer_(name, q);
+        const Tensor values = context_.arena.allocate(DType::f32, {q.rows, q.padded_cols});
+        dequantize(context_, q, values);
+        detail::finish_gradient(context_, values, {}, nullptr, {}, out, false);
     }
 
     // A plain original, stored [rows, contraction] or transposed.
@@ -207,9 +226,18 @@ class QuantLinear::Execution {
     }
 
     DType compute(Place place) const {
-        const bool exact =
-            at(place).spec.format == Format::fp32 || at(other_side(place)).spec.format == Format::fp32;
+        const bool exact = is_wide(place) || is_wide(other_side(place));
         return exact ? DType::f32 : DType::bf16;
+    }
+    // F32, or the forward's values with FP32 scales in them.
+    bool is_wide(Place place) const {
+        if (at(place).spec.format == Format::fp32) return true;
+        const Place forward = place == kDgradW ? kFpropW : kFpropX;
+        return is_of_forward(place) && !quantizes(place) && at(forward).spec.has_fp32_scales();
+    }
+    // code * scale is exact in BF16, but not with FP32 scales in it.
+    static DType forward_dtype(const QuantizedMatrix& forward) {
+        return forward.spec.has_fp32_scales() ? DType::f32 : DType::bf16;
     }
 
     Factor gradient_factor(Place place, const Tensor& dy, bool transpose) const {
@@ -249,8 +277,13 @@ class QuantLinear::Execution {
         return quantizes(kFpropX) ? saved.fprop_x.rows : saved.x.rows();
     }
 
-    // What the forward multiplied, read along its other dimension; exact in BF16.
+    // What the forward multiplied, read along its other dimension.
     Factor forward_factor(const QuantizedMatrix& q) const {
+        if (q.spec.has_fp32_scales()) {
+            const Tensor values = context_.arena.allocate(DType::f32, {q.padded_cols, q.rows});
+            dequantize_operand_transposed(context_, q, values);
+            return {std::nullopt, values, false, q.tensor_scale};
+        }
         const Tensor values = context_.arena.allocate(DType::bf16, {q.rows, q.padded_cols});
         dequantize_operand(context_, q, values);
         return {std::nullopt, values, true, q.tensor_scale};
@@ -355,7 +388,8 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     }
     run.record(kFpropW, weight.amax[kFpropW]);
     run.record(kDgradW, weight.amax[kDgradW]);
-    run.multiply(kFpropX, a, b, y, false);
+    run.with_result(recipe_->fprop_y, "fprop.y", y,
+                    [&](const Tensor& out) { run.multiply(kFpropX, a, b, out, false); });
     return saved;
 }
 

@@ -7,55 +7,69 @@
 namespace nibble {
 namespace {
 
-float decode_scale(Format format, uint8_t byte) {
-    return format == Format::mxfp4 ? e8m0_decode(byte) : e4m3_decode(byte);
+// The values of all codes of an element.
+constexpr int kCodes = 256;
+std::array<float, kCodes> code_values(Element element) {
+    std::array<float, kCodes> values{};
+    for (int code = 0; code < 1 << bits_of(element); ++code) {
+        values[code] = element_decode(element, static_cast<uint8_t>(code));
+    }
+    return values;
 }
 
-// The values of 16 codes.
-constexpr int kCodes = 16;
-std::array<float, kCodes> code_values() {
-    std::array<float, kCodes> values{};
-    for (int code = 0; code < kCodes; ++code) values[code] = e2m1_decode(static_cast<uint8_t>(code));
-    return values;
+float byte_scale(const QuantizedMatrix& q, int64_t row, int64_t col) {
+    if (!q.spec.has_scale_bytes()) return 1.0f;
+    const uint8_t byte = q.scales.as<uint8_t>()[row * q.scales.cols() + col / q.spec.block_size()];
+    return q.spec.is_mx() ? e8m0_decode(byte) : e4m3_decode(byte);
+}
+float fp32_scale_at(const QuantizedMatrix& q, int64_t row, int64_t col) {
+    const int64_t group = q.spec.has_row_scales() ? 0 : col / q.spec.fp32_block_size();
+    return q.fp32_scales.as<float>()[row * q.fp32_scales.cols() + group];
 }
 
 // code * scale is exact in BF16: what it drops is zero.
 void store(float value, Bf16& to) { to = {static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16)}; }
 void store(float value, float& to) { to = value; }
 
-// Calls body(row, first column, values, count) for every block of every row; values = code * scale.
+// Calls body(row, first column, values, count) for every block of every row; values = code * scale, with the
+// scales of rows or without.
 template <typename Body>
-void for_each_block(const QuantizedMatrix& q, Body&& body) {
-    const auto values = code_values();
-    const int block = q.spec.block_size();
-    const int64_t blocks = q.padded_cols / block;
+void for_each_block(const QuantizedMatrix& q, bool with_row_scales, Body&& body) {
+    const auto values = code_values(q.spec.element);
+    const int block = q.spec.block_size(), bits = q.spec.code_bits();
+    const bool with_fp32 = q.spec.has_fp32_groups() || (with_row_scales && q.spec.has_row_scales());
     const int64_t grain = std::max<int64_t>(rows_per_task(q.padded_cols), 16);
     parallel_for(q.rows, grain, [&](int64_t begin, int64_t end) {
-        float operand[32];
+        float operand[128];
         for (int64_t row = begin; row < end; ++row) {
-            const uint8_t* codes = q.codes.as<uint8_t>() + row * q.padded_cols / 2;
-            const uint8_t* scales = q.scales.as<uint8_t>() + row * blocks;
-            for (int64_t b = 0; b < blocks; ++b, codes += block / 2) {
-                const float scale = decode_scale(q.spec.format, scales[b]);
-                for (int i = 0; i < block / 2; ++i) {
+            const uint8_t* codes = q.codes.as<uint8_t>() + row * q.padded_cols * bits / 8;
+            for (int64_t col = 0; col < q.padded_cols; col += block, codes += block * bits / 8) {
+                const float scale = byte_scale(q, row, col);
+                for (int i = 0; i < block && bits == 8; ++i) operand[i] = values[codes[i]] * scale;
+                for (int i = 0; i < block / 2 && bits == 4; ++i) {
                     operand[2 * i] = values[codes[i] & 15] * scale;
                     operand[2 * i + 1] = values[codes[i] >> 4] * scale;
                 }
-                body(row, b * block, operand, block);
+                const float wide = with_fp32 ? fp32_scale_at(q, row, col) : 1.0f;
+                for (int i = 0; i < block && with_fp32; ++i) operand[i] *= wide;
+                body(row, col, operand, block);
             }
         }
     });
 }
 
-void check_output(const QuantizedMatrix& q, const Tensor& out, int64_t rows, int64_t cols) {
+void check_output(const QuantizedMatrix& q, const Tensor& out, int64_t rows, int64_t cols,
+                  bool has_fp32_scales) {
     require(q.spec.is_quantized(), "a {} matrix has no codes to read", to_string(q.spec));
     require(out.count() == rows * cols && (out.count() == 0 || out.cols() == cols),
             "dequantised values of [{}, {}] do not fit a tensor of shape {}", rows, cols, out.shape.str());
+    require(out.dtype == DType::f32 || !has_fp32_scales, "values with FP32 scales do not fit {}",
+            name_of(out.dtype));
 }
 
 template <typename T>
 void dequantize_rows(const QuantizedMatrix& q, T* out) {
-    for_each_block(q, [&](int64_t row, int64_t col, const float* values, int count) {
+    for_each_block(q, false, [&](int64_t row, int64_t col, const float* values, int count) {
         T* to = out + row * q.padded_cols + col;
         for (int i = 0; i < count; ++i) store(values[i], to[i]);
     });
@@ -63,7 +77,7 @@ void dequantize_rows(const QuantizedMatrix& q, T* out) {
 
 template <typename T>
 void dequantize_columns(const QuantizedMatrix& q, T* out) {
-    for_each_block(q, [&](int64_t row, int64_t col, const float* values, int count) {
+    for_each_block(q, true, [&](int64_t row, int64_t col, const float* values, int count) {
         for (int i = 0; i < count; ++i) store(values[i], out[(col + i) * q.rows + row]);
     });
 }
@@ -72,7 +86,9 @@ constexpr int64_t kGrain = 32;  // rows; a kernel's block has at most as many
 
 // False where there is no kernel.
 bool dequantize_fast(const QuantizedMatrix& q, const Tensor& out, bool transposed) {
-    const DequantizeKernel kernel = dequantize_kernel(transposed);
+    const bool has_kernel =
+        (q.spec.format == Format::nvfp4 || q.spec.format == Format::mxfp4) && !q.spec.has_fp32_scales();
+    const DequantizeKernel kernel = has_kernel ? dequantize_kernel(transposed) : nullptr;
     if (kernel == nullptr || (out.dtype != DType::bf16 && out.dtype != DType::f32)) return false;
     parallel_for(q.rows, kGrain, [&](int64_t begin, int64_t end) { kernel(q, out, begin, end); });
     return true;
@@ -81,23 +97,23 @@ bool dequantize_fast(const QuantizedMatrix& q, const Tensor& out, bool transpose
 }  // namespace
 
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out) {
-    check_output(q, out, q.rows, q.padded_cols);
+    check_output(q, out, q.rows, q.padded_cols, q.spec.has_fp32_groups());
     if (context.planning() || dequantize_fast(q, out, false)) return;
     out.dtype == DType::bf16 ? dequantize_rows(q, out.as<Bf16>()) : dequantize_rows(q, out.as<float>());
 }
 
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out) {
-    check_output(q, out, q.padded_cols, q.rows);
+    check_output(q, out, q.padded_cols, q.rows, q.spec.has_fp32_scales());
     if (context.planning() || dequantize_fast(q, out, true)) return;
     out.dtype == DType::bf16 ? dequantize_columns(q, out.as<Bf16>()) : dequantize_columns(q, out.as<float>());
 }
 
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out) {
-    check_output(q, out, q.rows, q.padded_cols);
+    check_output(q, out, q.rows, q.padded_cols, true);
     if (context.planning()) return;
     const float tensor_scale = *q.tensor_scale_ptr();
     float* values = out.as<float>();
-    for_each_block(q, [&](int64_t row, int64_t col, const float* operand, int count) {
+    for_each_block(q, true, [&](int64_t row, int64_t col, const float* operand, int count) {
         float* to = values + row * q.padded_cols + col;
         for (int i = 0; i < count; ++i) to[i] = operand[i] * tensor_scale;
     });

@@ -1,5 +1,6 @@
-// quant/: tensors to and from 4 bits. A QuantSpec says how; quantize() gives the bytes that docs/numerics.md
-// defines, the same on every machine. This room never multiplies matrices and knows no layer.
+// quant/: tensors to and from 4 and 8 bits. A QuantSpec says how; quantize() gives the bytes that
+// docs/numerics.md defines, the same on every machine. This room never multiplies matrices and knows no
+// layer.
 #pragma once
 
 #include <array>
@@ -30,14 +31,16 @@ using SignBits = std::bitset<2 * kMaxRotation>;
 // The signs that `spec` uses under `key` (all clear for a plain Hadamard transform or no rotation).
 SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key);
 
-// A matrix in 4 bits, blocks along the columns (the contraction dimension).
-// value(r, k) = e2m1(code) * scale(block) * tensor_scale, in the rotated space if the spec rotates.
+// A matrix in 4 or 8 bits, blocks along the columns (the contraction dimension).
+// value(r, k) = element(code) * byte scale * FP32 scale * tensor_scale, each where the spec has it, in the
+// rotated space if the spec rotates.
 struct QuantizedMatrix {
     QuantSpec spec;
     int64_t rows = 0, cols = 0;  // logical
     int64_t padded_cols = 0;     // as stored; columns beyond `cols` were zero before rotation
-    Tensor codes;                // U8 [rows, padded_cols / 2]; the even column in the low nibble
-    Tensor scales;        // U8 [rows, padded_cols / block]; E4M3 or E8M0 bytes; square tiles repeat theirs
+    Tensor codes;   // U8 [rows, padded_cols * code_bits / 8]; of 4 bits the even column in the low nibble
+    Tensor scales;  // U8 [rows, padded_cols / block]; E4M3 or E8M0 bytes; square tiles repeat theirs
+    Tensor fp32_scales;   // F32 [rows, padded_cols / fp32 block], or [rows, 1]; square tiles repeat theirs
     Tensor mask;          // U8 [rows, padded_cols / 8], bit k%8 of byte k/8; no data without mask=clip
     Tensor tensor_scale;  // F32 [1], a multiplier
 
@@ -72,12 +75,15 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
 void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                         QuantizedMatrix& out, const QuantizeOptions& options = {});
 
-// code * scale, exact in BF16, without the tensor scale: what a GEMM reads. out: BF16 or F32 [rows,
-// padded_cols].
+// What a product over the columns reads: code * scale, without the scales that are factors of the result (the
+// tensor's and those of rows). Exact in BF16; with FP32 scales in it (has_fp32_groups) rounded once to F32.
+// out: BF16 or F32 [rows, padded_cols]; F32 alone with FP32 scales.
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out);
-// The same transposed: out [padded_cols, rows].
+// The same transposed, for a product over the rows: out [padded_cols, rows]. Scales of rows vary along it, so
+// they are in the values (has_fp32_scales), and out is F32.
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out);
-// Full values fl((code * scale) * tensor_scale), F32 [rows, padded_cols], in the rotated space.
+// Full values fl((code * scale) * tensor_scale), F32 [rows, padded_cols], in the rotated space;
+// fl(fl((code * scale) * FP32 scale) * tensor_scale) where there are FP32 scales.
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out);
 
 // x <- rotation of every block of `size` columns: signs first, then the Hadamard butterfly, then one multiply

@@ -13,8 +13,14 @@ QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t 
     q.rows = rows;
     q.cols = cols;
     q.padded_cols = spec.padded(cols);
-    q.codes = arena.allocate(DType::u8, {rows, q.padded_cols / 2});
-    q.scales = arena.allocate(DType::u8, {rows, q.padded_cols / spec.block_size()});
+    q.codes = arena.allocate(DType::u8, {rows, q.padded_cols * spec.code_bits() / 8});
+    if (spec.has_scale_bytes()) {
+        q.scales = arena.allocate(DType::u8, {rows, q.padded_cols / spec.block_size()});
+    }
+    if (spec.has_fp32_scales()) {
+        const int64_t in_a_row = spec.has_row_scales() ? 1 : q.padded_cols / spec.fp32_block_size();
+        q.fp32_scales = arena.allocate(DType::f32, {rows, in_a_row});
+    }
     if (spec.mask_clip) q.mask = arena.allocate(DType::u8, {rows, q.padded_cols / 8});
     q.tensor_scale = arena.allocate(DType::f32, {1});
     return q;
@@ -45,7 +51,7 @@ void fail_not_finite(const Tensor& x, std::string_view name) {
     for (int64_t i = 0; i < count; ++i) {
         const float value = x.dtype == DType::bf16 ? bf16_decode(x.as<Bf16>()[i]) : x.as<float>()[i];
         if (std::isfinite(value)) continue;
-        fail("{}: element [{}, {}] is {}; a 4-bit format has no code for it", name, i / cols, i % cols,
+        fail("{}: element [{}, {}] is {}; a quantised format has no code for it", name, i / cols, i % cols,
              std::isnan(value) ? "NaN"
              : value > 0       ? "infinity"
                                : "-infinity");

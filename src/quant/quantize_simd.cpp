@@ -155,7 +155,8 @@ class Driver {
 };
 
 RangeKernel kernel_of(const QuantSpec& spec) {
-    if (spec.format == Format::mxfp4) return mxfp4_kernel(spec);
+    if (spec.block == Block::b1x32 && spec.format == Format::mxfp4) return mxfp4_kernel(spec);
+    if (spec.format != Format::nvfp4 || spec.outer_1x128) return nullptr;
     return spec.is_square() ? square_kernel(spec) : nvfp4_kernel(spec);
 }
 

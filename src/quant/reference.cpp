@@ -1,65 +1,30 @@
 // quantize_reference(): the definition of every quantiser, as a composition of the scalar functions of
-// numerics/. Nothing here is tuned. The input is read a strip at a time: as many columns as share a rotation
-// or a block, and 1 row (16 for square blocks). Rotation is done again in every pass, so that no scratch
-// memory is needed.
-#include <algorithm>
-#include <cmath>
-
-#include "quant/internal.h"
+// numerics/. Nothing here is tuned. This file has NVFP4; reference_mx.cpp and reference_fp32.cpp the others.
+#include "quant/reference_passes.h"
 
 namespace nibble {
+namespace reference {
 namespace {
 
-constexpr int kMaxRows = 16, kMaxWidth = kMaxRotation;
-
-struct Strip {
-    int64_t row = 0, col = 0;  // of its first element
-    int rows = 1, width = 0;
-    float values[kMaxRows][kMaxWidth];
-
-    float amax(int first_col, int cols) const {
-        float largest = 0.0f;
-        for (int r = 0; r < rows; ++r) {
-            for (int k = first_col; k < first_col + cols; ++k)
-                largest = std::fmax(largest, std::fabs(values[r][k]));
-        }
-        return largest;
-    }
-};
-
-// What becomes of a strip; the encode functions below fill as much of it as the strip has.
-struct Encoded {
-    uint8_t codes[kMaxRows][kMaxWidth];
-    uint8_t scales[kMaxRows][kMaxWidth / kNvfp4Group];
-    float wide[kMaxRows][kMaxWidth / kNvfp4Group];  // tensor=posthoc: scales before the tensor scale is known
-    bool inside[kMaxRows][kMaxWidth];               // mask=clip
-};
-
-class Reference {
+class Nvfp4 : public Passes {
   public:
-    Reference(const QuantSpec& spec, const Tensor& x, const RandomKey& key, QuantizedMatrix& out,
-              const QuantizeOptions& options)
-        : spec_(spec), x_(x), key_(key), out_(out), options_(options), signs_(signs_of(spec, key, options)) {}
+    using Passes::Passes;
 
     void run() {
-        const bool posthoc = spec_.format == Format::nvfp4 && spec_.tensor == TensorScale::posthoc;
-        const float amax = find_amax();
-        if (options_.amax != nullptr) *options_.amax = amax;
-        if (spec_.format == Format::mxfp4) {
-            *out_.tensor_scale_ptr() = spec_.scale == ScaleRule::three_quarters ? kFourThirds : 1.0f;
-            for_each_strip([&](const Strip& strip) {
-                Encoded e;
-                encode_mxfp4(strip, e);
-                store(strip, e);
-            });
-        } else if (posthoc) {
+        const bool sets_scale = !spec_.outer_1x128 && (spec_.tensor == TensorScale::current ||
+                                                       spec_.tensor == TensorScale::delayed);
+        const float amax = find_amax(sets_scale);
+        if (spec_.tensor == TensorScale::posthoc) {
             run_posthoc();
+        } else if (spec_.outer_1x128) {
+            run_outer();
         } else {
-            const Nvfp4Tensor tensor = nvfp4_tensor(rule(), scaling_amax(amax));
-            *out_.tensor_scale_ptr() = tensor.scale;
+            const Nvfp4Tensor tensor =
+                nvfp4_tensor(rule(), spec_.tensor == TensorScale::none ? rule().reach : scaling_amax(amax));
+            *out_.tensor_scale_ptr() = tensor.scale;  // with tensor=none, S = 1
             for_each_strip([&](const Strip& strip) {
                 Encoded e;
-                encode_nvfp4(strip, tensor, e);
+                encode(strip, tensor, e);
                 store(strip, e);
             });
         }
@@ -68,108 +33,9 @@ class Reference {
   private:
     Nvfp4Rule rule() const { return nvfp4_rule(spec_.range.numerator, spec_.range.denominator, spec_.cap); }
 
-    // --- input ---
-
-    void load(int64_t row, int64_t col, Strip& strip) const {
-        strip.row = row;
-        strip.col = col;
-        for (int r = 0; r < strip.rows; ++r) {
-            for (int k = 0; k < strip.width; ++k) {
-                strip.values[r][k] = input(row + r, col + k);
-            }
-            if (spec_.rotation != Rotation::none) rotate_row(strip.values[r], strip.width);
-        }
-    }
-
-    float input(int64_t row, int64_t col) const {
-        if (col >= (options_.transposed ? x_.rows() : out_.cols)) return 0.0f;
-        const int64_t index = options_.transposed ? col * x_.cols() + row : row * out_.cols + col;
-        const float value = x_.dtype == DType::bf16 ? bf16_decode(static_cast<const Bf16*>(x_.data)[index])
-                                                    : static_cast<const float*>(x_.data)[index];
-        if (!std::isfinite(value)) fail_not_finite(x_, options_.name);
-        return value;
-    }
-
-    void rotate_row(float* values, int width) const {
-        for (int block = 0; block < width; block += spec_.rotation_size) {
-            float* v = values + block;
-            for (int round = 0; round < spec_.rotation_rounds(); ++round) {
-                for (int j = 0; j < spec_.rotation_size; ++j) {
-                    if (signs_[round * kMaxRotation + j]) v[j] = -v[j];
-                }
-                hadamard_transform(v, spec_.rotation_size);
-            }
-        }
-        for (int k = 0; k < width; ++k) {
-            if (spec_.out_bf16) values[k] = round_to_bf16(values[k]);
-            if (!std::isfinite(values[k])) fail_not_finite(x_, options_.name);
-        }
-    }
-
-    // Calls body(strip) for all strips, in parallel over rows of strips.
     template <typename Body>
     void for_each_strip(Body&& body) const {
-        if (out_.cols == 0) return;
-        const int height = spec_.is_square() ? kMaxRows : 1;
-        const int width = static_cast<int>(spec_.padding());
-        const int64_t grain = rows_per_task(height * out_.padded_cols);
-        parallel_for((out_.rows + height - 1) / height, grain, [&](int64_t begin, int64_t end) {
-            Strip strip;
-            strip.width = width;
-            for (int64_t row = begin * height; row < std::min(end * height, out_.rows); row += height) {
-                strip.rows = static_cast<int>(std::min<int64_t>(height, out_.rows - row));
-                for (int64_t col = 0; col < out_.padded_cols; col += width) {
-                    load(row, col, strip);
-                    body(strip);
-                }
-            }
-        });
-    }
-
-    // The largest magnitude after rotation, if anybody asks for it.
-    float find_amax() const {
-        const bool sets_scale = spec_.format == Format::nvfp4 && (spec_.tensor == TensorScale::current ||
-                                                                  spec_.tensor == TensorScale::delayed);
-        const bool previous_serves = spec_.tensor == TensorScale::delayed && options_.previous_amax > 0.0f;
-        if (options_.amax == nullptr && (!sets_scale || previous_serves)) return 0.0f;
-        if (options_.known_amax != nullptr && spec_.rotation == Rotation::none) return *options_.known_amax;
-        SharedMaximum largest;
-        for_each_strip([&](const Strip& strip) { largest.raise(strip.amax(0, strip.width)); });
-        return largest.value();
-    }
-
-    // The amax that the tensor scale is made of.
-    float scaling_amax(float amax) const {
-        if (spec_.tensor == TensorScale::none) return rule().reach;  // then S = 1
-        const bool delayed = spec_.tensor == TensorScale::delayed && options_.previous_amax > 0.0f;
-        return delayed ? options_.previous_amax : amax;
-    }
-
-    // --- elements and scales ---
-
-    uint8_t round_element(float v, uint16_t coin) const {
-        switch (spec_.round) {
-            case Rounding::nearest_away:
-                return e2m1_nearest_away(v);
-            case Rounding::nearest_down:
-                return e2m1_nearest_down(v);
-            case Rounding::stochastic:
-                return e2m1_stochastic(v, coin);
-            case Rounding::nearest:
-                break;
-        }
-        return e2m1_nearest(v);
-    }
-
-    // The codes of `count` (a multiple of 8) scaled values, the first of which is row r, column k of the
-    // strip.
-    void round_elements(const Strip& strip, int r, int k, const float* v, int count, uint8_t* codes) const {
-        const int64_t first = (strip.row + r) * out_.padded_cols + strip.col + k;
-        for (int i = 0; i < count; i += 8) {
-            Philox coins{};
-            if (spec_.round == Rounding::stochastic) coins = element_coins(key_, (first + i) / 8);
-            for (int j = 0; j < 8; ++j) codes[i + j] = round_element(v[i + j], coins.coin(j));
-        }
+        Passes::for_each_strip(spec_.is_square() ? kNvfp4Group : 1, spec_.padding(), body);
     }
 
     // The byte of a scale that is rounded after its group's elements. `group` counts over [rows, groups in a
@@ -183,7 +49,8 @@ class Reference {
         return ((strip.row + r) * out_.padded_cols + strip.col + k) / kNvfp4Group;
     }
 
-    // --- NVFP4 ---
+    // With outer=1x128 no scale is below 2^-9.
+    uint8_t block_scale(uint8_t byte) const { return spec_.outer_1x128 && byte == 0 ? uint8_t{1} : byte; }
 
     // The codes of one group under one scale byte.
     void encode_group(const Strip& strip, int r, int k, const Nvfp4Tensor& tensor, uint8_t scale,
@@ -214,7 +81,7 @@ class Reference {
     // count 0.
     float block_error(const Strip& strip, int k, const Nvfp4Tensor& tensor, const Encoded& e,
                       uint8_t scale) const {
-        float rows[kMaxRows] = {};
+        float rows[kNvfp4Group] = {};
         for (int r = 0; r < strip.rows; ++r) {
             rows[r] = group_error(&strip.values[r][k], tensor, &e.codes[r][k], scale);
         }
@@ -234,14 +101,26 @@ class Reference {
         }
     }
 
-    void encode_nvfp4(const Strip& strip, const Nvfp4Tensor& tensor, Encoded& e) const {
+    void zero_block(const Strip& strip, int k, Encoded& e) const {
+        for (int r = 0; r < strip.rows; ++r) {
+            e.scales[r][k / kNvfp4Group] = block_scale(0);
+            std::fill_n(&e.codes[r][k], kNvfp4Group, uint8_t{0});
+        }
+    }
+
+    void encode(const Strip& strip, const Nvfp4Tensor& tensor, Encoded& e) const {
         for (int k = 0; k < strip.width; k += kNvfp4Group) {
             const float amax = strip.amax(k, kNvfp4Group);
-            if (spec_.scale == ScaleRule::amax) {
-                encode_block(strip, k, tensor, nvfp4_scale(tensor, amax), e);
+            if (amax == 0.0f) {
+                zero_block(strip, k, e);
                 continue;
             }
-            const uint8_t six = four_six_scale_6(tensor, amax), four = four_six_scale_4(tensor, amax);
+            if (spec_.scale == ScaleRule::amax) {
+                encode_block(strip, k, tensor, block_scale(nvfp4_scale(tensor, amax)), e);
+                continue;
+            }
+            const uint8_t six = block_scale(four_six_scale_6(tensor, amax)),
+                          four = block_scale(four_six_scale_4(tensor, amax));
             encode_block(strip, k, tensor, six, e);
             const float error_six = block_error(strip, k, tensor, e, six);
             encode_block(strip, k, tensor, four, e);
@@ -337,80 +216,36 @@ class Reference {
         });
     }
 
-    // --- MXFP4 ---
+    // --- outer=1x128 ---
 
-    uint8_t mxfp4_scale(const float* x, float amax) const {
-        switch (spec_.scale) {
-            case ScaleRule::ceil:
-                return mxfp4_ceil(amax);
-            case ScaleRule::rceil:
-                return mxfp4_rceil(amax);
-            case ScaleRule::even:
-                return mxfp4_even(amax);
-            case ScaleRule::quest_std:
-                return mxfp4_quest(quest_spread(x, amax, true), spec_.mult);
-            case ScaleRule::quest_rms:
-                return mxfp4_quest(quest_spread(x, amax, false), spec_.mult);
-            default:
-                return mxfp4_floor(amax);  // floor and three-quarters
-        }
+    // Every 128 columns of a row are a tensor of their own, whose scale is kept beside the bytes. Its blocks
+    // keep a scale of at least 2^-9.
+    void run_outer() const {
+        *out_.tensor_scale_ptr() = 1.0f;
+        for_each_strip([&](const Strip& strip) {
+            Encoded e;
+            const Nvfp4Tensor tensor = nvfp4_tensor(rule(), strip.amax(0, strip.width));
+            e.wide[0][0] = tensor.scale;
+            encode(strip, tensor, e);
+            store(strip, e);
+        });
     }
-
-    void encode_mxfp4(const Strip& strip, Encoded& e) const {
-        for (int k = 0; k < strip.width; k += kMxfp4Block) {
-            const float* x = &strip.values[0][k];
-            const float amax = strip.amax(k, kMxfp4Block);
-            const uint8_t byte = mxfp4_scale(x, amax);
-            e.scales[0][k / kMxfp4Block] = byte;
-            const float factor = mxfp4_element_factor(byte);
-            float v[kMxfp4Block];
-            for (int i = 0; i < kMxfp4Block; ++i) {
-                v[i] = (spec_.scale == ScaleRule::three_quarters ? kThreeQuarters * x[i] : x[i]) * factor;
-                e.inside[0][k + i] = std::fabs(v[i]) < kE2M1Max;
-            }
-            if (amax > 0.0f) {
-                round_elements(strip, 0, k, v, kMxfp4Block, &e.codes[0][k]);
-            } else {
-                std::fill_n(&e.codes[0][k], kMxfp4Block, uint8_t{0});
-            }
-        }
-    }
-
-    // --- output ---
-
-    void store(const Strip& strip, const Encoded& e) const {
-        const int block = spec_.block_size();
-        for (int r = 0; r < strip.rows; ++r) {
-            const int64_t first = (strip.row + r) * out_.padded_cols + strip.col;
-            uint8_t* codes = out_.codes.as<uint8_t>() + first / 2;
-            for (int k = 0; k < strip.width; k += 2) {
-                codes[k / 2] = static_cast<uint8_t>(e.codes[r][k] | e.codes[r][k + 1] << 4);
-            }
-            std::copy_n(e.scales[r], strip.width / block, out_.scales.as<uint8_t>() + first / block);
-            if (!spec_.mask_clip) continue;
-            uint8_t* mask = out_.mask.as<uint8_t>() + first / 8;
-            std::fill_n(mask, strip.width / 8, uint8_t{0});
-            for (int k = 0; k < strip.width; ++k) {
-                mask[k / 8] = static_cast<uint8_t>(mask[k / 8] | int{e.inside[r][k]} << (k % 8));
-            }
-        }
-    }
-
-    const QuantSpec& spec_;
-    const Tensor& x_;
-    const RandomKey& key_;
-    QuantizedMatrix& out_;
-    const QuantizeOptions& options_;
-    const SignBits signs_;
 };
 
 }  // namespace
+}  // namespace reference
 
 void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                         QuantizedMatrix& out, const QuantizeOptions& options) {
     check_quantize_arguments(spec, x, out, options);
     if (context.planning()) return;
-    Reference(spec, x, key, out, options).run();
+    if (spec.format == Format::nvfp4) {
+        reference::Nvfp4(spec, x, key, out, options).run();
+    } else if (spec.is_mx()) {
+        reference::quantize_mx(spec, x, key, out, options);
+    } else {
+        reference::quantize_with_fp32_scales(spec, x, key, out, options);
+    }
 }
 
 }  // namespace nibble

@@ -19,10 +19,14 @@ struct Named {
     T value;
 };
 
-constexpr Named<Format> kFormats[] = {
-    {"nvfp4", Format::nvfp4}, {"mxfp4", Format::mxfp4}, {"bf16", Format::bf16}, {"fp32", Format::fp32}};
+constexpr Named<Element> kFp8Elements[] = {{"e4m3", Element::e4m3}, {"e5m2", Element::e5m2}};
 constexpr Named<Block> kNvfp4Blocks[] = {{"1x16", Block::b1x16}, {"16x16", Block::b16x16}};
-constexpr Named<Block> kMxfp4Blocks[] = {{"1x32", Block::b1x32}};
+constexpr Named<Block> kMxBlocks[] = {{"1x32", Block::b1x32}, {"32x32", Block::b32x32}};
+constexpr Named<Block> kFp8Blocks[] = {
+    {"tensor", Block::tensor}, {"row", Block::row}, {"1x128", Block::b1x128}, {"128x128", Block::b128x128}};
+constexpr Named<Block> kFp4Blocks[] = {
+    {"row", Block::row}, {"tensor", Block::tensor}, {"32x32", Block::b32x32}};
+constexpr Named<Block> kWideBlocks[] = {{"row", Block::row}, {"tensor", Block::tensor}};
 constexpr Named<ScaleRule> kNvfp4Scales[] = {{"amax", ScaleRule::amax},
                                              {"four-six:mse", ScaleRule::four_six_mse},
                                              {"four-six:mae", ScaleRule::four_six_mae},
@@ -34,6 +38,11 @@ constexpr Named<ScaleRule> kMxfp4Scales[] = {{"floor", ScaleRule::floor},
                                              {"three-quarters", ScaleRule::three_quarters},
                                              {"quest:std", ScaleRule::quest_std},
                                              {"quest:rms", ScaleRule::quest_rms}};
+constexpr Named<ScaleRule> kMxfp8Scales[] = {{"rceil", ScaleRule::rceil},
+                                             {"floor", ScaleRule::floor},
+                                             {"ceil", ScaleRule::ceil},
+                                             {"even", ScaleRule::even}};
+constexpr Named<ScaleRule> kAmaxScale[] = {{"amax", ScaleRule::amax}};
 constexpr Named<Rounding> kRoundings[] = {{"nearest", Rounding::nearest},
                                           {"nearest-away", Rounding::nearest_away},
                                           {"nearest-down", Rounding::nearest_down},
@@ -51,12 +60,39 @@ constexpr Named<Rotation> kRotations[] = {
 constexpr Named<Signs> kSigns[] = {
     {"call", Signs::call}, {"step", Signs::step}, {"run", Signs::run}, {"te", Signs::te}};
 
-constexpr std::string_view kNvfp4Words[] = {"scale", "cap",    "range",  "correct", "scale-round",
-                                            "round", "tensor", "rotate", "signs",   "out"};
+constexpr std::string_view kNvfp4Words[] = {"scale", "cap",    "range",  "correct", "scale-round", "round",
+                                            "outer", "tensor", "rotate", "signs",   "out"};
 constexpr std::string_view kMxfp4Words[] = {"scale", "round", "rotate", "signs", "out", "mask", "mult"};
-// Words, formats and blocks of the grammar that this version does not execute.
-constexpr std::string_view kLaterWords[] = {"outer", "outliers"};
-constexpr std::string_view kLaterFormats[] = {"mxfp8", "fp8", "fp4", "int4", "log4"};
+constexpr std::string_view kMxfp8Words[] = {"scale", "round", "rotate", "signs", "out"};
+constexpr std::string_view kFp32ScaleWords[] = {"scale", "round", "tensor", "rotate", "signs", "out"};
+// Words of the grammar that this version does not execute.
+constexpr std::string_view kLaterWords[] = {"outliers"};
+
+// What a format has; the first of blocks, scales and elements is the default.
+struct Grammar {
+    Format format;
+    std::string_view name;
+    std::span<const Named<Block>> blocks = {};
+    std::span<const Named<ScaleRule>> scales = {};
+    std::span<const std::string_view> words = {};
+    Element element = Element::e2m1;
+    std::span<const Named<Element>> elements = {};  // where there is a choice
+};
+const Grammar kGrammars[] = {
+    {Format::nvfp4, "nvfp4", kNvfp4Blocks, kNvfp4Scales, kNvfp4Words},
+    {Format::mxfp4, "mxfp4", kMxBlocks, kMxfp4Scales, kMxfp4Words},
+    {Format::mxfp8, "mxfp8", kMxBlocks, kMxfp8Scales, kMxfp8Words, Element::e4m3, kFp8Elements},
+    {Format::fp8, "fp8", kFp8Blocks, kAmaxScale, kFp32ScaleWords, Element::e4m3, kFp8Elements},
+    {Format::fp4, "fp4", kFp4Blocks, kAmaxScale, kFp32ScaleWords},
+    {Format::int4, "int4", kWideBlocks, kAmaxScale, kFp32ScaleWords, Element::int4},
+    {Format::log4, "log4", kWideBlocks, kAmaxScale, kFp32ScaleWords, Element::log4},
+    {Format::bf16, "bf16"},
+    {Format::fp32, "fp32"},
+};
+const Grammar& grammar_of(Format format) {
+    return *std::find_if(std::begin(kGrammars), std::end(kGrammars),
+                         [&](const Grammar& grammar) { return grammar.format == format; });
+}
 
 constexpr Ratio kMax4Range = {2, 3};
 constexpr Ratio kEdenRange = {1600, 1581};  // (16/17) / 0.93: the block maximum goes to 6.0721
@@ -67,6 +103,11 @@ std::string_view name_in(std::span<const Named<T>> table, T value) {
         if (entry.value == value) return entry.text;
     }
     return "?";
+}
+
+template <typename T>
+bool has(std::span<const Named<T>> table, T value) {
+    return std::any_of(table.begin(), table.end(), [&](const auto& entry) { return entry.value == value; });
 }
 
 template <typename Range>
@@ -101,12 +142,14 @@ std::string problem_of(const QuantSpec& s) {
         return s == plain ? "" : "a format that is not quantised takes no block and no words";
     }
     const bool nvfp4 = s.format == Format::nvfp4;
-    if (nvfp4 ? s.block != Block::b1x16 && s.block != Block::b16x16 : s.block != Block::b1x32) {
-        return nvfp4 ? "nvfp4 has blocks 1x16 and 16x16" : "mxfp4 has blocks 1x32";
+    const Grammar& grammar = grammar_of(s.format);
+    if (!has(grammar.blocks, s.block)) {
+        return fmt::format("{} has blocks {}", grammar.name, listed(texts_of(grammar.blocks)));
     }
-    if (nvfp4 != (s.scale == ScaleRule::amax || is_four_six(s.scale))) {
-        return "scale= takes a rule of the other format";
+    if (grammar.elements.empty() ? s.element != grammar.element : !has(grammar.elements, s.element)) {
+        return fmt::format("{} has other elements", grammar.name);
     }
+    if (!has(grammar.scales, s.scale)) return "scale= takes a rule of another format";
     const double range = static_cast<double>(s.range.numerator) / s.range.denominator;
     if (s.range.numerator < 1 || s.range.denominator < 1 || range < 0.25 || range > 2.0) {
         return "range= must lie between 1/4 and 2";
@@ -114,13 +157,24 @@ std::string problem_of(const QuantSpec& s) {
     if (!(s.cap >= 1.0f && s.cap <= 448.0f))
         return "cap= must lie between 1 and 448, the largest E4M3 number";
     if (!(s.mult >= 0.01f && s.mult <= 100.0f)) return "mult= must lie between 0.01 and 100";
-    if (!nvfp4) {
-        if (s.range != Ratio{} || s.cap != QuantSpec{}.cap || s.correct != Correction::none ||
-            s.scale_round != ScaleRounding::nearest || s.tensor != TensorScale::current) {
-            return "range=, cap=, correct=, scale-round= and tensor= belong to nvfp4; mxfp4 has only powers "
-                   "of two";
-        }
+    if (!nvfp4 && (s.range != Ratio{} || s.cap != QuantSpec{}.cap || s.correct != Correction::none ||
+                   s.scale_round != ScaleRounding::nearest || s.outer_1x128)) {
+        return "range=, cap=, correct=, scale-round= and outer= belong to nvfp4";
     }
+    if (s.is_mx() && s.tensor != TensorScale::current) return "tensor= needs a format with a tensor scale";
+    if (!nvfp4 && !s.is_mx() && s.tensor != TensorScale::current &&
+        (s.block != Block::tensor || s.tensor != TensorScale::delayed)) {
+        return "tensor= is current, or with block tensor delayed";
+    }
+    if (s.element != Element::e2m1 && s.round != Rounding::nearest && s.round != Rounding::stochastic) {
+        return "round=nearest-away and nearest-down are for elements e2m1";
+    }
+    if (s.outer_1x128 && s.is_square()) return "outer=1x128 needs block 1x16";
+    if (s.outer_1x128 && s.tensor != TensorScale::current) {
+        return "outer=1x128 takes the place of the tensor scale; it goes without tensor=";
+    }
+    if (is_quest(s.scale) && s.is_square())
+        return "scale=quest takes the spread of a row; it needs block 1x32";
     if (!is_quest(s.scale) && s.mask_clip) return "mask=clip needs scale=quest:std or quest:rms";
     if (!is_quest(s.scale) && s.mult != 1.0f) return "mult= needs scale=quest:std or quest:rms";
 
@@ -207,40 +261,45 @@ class Parser {
 
     void parse_format(std::string_view word) {
         const std::string_view name = word.substr(0, word.find(':'));
-        if (contains(kLaterFormats, name)) {
-            fail_here("format \"{}\" is not available in this version; nvfp4, mxfp4, bf16 and fp32 are",
-                      name);
+        grammar_ = std::find_if(std::begin(kGrammars), std::end(kGrammars),
+                                [&](const Grammar& grammar) { return grammar.name == name; });
+        if (grammar_ == std::end(kGrammars)) {
+            std::vector<std::string> names;
+            for (const Grammar& grammar : kGrammars) names.emplace_back(grammar.name);
+            fail_here("unknown format \"{}\"; {}", name, advice(name, names));
         }
-        const auto* entry = std::find_if(std::begin(kFormats), std::end(kFormats),
-                                         [&](const auto& format) { return format.text == name; });
-        if (entry == std::end(kFormats)) {
-            fail_here("unknown format \"{}\"; {}", name, advice(name, texts_of<Format>(kFormats)));
+        spec_.format = grammar_->format;
+        spec_.element = grammar_->element;
+        if (spec_.is_quantized()) {
+            spec_.block = grammar_->blocks.front().value;
+            spec_.scale = grammar_->scales.front().value;
         }
-        if (name != word && word != "nvfp4:e2m1" && word != "mxfp4:e2m1") {
-            fail_here("unknown element in \"{}\"; {} has {}", word, name,
-                      entry->value == Format::nvfp4 || entry->value == Format::mxfp4 ? "only e2m1"
-                                                                                     : "none to name");
+        if (name != word) parse_element(word, word.substr(name.size() + 1));
+    }
+
+    void parse_element(std::string_view word, std::string_view element) {
+        for (const auto& entry : grammar_->elements) {
+            if (entry.text != element) continue;
+            spec_.element = entry.value;
+            return;
         }
-        spec_.format = entry->value;
-        if (spec_.format == Format::nvfp4) spec_.block = Block::b1x16;
-        if (spec_.format == Format::mxfp4) {
-            spec_.block = Block::b1x32;
-            spec_.scale = ScaleRule::floor;
-        }
+        const bool only_e2m1 = spec_.is_quantized() && spec_.element == Element::e2m1;
+        if (only_e2m1 && element == "e2m1") return;
+        fail_here("unknown element in \"{}\"; {} has {}", word, grammar_->name,
+                  !grammar_->elements.empty() ? listed(texts_of(grammar_->elements))
+                  : only_e2m1                 ? "only e2m1"
+                                              : "none to name");
     }
 
     void parse_block(std::string_view word) {
         if (!spec_.is_quantized()) fail_here("unexpected \"{}\"; {} takes no block", word, words_[0]);
-        if (word == "32x32") fail_here("block \"32x32\" is not available in this version; mxfp4 has 1x32");
-        const bool nvfp4 = spec_.format == Format::nvfp4;
-        const auto blocks = nvfp4 ? std::span<const Named<Block>>(kNvfp4Blocks) : kMxfp4Blocks;
-        for (const auto& entry : blocks) {
+        for (const auto& entry : grammar_->blocks) {
             if (entry.text == word) {
                 spec_.block = entry.value;
                 return;
             }
         }
-        fail_here("unknown block \"{}\"; {} has {}", word, words_[0], listed(texts_of(blocks)));
+        fail_here("unknown block \"{}\"; {} has {}", word, words_[0], listed(texts_of(grammar_->blocks)));
     }
 
     void parse_word(std::string_view text) {
@@ -250,12 +309,12 @@ class Parser {
         const std::string_view word = text.substr(0, equals), value = text.substr(equals + 1);
         if (contains(kLaterWords, word)) fail_here("{}= is not available in this version", word);
         if (!spec_.is_quantized()) fail_here("unexpected \"{}\"; {} takes no words", text, words_[0]);
-        const bool nvfp4 = spec_.format == Format::nvfp4;
-        const auto known = nvfp4 ? std::span<const std::string_view>(kNvfp4Words) : kMxfp4Words;
+        const auto known = grammar_->words;
         if (!contains(known, word)) {
-            if (contains(kNvfp4Words, word) || contains(kMxfp4Words, word)) {
-                fail_here("{}= does not go with {}", word, words_[0]);
-            }
+            const bool is_of_other =
+                std::any_of(std::begin(kGrammars), std::end(kGrammars),
+                            [&](const Grammar& other) { return contains(other.words, word); });
+            if (is_of_other) fail_here("{}= does not go with {}", word, words_[0]);
             fail_here("unknown word \"{}\"; {}", word, advice(word, {known.begin(), known.end()}));
         }
         if (contains(seen_, word)) fail_here("{}= is given twice", word);
@@ -273,6 +332,10 @@ class Parser {
         if (word == "scale-round") spec_.scale_round = value_of<ScaleRounding>(word, value, kScaleRoundings);
         if (word == "round") spec_.round = value_of<Rounding>(word, value, kRoundings);
         if (word == "tensor") spec_.tensor = value_of<TensorScale>(word, value, kTensorScales);
+        if (word == "outer") {
+            if (value != "1x128") fail_here("unknown value \"{}\" of outer=; only 1x128 is one", value);
+            spec_.outer_1x128 = true;
+        }
         if (word == "rotate") set_rotation(value);
         if (word == "signs") spec_.signs = value_of<Signs>(word, value, kSigns);
         if (word == "out") {
@@ -291,18 +354,19 @@ class Parser {
             shorthand_ = value;
             return;
         }
-        const std::span<const Named<ScaleRule>> nvfp4_scales = kNvfp4Scales, mxfp4_scales = kMxfp4Scales;
-        const auto mine = nvfp4 ? nvfp4_scales : mxfp4_scales, other = nvfp4 ? mxfp4_scales : nvfp4_scales;
-        for (const auto& entry : mine) {
+        for (const auto& entry : grammar_->scales) {
             if (entry.text == value) {
                 spec_.scale = entry.value;
                 return;
             }
         }
-        std::vector<std::string> choices = texts_of(mine);
+        std::vector<std::string> choices = texts_of(grammar_->scales);
         if (nvfp4) choices.insert(choices.end(), {"max4", "eden"});
-        const bool of_other = contains(texts_of(other), value) || value == "eden" || value == "max4";
-        if (of_other) {
+        const bool is_of_other =
+            value == "eden" || value == "max4" ||
+            std::any_of(std::begin(kGrammars), std::end(kGrammars),
+                        [&](const Grammar& other) { return contains(texts_of(other.scales), value); });
+        if (is_of_other) {
             fail_here("scale={} does not go with {}, which takes {}", value, words_[0], listed(choices));
         }
         fail_here("unknown value \"{}\" of scale=; {}", value, advice(value, choices));
@@ -369,6 +433,7 @@ class Parser {
 
     std::vector<std::string_view> words_;
     std::string text_;
+    const Grammar* grammar_ = nullptr;
     QuantSpec spec_;
     std::vector<std::string_view> seen_;
     std::string_view shorthand_;
@@ -376,8 +441,22 @@ class Parser {
 
 }  // namespace
 
+int QuantSpec::block_size() const {
+    switch (block) {
+        case Block::b1x32:
+        case Block::b32x32:
+            return 32;
+        case Block::b1x128:
+        case Block::b128x128:
+            return 128;
+        default:
+            return 16;
+    }
+}
+
 int64_t QuantSpec::padding() const {
-    return is_quantized() ? std::lcm(int64_t{block_size()}, std::max<int64_t>(rotation_size, 1)) : 1;
+    if (!is_quantized()) return 1;
+    return std::lcm(int64_t{outer_1x128 ? 128 : block_size()}, std::max<int64_t>(rotation_size, 1));
 }
 
 void validate_spec(const QuantSpec& spec) {
@@ -388,14 +467,15 @@ void validate_spec(const QuantSpec& spec) {
 QuantSpec parse_spec(std::string_view text) { return Parser(text).parse(); }
 
 std::string to_string(const QuantSpec& s) {
-    std::string text(name_in<Format>(kFormats, s.format));
+    const Grammar& grammar = grammar_of(s.format);
+    std::string text(grammar.name);
     if (!s.is_quantized()) return text;
     const auto add = [&](std::string_view word, std::string_view value) {
         text += fmt::format(" {}={}", word, value);
     };
     const bool nvfp4 = s.format == Format::nvfp4;
-    text += ' ';
-    text += nvfp4 ? name_in<Block>(kNvfp4Blocks, s.block) : name_in<Block>(kMxfp4Blocks, s.block);
+    if (!grammar.elements.empty()) text += fmt::format(":{}", name_in(grammar.elements, s.element));
+    text += fmt::format(" {}", name_in(grammar.blocks, s.block));
     if (nvfp4) {
         const bool amax = s.scale == ScaleRule::amax;
         const bool eden = amax && s.correct == Correction::eden && s.range == kEdenRange &&
@@ -411,13 +491,13 @@ std::string to_string(const QuantSpec& s) {
         if (!eden && s.correct != Correction::none)
             add("correct", name_in<Correction>(kCorrections, s.correct));
         if (!eden && s.scale_round != ScaleRounding::nearest) add("scale-round", "stochastic");
-    } else if (s.scale != ScaleRule::floor) {
-        add("scale", name_in<ScaleRule>(kMxfp4Scales, s.scale));
+    } else if (s.scale != grammar.scales.front().value) {
+        add("scale", name_in(grammar.scales, s.scale));
     }
     if (s.mult != 1.0f) add("mult", fmt::format("{}", s.mult));
     if (s.round != Rounding::nearest) add("round", name_in<Rounding>(kRoundings, s.round));
-    if (nvfp4 && s.tensor != TensorScale::current)
-        add("tensor", name_in<TensorScale>(kTensorScales, s.tensor));
+    if (s.outer_1x128) add("outer", "1x128");
+    if (s.tensor != TensorScale::current) add("tensor", name_in<TensorScale>(kTensorScales, s.tensor));
     if (s.rotation != Rotation::none) {
         add("rotate", fmt::format("{}:{}", name_in<Rotation>(kRotations, s.rotation), s.rotation_size));
     }

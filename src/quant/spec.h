@@ -3,6 +3,7 @@
 //   nvfp4 1x16 scale=four-six:mse
 //   nvfp4 1x16 scale=eden rotate=rht:128 signs=step
 //   mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip
+//   fp8:e5m2 tensor
 #pragma once
 
 #include <cstdint>
@@ -11,18 +12,20 @@
 #include <string_view>
 
 #include "core/core.h"
+#include "numerics/elements.h"
 
 namespace nibble {
 
-enum class Format : uint8_t { fp32, bf16, nvfp4, mxfp4 };
-enum class Block : uint8_t { none, b1x16, b16x16, b1x32 };
+enum class Format : uint8_t { fp32, bf16, nvfp4, mxfp4, mxfp8, fp8, fp4, int4, log4 };
+// The elements that share a scale.
+enum class Block : uint8_t { none, b1x16, b16x16, b1x32, b32x32, b1x128, b128x128, row, tensor };
 // How a block's scale is found. max4 is parsed as amax with range 2/3; eden is parsed into its parts.
 enum class ScaleRule : uint8_t {
-    amax,           // NVFP4: block maximum to 6 * range
+    amax,           // NVFP4: block maximum to 6 * range; FP32 scales: to the largest element
     four_six_mse,   // Four Over Six: the better of two scales, by squared error,
     four_six_mae,   //   by absolute error,
     four_six_amax,  //   by largest error
-    floor,          // MXFP4 ...
+    floor,          // powers of two: MXFP4 and MXFP8 ...
     ceil,
     rceil,
     even,
@@ -53,6 +56,7 @@ struct Ratio {
 
 struct QuantSpec {
     Format format = Format::bf16;
+    Element element = Element::e2m1;  // what the format has; e4m3 or e5m2 for fp8 and mxfp8
     Block block = Block::none;
     ScaleRule scale = ScaleRule::amax;
     Rounding round = Rounding::nearest;
@@ -62,14 +66,29 @@ struct QuantSpec {
     Correction correct = Correction::none;
     ScaleRounding scale_round = ScaleRounding::nearest;
     TensorScale tensor = TensorScale::current;
+    bool outer_1x128 = false;  // NVFP4: an FP32 scale for 128 elements instead of the tensor's (outer=1x128)
     Rotation rotation = Rotation::none;
     int rotation_size = 0;  // 16, 32, 64 or 128
     Signs signs = Signs::by_gemm;
     bool out_bf16 = false;   // round rotated values to BF16 before the scale rule (out=bf16)
     bool mask_clip = false;  // record which elements were inside the range (mask=clip)
 
-    bool is_quantized() const { return format == Format::nvfp4 || format == Format::mxfp4; }
-    bool is_square() const { return block == Block::b16x16; }
+    bool is_quantized() const { return format != Format::fp32 && format != Format::bf16; }
+    bool is_mx() const { return format == Format::mxfp4 || format == Format::mxfp8; }
+    bool is_square() const {
+        return block == Block::b16x16 || block == Block::b32x32 || block == Block::b128x128;
+    }
+    int code_bits() const { return bits_of(element); }  // 4 or 8
+    // One-byte scales: E4M3 (nvfp4) or E8M0 (mxfp4, mxfp8), one for block_size() columns of a row.
+    bool has_scale_bytes() const { return format == Format::nvfp4 || is_mx(); }
+    // FP32 scales beside the tensor's: one for fp32_block_size() columns of a row, or for a whole row.
+    bool has_row_scales() const { return block == Block::row; }
+    bool has_fp32_scales() const {
+        return outer_1x128 || (!has_scale_bytes() && is_quantized() && block != Block::tensor);
+    }
+    // Those vary along the contraction too, so that products take them as part of the operand, in FP32.
+    bool has_fp32_groups() const { return has_fp32_scales() && !has_row_scales(); }
+    int fp32_block_size() const { return outer_1x128 ? 128 : block_size(); }
     bool has_signs() const { return rotation == Rotation::rht || rotation == Rotation::rht2; }
     int rotation_rounds() const {
         return rotation == Rotation::none ? 0 : rotation == Rotation::rht2 ? 2 : 1;
@@ -77,7 +96,8 @@ struct QuantSpec {
     bool is_stochastic() const {  // true if results depend on coins (rotation signs apart)
         return round == Rounding::stochastic || scale_round == ScaleRounding::stochastic;
     }
-    int block_size() const { return format == Format::mxfp4 ? 32 : 16; }  // along the contraction
+    // Columns of a block; of what a row is padded to, where the block is the row or the tensor.
+    int block_size() const;
     // K is padded with zeros to a multiple of this.
     int64_t padding() const;
     int64_t padded(int64_t cols) const { return (cols + padding() - 1) / padding() * padding(); }

@@ -52,6 +52,8 @@ Recipe with_bf16_product(Recipe recipe, std::string_view product) {
     const bool is_masked = product == "dgrad"   ? masks_in_rotated_space(recipe.fprop_x)
                            : product == "wgrad" ? masks_in_rotated_space(recipe.fprop_w)
                                                 : false;
+    if (product == "fprop") recipe.fprop_y = {};
+    if (product == "dgrad") recipe.dgrad_dx = {};
     operand(recipe, first) = {Source::original, parse_spec("bf16")};
     operand(recipe, second) = {is_masked ? Source::forward : Source::original, parse_spec("bf16")};
     recipe.name += fmt::format("+{}=bf16", product);

@@ -49,6 +49,16 @@ const OperandSpec& operand(const Recipe& recipe, std::string_view name) {
     return operand(const_cast<Recipe&>(recipe), name);
 }
 
+QuantSpec& output(Recipe& recipe, std::string_view name) {
+    if (name == kOutputNames[0]) return recipe.fprop_y;
+    if (name == kOutputNames[1]) return recipe.dgrad_dx;
+    fail("a recipe has no result '{}'", name);
+}
+
+const QuantSpec& output(const Recipe& recipe, std::string_view name) {
+    return output(const_cast<Recipe&>(recipe), name);
+}
+
 Finish finish_dx(const Recipe& recipe) {
     return {recipe.fprop_x.spec.mask_clip, is_of_forward(recipe.dgrad_w) && rotates(recipe.fprop_w)};
 }

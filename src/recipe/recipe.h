@@ -15,7 +15,7 @@ namespace nibble {
 enum class Source : uint8_t {
     original,   // the high-precision tensor
     forward,    // what the forward used, re-quantised; where that was not quantised: its BF16 value
-    same_bits,  // the forward's own bytes, transposed (square blocks)
+    same_bits,  // the forward's own bytes, transposed (square blocks, or one for the tensor)
 };
 std::string_view name_of(Source source);  // "original", "forward", "same-bits"
 
@@ -30,6 +30,8 @@ struct Recipe {
     std::string title;   // one line for the list
     std::string source;  // "arXiv 2601.22813"
     OperandSpec fprop_x, fprop_w, dgrad_dy, dgrad_w, wgrad_dy, wgrad_x;
+    // What the results of two products are quantised to before others see them; bf16: they are not.
+    QuantSpec fprop_y, dgrad_dx;
     // Transformer blocks kept in bf16: a number of blocks, or a share of them in (0, 1).
     double keep_first = 0, keep_last = 0;
     std::string lm_head = "bf16";
@@ -49,6 +51,12 @@ inline constexpr std::array<std::string_view, 6> kOperandNames = {"fprop.x", "fp
                                                                   "dgrad.w", "wgrad.dy", "wgrad.x"};
 OperandSpec& operand(Recipe& recipe, std::string_view name);
 const OperandSpec& operand(const Recipe& recipe, std::string_view name);
+
+// The results that can be quantised, and access to each by name; without rotations or coins, which the keys
+// of docs/numerics.md do not count for them.
+inline constexpr std::array<std::string_view, 2> kOutputNames = {"fprop.y", "dgrad.dx"};
+QuantSpec& output(Recipe& recipe, std::string_view name);
+const QuantSpec& output(const Recipe& recipe, std::string_view name);
 
 // What happens to a gradient after its product. dX and dW are gradients of what the forward multiplied where
 // the backward operand is made from it, so they are masked and turned back as the forward's operand was.

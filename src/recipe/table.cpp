@@ -62,6 +62,10 @@ std::string to_table(const Recipe& recipe) {
         const OperandSpec& o = operand(recipe, name);
         table += fmt::format("{:<10}{:<12}{}\n", name, name_of(o.source), to_string(o.spec));
     }
+    for (const std::string_view name : kOutputNames) {
+        const QuantSpec& spec = output(recipe, name);
+        if (spec.is_quantized()) table += fmt::format("{:<10}{:<12}{}\n", name, "result", to_string(spec));
+    }
     const std::string dx = finish_text(finish_dx(recipe)), dw = finish_text(finish_dw(recipe));
     if (dx == dw) {
         table += fmt::format("{:<10}{}\n", "dx, dw", dx);

@@ -6,6 +6,8 @@
 //   x = { from = "original", spec = "nvfp4 1x16" }      or, for the original, x = "nvfp4 1x16"
 //   w = ...
 //   [dgrad]  dy, w      [wgrad]  dy, x
+//
+// and optionally the specs that results are quantised to: y = "fp4 32x32" in [fprop], dx in [dgrad].
 #include <toml++/toml.h>
 
 #include <algorithm>
@@ -38,6 +40,11 @@ class Reader {
             const size_t dot = name.find('.');
             operand(recipe, name) =
                 read_operand(product(root, name.substr(0, dot)), name, name.substr(dot + 1));
+        }
+        for (const std::string_view name : kOutputNames) {
+            const size_t dot = name.find('.');
+            const toml::node* node = product(root, name.substr(0, dot)).get(name.substr(dot + 1));
+            if (node != nullptr) output(recipe, name) = spec_of(*node, name);
         }
         return recipe;
     }
@@ -92,8 +99,8 @@ class Reader {
         const toml::node& node = need(root, name, name);
         if (!node.is_table()) fail_at(node.source(), fmt::format("'{}' is a table of two operands", name));
         const toml::table& table = *node.as_table();
-        if (name == "fprop") check_keys(table, {"x", "w"}, "fprop");
-        if (name == "dgrad") check_keys(table, {"dy", "w"}, "dgrad");
+        if (name == "fprop") check_keys(table, {"x", "w", "y"}, "fprop");
+        if (name == "dgrad") check_keys(table, {"dy", "w", "dx"}, "dgrad");
         if (name == "wgrad") check_keys(table, {"dy", "x"}, "wgrad");
         return table;
     }
@@ -163,6 +170,11 @@ std::string kept_value(double amount) {
     return text.ends_with('%') ? toml_string(text) : text;
 }
 
+// A line for a result that is quantised.
+std::string result(std::string_view key, const QuantSpec& spec) {
+    return spec.is_quantized() ? fmt::format("{:<2} = {}\n", key, toml_string(to_string(spec))) : "";
+}
+
 }  // namespace
 
 Recipe parse_recipe(std::string_view text, std::string_view where) {
@@ -199,6 +211,8 @@ std::string to_toml(const Recipe& recipe) {
         const OperandSpec& o = operand(recipe, name);
         out += fmt::format("{:<2} = {{ from = {}, spec = {} }}\n", name.substr(dot + 1),
                            toml_string(name_of(o.source)), toml_string(to_string(o.spec)));
+        if (name == "fprop.w") out += result("y", recipe.fprop_y);
+        if (name == "dgrad.w") out += result("dx", recipe.dgrad_dx);
     }
     return out;
 }

@@ -33,6 +33,7 @@ class Checker {
         check_same_bits("wgrad.x", "fprop.x");
         check_mask("fprop.x", "dgrad.w", finish_dx(r_));
         check_mask("fprop.w", "wgrad.x", finish_dw(r_));
+        for (const std::string_view name : kOutputNames) check_output(name);
     }
 
   private:
@@ -87,9 +88,9 @@ class Checker {
     void check_same_bits(std::string_view backward, std::string_view forward) const {
         const OperandSpec &b = operand(r_, backward), &f = operand(r_, forward);
         if (b.source != Source::same_bits) return;
-        if (!f.spec.is_quantized() || !f.spec.is_square()) {
-            refuse("{} cannot have the same bits as {} ({}): that needs square blocks", backward, forward,
-                   to_string(f.spec));
+        if (!f.spec.is_quantized() || !(f.spec.is_square() || f.spec.block == Block::tensor)) {
+            refuse("{} cannot have the same bits as {} ({}): that needs square blocks or one for the tensor",
+                   backward, forward, to_string(f.spec));
         }
         if (b.spec != f.spec) {
             refuse("{} has the same bits as {}, so its spec is {} too, not {}", backward, forward,
@@ -109,6 +110,19 @@ class Checker {
         if (finish.mask && f.spec.rotation != Rotation::none && !finish.unrotate) {
             refuse("the mask of {} is in its rotated space, so {} has to be made from 'forward'", forward,
                    backward);
+        }
+    }
+
+    void check_output(std::string_view name) const {
+        const QuantSpec& spec = output(r_, name);
+        if (spec == QuantSpec{}) return;
+        const bool is_plain = spec.is_quantized() && spec.rotation == Rotation::none &&
+                              !spec.is_stochastic() && !spec.mask_clip && spec.tensor != TensorScale::delayed;
+        if (!is_plain) {
+            refuse(
+                "{} cannot be {}: a result is bf16 or quantised without rotate=, stochastic rounding, "
+                "mask= and tensor=delayed",
+                name, to_string(spec));
         }
     }
 

@@ -29,6 +29,30 @@ std::vector<float> as_quantized(const QuantSpec& spec, const Tensor& x, const Ra
     return values;
 }
 
+// What element i can at most be, given its scales.
+double largest_value(const QuantizedMatrix& q, int64_t i) {
+    const QuantSpec& spec = q.spec;
+    double largest = double{largest_of(spec.element)} * double{*q.tensor_scale_ptr()};
+    if (spec.has_scale_bytes()) {
+        const uint8_t byte = q.scales.as<uint8_t>()[i / spec.block_size()];
+        largest *= double{spec.is_mx() ? e8m0_decode(byte) : e4m3_decode(byte)};
+    }
+    if (spec.has_fp32_scales()) {
+        const int64_t block = spec.has_row_scales() ? q.padded_cols : spec.fp32_block_size();
+        largest *= double{q.fp32_scales.as<float>()[i / block]};
+    }
+    return largest;
+}
+
+// Of an element and its share of scales, as stored.
+double bits_of(const QuantizedMatrix& q) {
+    const auto count = static_cast<double>(q.rows * q.padded_cols);
+    double bytes = static_cast<double>(q.codes.bytes());
+    if (q.spec.has_scale_bytes()) bytes += static_cast<double>(q.scales.bytes());
+    if (q.spec.has_fp32_scales()) bytes += static_cast<double>(q.fp32_scales.bytes());
+    return count > 0 ? 8 * bytes / count : q.spec.code_bits();
+}
+
 }  // namespace
 
 QuantizerFigures study_quantizer(const QuantSpec& spec, const Tensor& x, const RandomKey& key) {
@@ -50,7 +74,6 @@ QuantizerFigures study_quantizer(const QuantSpec& spec, const Tensor& x, const R
     run();
 
     const std::vector<float> expected = as_quantized(spec, x, key);
-    const int block = spec.block_size();
     double error = 0, power = 0, along = 0;
     int64_t clipped = 0, flushed = 0;
     for (int64_t i = 0; i < values.count(); ++i) {
@@ -58,9 +81,7 @@ QuantizerFigures study_quantizer(const QuantSpec& spec, const Tensor& x, const R
         error += d * d;
         power += v * v;
         along += values.as<float>()[i] * v;
-        const uint8_t byte = q.scales.as<uint8_t>()[i / block];
-        const float scale = spec.format == Format::nvfp4 ? e4m3_decode(byte) : e8m0_decode(byte);
-        clipped += std::fabs(v) > 6.0 * double{scale} * double{*q.tensor_scale_ptr()};
+        clipped += std::fabs(v) > largest_value(q, i);
         flushed += v != 0 && values.as<float>()[i] == 0;
     }
     // Padding holds no elements, unless a rotation has filled it.
@@ -72,7 +93,7 @@ QuantizerFigures study_quantizer(const QuantSpec& spec, const Tensor& x, const R
     figures.misalignment = power > 0 ? 1 - along / power : 0;
     figures.clipped = static_cast<double>(clipped) / count;
     figures.flushed = static_cast<double>(flushed) / count;
-    figures.bits = 4 + 8.0 / block;
+    figures.bits = bits_of(q);
     return figures;
 }
 

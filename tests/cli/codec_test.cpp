@@ -119,7 +119,9 @@ TEST(CodecCommand, DecodesTheDequantizedValues) {
     Case c;
     c.write();
     for (const char* spec :
-         {"nvfp4 1x16", "nvfp4 16x16", "mxfp4 1x32 scale=three-quarters", "nvfp4 1x16 scale=eden"}) {
+         {"nvfp4 1x16", "nvfp4 16x16", "mxfp4 1x32 scale=three-quarters", "nvfp4 1x16 scale=eden",
+          "nvfp4 1x16 outer=1x128", "mxfp4 32x32", "mxfp8:e4m3 1x32", "fp8:e5m2 tensor", "fp8:e4m3 1x128",
+          "fp4 row", "int4 row", "fp4 32x32"}) {
         ASSERT_EQ(c.encode(spec).exit_code, 0) << spec;
         const RunResult result = c.decode();
         ASSERT_EQ(result.exit_code, 0) << result.err;
@@ -128,6 +130,29 @@ TEST(CodecCommand, DecodesTheDequantizedValues) {
         EXPECT_TRUE(same_bytes(y.tensor("w"), q.tensor("w.dequantized"))) << spec;
         ASSERT_EQ(y.tensor("v").shape, (Shape{3, 20})) << spec;
         EXPECT_LT(relative_error(view_of(c.v, {3, 20}), y.tensor("v")), 0.03) << spec;
+    }
+}
+
+TEST(CodecCommand, WritesTheScalesThatAFormatHas) {
+    Case c;
+    c.write();
+    struct Row {
+        const char* spec;
+        Shape codes, scales, fp32_scales;  // of w, [8, 64]; {0}: none
+    };
+    for (const Row& row :
+         {Row{"mxfp8:e4m3 1x32", {8, 64}, {8, 2}, {0}}, Row{"fp8:e5m2 tensor", {8, 64}, {0}, {0}},
+          Row{"fp8:e4m3 row", {8, 64}, {0}, {8, 1}}, Row{"fp8:e4m3 1x128", {8, 128}, {0}, {8, 1}},
+          Row{"fp4 32x32", {8, 32}, {0}, {8, 2}}, Row{"log4 row", {8, 32}, {0}, {8, 1}},
+          Row{"nvfp4 1x16 outer=1x128", {8, 64}, {8, 8}, {8, 1}}}) {
+        ASSERT_EQ(c.encode(row.spec).exit_code, 0) << row.spec;
+        const SafetensorsFile q = c.file("q.safetensors");
+        const auto shape_of = [&](const char* name) {
+            return q.find(name) != nullptr ? q.tensor(name).shape : Shape{0};
+        };
+        EXPECT_EQ(shape_of("w.codes"), row.codes) << row.spec;
+        EXPECT_EQ(shape_of("w.scales"), row.scales) << row.spec;
+        EXPECT_EQ(shape_of("w.fp32_scales"), row.fp32_scales) << row.spec;
     }
 }
 

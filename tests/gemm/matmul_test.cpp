@@ -230,6 +230,64 @@ TEST(Matmul, EqualsTheNaiveProductWhenCutIntoTiles) {
 }
 
 // Multiples of 1/4 whose sums stay below 2^22: every partial sum is an FP32 number.
+// Scales of rows are factors of the result; others vary along the sum and are multiplied in FP32. 2200
+// columns are cut into tiles, and 40 are fewer than one block.
+TEST(Matmul, EqualsTheProductOfDequantizedValuesInEveryFormat) {
+    const char* const specs[] = {"nvfp4",    "nvfp4 outer=1x128", "mxfp4 32x32",    "mxfp8:e4m3",
+                                 "fp8:e4m3", "fp8:e5m2 row",      "fp8:e4m3 1x128", "fp8:e4m3 128x128",
+                                 "fp4 row",  "fp4 32x32",         "int4 tensor",    "int4 row",
+                                 "log4 row"};
+    for (const Size s : {Size{37, 50, 40}, Size{30, 26, 2200}}) {
+        const Buffer x = random_buffer(DType::f32, {s.m, s.k}, 1),
+                     w = random_buffer(DType::f32, {s.n, s.k}, 2);
+        const Buffer plain = random_buffer(DType::f32, {s.n, s.k}, 3);
+        const auto row = random_values(3, s.m), col = random_values(4, s.n);
+        for (const char* text : specs) {
+            for (const bool other_is_plain : {false, true}) {
+                const QuantSpec spec = parse_spec(text);
+                const Buffer c(DType::f32, {s.m, s.n}), values_a(DType::f32, {s.m, spec.padded(s.k)}),
+                    values_b(DType::f32, {s.n, spec.padded(s.k)});
+                MatmulOptions options;
+                if (!other_is_plain) {
+                    options.alpha_row = row.data();
+                    options.alpha_col = col.data();
+                }
+                run_planned([&](Context& context) {
+                    const ArenaScope scope(context.arena);
+                    QuantizedMatrix a = allocate_quantized(context.arena, spec, s.m, s.k),
+                                    b = allocate_quantized(context.arena, spec, s.n, s.k);
+                    quantize(context, spec, x.tensor(), {}, a);
+                    quantize(context, spec, w.tensor(), {}, b);
+                    dequantize(context, a, values_a.tensor());
+                    dequantize(context, b, values_b.tensor());
+                    matmul(context, a, other_is_plain ? Operand(plain.tensor()) : Operand(b), c.tensor(),
+                           options);
+                });
+                const auto got = values_of(c.tensor());
+                const float *av = values_a.tensor().as<float>(), *bv = values_b.tensor().as<float>();
+                for (int64_t i = 0; i < s.m; ++i) {
+                    for (int64_t j = 0; j < s.n; ++j) {
+                        double sum = 0, magnitude = 0;
+                        for (int64_t k = 0; k < s.k; ++k) {
+                            const float of_b = other_is_plain
+                                                   ? round_to_bf16(plain.tensor().as<float>()[j * s.k + k])
+                                                   : bv[j * spec.padded(s.k) + k];
+                            const double product = double{av[i * spec.padded(s.k) + k]} * of_b;
+                            sum += product;
+                            magnitude += std::fabs(product);
+                        }
+                        const auto r = static_cast<size_t>(i), n = static_cast<size_t>(j);
+                        const double factor = other_is_plain ? 1.0 : double{row[r]} * col[n];
+                        ASSERT_NEAR(got[r * static_cast<size_t>(s.n) + n], sum * factor,
+                                    magnitude * std::fabs(factor) * kFp32Sum)
+                            << text << " " << s.k << " " << other_is_plain;
+                    }
+                }
+            }
+        }
+    }
+}
+
 TEST(Matmul, IsExactWhenSumsOfQuantisedOperandsAreRepresentable) {
     for (const Size s : {Size{50, 30, 160}, Size{20, 24, 3072}}) {
         TestOperand a(Kind::nvfp4, s.m, s.k, 1), b(Kind::nvfp4, s.n, s.k, 2);

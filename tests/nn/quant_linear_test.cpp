@@ -82,7 +82,8 @@ std::vector<Bytes> only(const std::vector<Bytes>& all, std::string_view name) {
 }
 
 bool same(const Bytes& a, const Bytes& b) {
-    return a.codes == b.codes && a.scales == b.scales && a.mask == b.mask && a.tensor_scale == b.tensor_scale;
+    return a.codes == b.codes && a.scales == b.scales && a.fp32_scales == b.fp32_scales && a.mask == b.mask &&
+           a.tensor_scale == b.tensor_scale;
 }
 
 std::vector<float> sum(const std::vector<float>& a, const std::vector<float>& b) {
@@ -170,7 +171,9 @@ TEST(QuantLinear, LeavesOutTheInputGradientThatIsNotWanted) {
 // Xq.
 TEST(QuantLinear, WithoutBackwardQuantisationHasTheGradientsOfTheForwardsProduct) {
     const LinearInput input = random_input(48, 80, 64);
-    for (const char* spec : {"nvfp4 1x16 scale=four-six:mse", "nvfp4 16x16", "mxfp4 1x32 scale=rceil"}) {
+    for (const char* spec : {"nvfp4 1x16 scale=four-six:mse", "nvfp4 16x16", "mxfp4 1x32 scale=rceil",
+                             "nvfp4 1x16 outer=1x128", "mxfp8:e4m3", "fp8:e5m2 tensor", "fp8:e4m3 row",
+                             "fp8:e4m3 1x128", "fp4 32x32", "int4 row", "log4 tensor"}) {
         Recipe recipe = with_backward(uniform(spec), Source::forward, "bf16");
         QuantLinear layer(recipe, 80, 64, 7);
         std::vector<std::vector<float>> used;  // x, w as the forward multiplied them
@@ -229,16 +232,65 @@ TEST(QuantLinear, KeepsTheForwardsTensorScaleUnderARuleThatHasOne) {
 
 TEST(QuantLinear, SameBitsOfSquareBlocksAreTheForwardsValues) {
     const LinearInput input = random_input(48, 80, 64);
-    Recipe bits = uniform("nvfp4 16x16"), values = bits;
-    bits.dgrad_w.source = bits.wgrad_x.source = Source::same_bits;
-    values = with(with(values, "dgrad.w", Source::forward, "bf16"), "wgrad.x", Source::forward, "bf16");
-    const LinearOutput a = run(bits, input), b = run(values, input);
-    EXPECT_EQ(a.dx, b.dx);
-    EXPECT_EQ(a.dw, b.dw);
-    // Quantising the transpose of a square-blocked matrix gives the same values again.
-    const LinearOutput c = run(uniform("nvfp4 16x16"), input);
-    EXPECT_LT(relative_error(a.dx, c.dx), 1e-6);
-    EXPECT_LT(relative_error(a.dw, c.dw), 1e-6);
+    for (const char* spec :
+         {"nvfp4 16x16", "mxfp4 32x32", "mxfp8:e5m2 32x32", "fp4 32x32", "fp8:e4m3 128x128"}) {
+        Recipe bits = uniform(spec), values = bits;
+        bits.dgrad_w.source = bits.wgrad_x.source = Source::same_bits;
+        values = with(with(values, "dgrad.w", Source::forward, "bf16"), "wgrad.x", Source::forward, "bf16");
+        const LinearOutput a = run(bits, input), b = run(values, input);
+        EXPECT_EQ(a.dx, b.dx) << spec;
+        EXPECT_EQ(a.dw, b.dw) << spec;
+        // Quantising the transpose of a square-blocked matrix gives the same values again.
+        const LinearOutput c = run(uniform(spec), input);
+        EXPECT_LT(relative_error(a.dx, c.dx), 1e-6) << spec;
+        EXPECT_LT(relative_error(a.dw, c.dw), 1e-6) << spec;
+    }
+}
+
+// Scales of the forward's rows vary along the backward's sums; they are in the values that are quantised
+// again.
+TEST(QuantLinear, QuantisesTheForwardsValuesAgainWithTheirScales) {
+    LinearInput input = random_input(64, 128, 128, DType::f32);
+    for (int64_t r = 0; r < 64; ++r) {  // tokens of very different sizes
+        for (int64_t k = 0; k < 128; ++k)
+            input.x.tensor().as<float>()[r * 128 + k] *= std::exp2(float(r) / 4);
+    }
+    for (const char* forward : {"fp8:e4m3 row", "fp8:e4m3 1x128", "nvfp4 1x16 outer=1x128"}) {
+        const Recipe recipe = with_backward(uniform(forward), Source::forward, "fp8:e4m3 1x128");
+        const Exact exact(input);
+        EXPECT_LT(relative_error(run(recipe, input).dw, exact.dw), 0.12) << forward;
+        EXPECT_LT(relative_error(run(recipe, input).dx, exact.dx), 0.12) << forward;
+    }
+}
+
+// --- results that are quantised ---
+
+TEST(QuantLinear, QuantisesTheResultsThatTheRecipeNames) {
+    const LinearInput input = random_input(48, 80, 72);
+    Recipe recipe = uniform("mxfp4 32x32");
+    const LinearOutput whole = run(recipe, input);
+    recipe.fprop_y = parse_spec("fp4 32x32");
+    recipe.dgrad_dx = parse_spec("nvfp4 1x16");
+    const LinearOutput out = run(recipe, input);
+    EXPECT_EQ(out.dw, whole.dw);
+    const auto expect_quantized = [](const QuantSpec& spec, std::vector<float> before,
+                                     const std::vector<float>& after, int64_t cols) {
+        Arena arena(1 << 20);
+        Context context{arena};
+        const int64_t rows = static_cast<int64_t>(before.size()) / cols;
+        QuantizedMatrix q = allocate_quantized(arena, spec, rows, cols);
+        quantize(context, spec, view_of(before, {rows, cols}), {}, q);
+        std::vector<float> values(static_cast<size_t>(rows * q.padded_cols));
+        dequantize(context, q, view_of(values, {rows, q.padded_cols}));
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t k = 0; k < cols; ++k) {
+                ASSERT_EQ(after.at(static_cast<size_t>(r * cols + k)),
+                          values.at(static_cast<size_t>(r * q.padded_cols + k)));
+            }
+        }
+    };
+    expect_quantized(recipe.fprop_y, whole.y, out.y, 72);
+    expect_quantized(recipe.dgrad_dx, whole.dx, out.dx, 80);
 }
 
 // A rotated forward without quantisation error would give the plain gradients: rotation and its inverse
@@ -389,7 +441,7 @@ TEST(QuantLinear, AccumulatesMicroBatchesToOneBigBatch) {
 TEST(QuantLinear, IsTheSameForTheSameKeysAlone) {
     const LinearInput input = random_input(64, 64, 64);
     for (const Recipe& recipe : builtin_recipes()) {
-        const bool random = recipe.wgrad_dy.spec.is_quantized();
+        const bool random = recipe.wgrad_dy.spec.is_stochastic() || recipe.wgrad_dy.spec.has_signs();
         const LinearOutput a = run(recipe, input, {3, 4}), b = run(recipe, input, {3, 4});
         const LinearOutput other_step = run(recipe, input, {3, 5}), other_seed = run(recipe, input, {4, 4});
         EXPECT_EQ(a.dx, b.dx) << recipe.name;
@@ -640,6 +692,8 @@ TEST(QuantLinear, NamesTheOperandThatIsNotFinite) {
 rc::Gen<std::string> any_spec() {
     return rc::gen::element<std::string>(
         "bf16", "fp32", "nvfp4 1x16", "nvfp4 16x16", "nvfp4 1x16 scale=four-six:mse", "mxfp4 1x32",
+        "mxfp8:e4m3 1x32", "fp8:e5m2 tensor", "fp8:e4m3 row", "fp8:e4m3 1x128", "fp4 32x32", "int4 row",
+        "log4 tensor", "mxfp4 32x32", "nvfp4 1x16 outer=1x128 rotate=rht:16 signs=run",
         "nvfp4 1x16 rotate=hadamard:32", "nvfp4 1x16 rotate=rht:16 signs=run",
         "mxfp4 1x32 rotate=rht:16 signs=run", "nvfp4 1x16 scale=eden rotate=rht:128 signs=step",
         "nvfp4 1x16 rotate=rht:128 signs=step round=stochastic",

@@ -198,6 +198,140 @@ TEST(E4M3, NearestMovesNormalNumbersByAtMostOneSeventeenth) {
     });
 }
 
+// The magnitudes of an element in the order of their codes, from the definition of its format.
+std::vector<double> grid_of(Element element) {
+    std::vector<double> grid;
+    switch (element) {
+        case Element::e2m1:
+            return kE2M1Grid;
+        case Element::e4m3:
+            return e4m3_grid();
+        case Element::e5m2:
+            for (int code = 0; code < 0x7c; ++code) {  // the upper half of an FP16 number
+                const int exponent = code / 4, mantissa = code % 4;
+                grid.push_back(exponent == 0 ? std::ldexp(mantissa, -16)
+                                             : std::ldexp(4 + mantissa, exponent - 17));
+            }
+            return grid;
+        case Element::int4:
+            return {0, 1, 2, 3, 4, 5, 6, 7};
+        case Element::log4:
+            return {0, 1, 2, 4, 8, 16, 32, 64};
+    }
+    return grid;
+}
+
+class Elements : public testing::TestWithParam<Element> {};
+
+TEST_P(Elements, DecodeTheirGridWithBothSigns) {
+    const std::vector<double> grid = grid_of(GetParam());
+    const bool is_integer = GetParam() == Element::int4;
+    const int sign = GetParam() == Element::int4 ? 16 : 1 << (bits_of(GetParam()) - 1);
+    EXPECT_EQ(largest_of(GetParam()), grid.back());
+    for (int code = 0; code < static_cast<int>(grid.size()); ++code) {
+        EXPECT_EQ(element_decode(GetParam(), static_cast<uint8_t>(code)), grid[code]) << code;
+        const int negative = is_integer ? (sign - code) % 16 : sign + code;
+        EXPECT_EQ(element_decode(GetParam(), static_cast<uint8_t>(negative)), -grid[code]) << code;
+    }
+}
+
+TEST_P(Elements, NearestEqualsASearchOfTheGrid) {
+    const std::vector<double> grid = grid_of(GetParam());
+    // The middle of two powers of two goes up; between 0 and the smallest, down.
+    const bool is_log = GetParam() == Element::log4;
+    with_element(GetParam(), [&](auto element) {
+        for_each_bf16([&](float v) {
+            const double a = std::fabs(v);
+            const Ties ties = is_log && a > 1 ? Ties::away : Ties::even;
+            const double expected = std::copysign(grid[slow_nearest(grid, a, ties)], v);
+            ASSERT_EQ(element.decode(element.nearest(v)), expected) << v;
+        });
+    });
+}
+
+TEST_P(Elements, RoundTiesAndTheirNeighboursToTheirOwnSides) {
+    const std::vector<double> grid = grid_of(GetParam());
+    with_element(GetParam(), [&](auto element) {
+        for (size_t i = 0; i + 1 < grid.size(); ++i) {
+            const auto tie = static_cast<float>((grid[i] + grid[i + 1]) / 2);
+            ASSERT_EQ(element.decode(element.nearest(std::nextafter(tie, 0.0f))), grid[i]) << tie;
+            ASSERT_EQ(element.decode(element.nearest(std::nextafter(tie, 1e9f))), grid[i + 1]) << tie;
+        }
+    });
+}
+
+TEST_P(Elements, KeepTheSignOfWhatRoundsToZeroUnlessTheyHaveNone) {
+    with_element(GetParam(), [&](auto element) {
+        const int sign = GetParam() == Element::int4 ? 0 : 1 << (bits_of(GetParam()) - 1);
+        for (const float v : {-0.0f, -1e-9f}) EXPECT_EQ(element.nearest(v), sign);
+        EXPECT_EQ(element.stochastic(-0.0f, 0), sign);
+    });
+}
+
+TEST_P(Elements, StochasticRoundingIsUnbiasedOverAllCoinsAndLeavesGridPointsAlone) {
+    const std::vector<double> grid = grid_of(GetParam());
+    with_element(GetParam(), [&](auto element) {
+        for (size_t i = 0; i < grid.size(); ++i) {
+            for (const double sign : {1.0, -1.0}) {
+                const auto point = static_cast<float>(sign * grid[i]);
+                for (const int coin : {0, 1, 32768, 65535}) {
+                    ASSERT_EQ(element.decode(element.stochastic(point, static_cast<uint16_t>(coin))), point);
+                }
+                if (i + 1 == grid.size()) continue;
+                const double step = grid[i + 1] - grid[i];
+                const auto v = static_cast<float>(sign * (grid[i] + 0.3 * step));
+                double sum = 0;
+                for (int coin = 0; coin < 65536; ++coin) {
+                    sum += double{element.decode(element.stochastic(v, static_cast<uint16_t>(coin)))};
+                }
+                ASSERT_NEAR(sum / 65536, v, step * 0x1p-17) << v;
+            }
+        }
+        EXPECT_EQ(element.decode(element.stochastic(1e30f, 65535)), grid.back());
+    });
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Elements,
+                         testing::Values(Element::e2m1, Element::e4m3, Element::e5m2, Element::int4,
+                                         Element::log4));
+
+// The largest element times the scale: the smallest power of two, or the one below it, that reaches amax.
+TEST(Mxfp8, ScalesRoundAsTheirNamesSay) {
+    for (const Element element : {Element::e4m3, Element::e5m2}) {
+        const Mxfp8Rule rule = mxfp8_rule(element);
+        const double largest = largest_of(element), power = std::ldexp(1.0, rule.exponent);
+        for (const float amax :
+             {1.0f, 1.5f, 1.74f, 1.76f, 1.9f, 1.99f, 448.0f, 449.0f, 57344.0f, 3e-9f, 7e12f}) {
+            const auto exponent = [&](uint8_t byte) { return std::log2(double{e8m0_decode(byte)}); };
+            EXPECT_EQ(exponent(mxfp8_rceil(rule, amax)), std::ceil(std::log2(amax / largest))) << amax;
+            EXPECT_EQ(exponent(mxfp8_floor(rule, amax)), std::floor(std::log2(amax / power))) << amax;
+            EXPECT_EQ(exponent(mxfp8_ceil(rule, amax)), std::ceil(std::log2(amax / power))) << amax;
+        }
+    }
+    // even: up from 1.9375 (four bits: the middle of 1.875 and 2), for E5M2 from 1.875.
+    EXPECT_EQ(mxfp8_even(mxfp8_rule(Element::e4m3), 1.93f), 127 - 8);
+    EXPECT_EQ(mxfp8_even(mxfp8_rule(Element::e4m3), 1.9375f), 127 - 7);
+    EXPECT_EQ(mxfp8_even(mxfp8_rule(Element::e5m2), 1.87f), 127 - 15);
+    EXPECT_EQ(mxfp8_even(mxfp8_rule(Element::e5m2), 1.875f), 127 - 14);
+}
+
+// The clamp of scale bytes keeps every operand exact in BF16.
+TEST(Mxfp8, OperandsAreExactInBf16) {
+    for (const Element element : {Element::e4m3, Element::e5m2}) {
+        const Mxfp8Rule rule = mxfp8_rule(element);
+        for (const float amax : {0x1p-149f, 0x1p-126f, 1e-30f, 1.0f, 3.4e38f}) {
+            const float scale = e8m0_decode(mxfp8_rceil(rule, amax));
+            for (int code = 0; code < 128; ++code) {
+                const float value = element_decode(element, static_cast<uint8_t>(code));
+                if (value > rule.largest) continue;
+                ASSERT_TRUE(std::isfinite(value * scale)) << amax;
+                ASSERT_EQ(round_to_bf16(value * scale), value * scale) << amax;
+                ASSERT_EQ(value * scale / scale, value) << amax;
+            }
+        }
+    }
+}
+
 TEST(E8M0, DecodesAllBytes) {
     for (int byte = 0; byte < 255; ++byte) {
         EXPECT_EQ(e8m0_decode(static_cast<uint8_t>(byte)), std::ldexp(1.0, byte - 127));

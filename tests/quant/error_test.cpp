@@ -41,8 +41,9 @@ struct Row {
     double normal, laplace, student;
 };
 
-// Two of them are ours: Four Over Six with one coin for both candidates, computed by an independent model in
-// double precision. (With separate coins it would be .01749, .01879 and .01853.)
+// Some are ours, computed by an independent model in double precision: Four Over Six with one coin for both
+// candidates (with separate coins it would be .01749, .01879 and .01853), and the formats after MXFP4. NAN: a
+// figure that hangs on the few largest values of the draw.
 const Row kTable[] = {
     {"nvfp4", .00904, .00858, .00853},
     {"nvfp4 16x16", .01239, .01672, .01845},
@@ -55,10 +56,25 @@ const Row kTable[] = {
     {"nvfp4 16x16 scale=four-six:mse", .01238, .01671, .01847},
     {"nvfp4 scale=max4", .00964, .01095, .01082},
     {"nvfp4 rotate=rht:16", .00903, .00923, .00921},
+    {"nvfp4 outer=1x128", .00901, .00850, .00844},
     {"mxfp4 scale=rceil", .01331, .01754, .01747},
     {"mxfp4 scale=floor", .01322, .01588, .01583},
     {"mxfp4 scale=three-quarters", .01387, .01743, .01753},
     {"mxfp4 scale=rceil round=stochastic", .02710, .03560, .03538},
+    {"mxfp4 32x32 scale=rceil", .02268, .03588, NAN},
+    {"mxfp8:e4m3", .000705, .000701, .000701},
+    {"mxfp8:e5m2", .002787, .002780, .002782},
+    {"fp8:e4m3 tensor", .000698, .000703, .000702},
+    {"fp8:e4m3 tensor round=stochastic", .001399, .001407, .001408},
+    {"fp8:e5m2 tensor", .002767, .002784, .002773},
+    {"fp8:e4m3 row", .000700, .000690, .000683},
+    {"fp8:e4m3 1x128", .000661, .000615, .000604},
+    {"fp4 row", .01366, .02368, NAN},
+    {"fp4 32x32", .01327, .02127, NAN},
+    {"int4 row", .02262, .0553, NAN},
+    {"int4 row round=stochastic", .04455, .1137, NAN},
+    {"log4 row", .03803, .03783, .03738},
+    {"log4 row round=stochastic", .08205, .08085, .08007},
     {"mxfp4 scale=rceil rotate=hadamard:16", .01330, .01339, .01335},
     {"mxfp4 scale=three-quarters rotate=hadamard:16", .01385, .01359, .01366},
 };
@@ -71,7 +87,9 @@ TEST_P(ErrorTable, HoldsToOnePercent) {
         const double expected = GetParam() == Distribution::normal    ? row.normal
                                 : GetParam() == Distribution::laplace ? row.laplace
                                                                       : row.student;
-        EXPECT_NEAR(errors_of(row.spec, x).mse / expected, 1.0, 0.01) << row.spec;
+        if (!std::isnan(expected)) {
+            EXPECT_NEAR(errors_of(row.spec, x).mse / expected, 1.0, 0.01) << row.spec;
+        }
     }
 }
 

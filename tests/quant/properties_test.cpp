@@ -44,9 +44,14 @@ RC_GTEST_PROP(Quantize, ScalesAndValuesAreFinite, ()) {
     const QuantSpec spec = random_spec();
     Matrix x = random_matrix();
     const Quantized q(spec, x.tensor());
-    const uint8_t most = spec.format == Format::nvfp4 ? kE4M3MaxByte : 252;
+    const uint8_t most = spec.format == Format::nvfp4   ? kE4M3MaxByte
+                         : spec.format == Format::mxfp8 ? 246
+                                                        : 252;
     for (int64_t r = 0; r < q.rows(); ++r) {
-        for (int64_t k = 0; k < q.cols(); ++k) RC_ASSERT(q.scale(r, k) <= most);
+        for (int64_t k = 0; k < q.cols(); ++k) {
+            RC_ASSERT(q.scale(r, k) <= most);
+            RC_ASSERT(std::isfinite(q.fp32_scale(r, k)) && q.fp32_scale(r, k) > 0.0f);
+        }
     }
     RC_ASSERT(std::isfinite(q.tensor_scale()) && q.tensor_scale() > 0.0f);
     for (const float v : q.values()) RC_ASSERT(std::isfinite(v));
@@ -105,16 +110,18 @@ RC_GTEST_PROP(Quantize, PadsColumnsWithZeros, ()) {
 // A square block with rows missing is one whose missing rows are zero.
 TEST(Quantize, PadsRowsOfSquareBlocksWithZeros) {
     for (const char* text :
-         {"nvfp4 16x16", "nvfp4 16x16 scale=four-six:mae", "nvfp4 16x16 round=stochastic"}) {
+         {"nvfp4 16x16", "nvfp4 16x16 scale=four-six:mae", "nvfp4 16x16 round=stochastic",
+          "mxfp4 32x32 round=stochastic", "mxfp8 32x32", "fp4 32x32", "fp8:e4m3 128x128"}) {
         Matrix x{21, 48, test::normals(21 * 48, 9)};
         Matrix padded = x;
-        padded.rows = 32;
-        padded.values.resize(32 * 48, 0.0f);
+        padded.rows = 128;
+        padded.values.resize(128 * 48, 0.0f);
         const Quantized q(text, x.tensor()), p(text, padded.tensor());
         for (int64_t r = 0; r < x.rows; ++r) {
             for (int64_t k = 0; k < x.cols; ++k) {
                 ASSERT_EQ(q.code(r, k), p.code(r, k)) << text;
                 ASSERT_EQ(q.scale(r, k), p.scale(r, k)) << text;
+                ASSERT_EQ(q.fp32_scale(r, k), p.fp32_scale(r, k)) << text;
             }
         }
     }
@@ -132,7 +139,8 @@ RC_GTEST_PROP(Quantize, TakesBf16AsItsExactValues, ()) {
               Quantized(spec, view_of(narrow, {x.rows, x.cols})).bytes());
 }
 
-// Twice the input has the same codes and twice the scale (mxfp4: the next bytes; except for QuEST's 1e-8).
+// Twice the input has the same codes and twice the scale (MX formats: the next bytes; except for QuEST's
+// 1e-8): the FP32 scales of its blocks, or the tensor's.
 RC_GTEST_PROP(Quantize, ScalesWithPowersOfTwo, ()) {
     const QuantSpec spec = random_spec();
     RC_PRE(spec.tensor != TensorScale::none);
@@ -141,12 +149,13 @@ RC_GTEST_PROP(Quantize, ScalesWithPowersOfTwo, ()) {
     const Quantized q(spec, x.tensor());
     for (float& v : x.values) v *= 2.0f;
     const Quantized twice(spec, x.tensor());
-    const bool nvfp4 = spec.format == Format::nvfp4;
-    RC_ASSERT(twice.tensor_scale() == q.tensor_scale() * (nvfp4 ? 2.0f : 1.0f));
+    const bool blocks_double = spec.has_fp32_scales(), tensor_doubles = !blocks_double && !spec.is_mx();
+    RC_ASSERT(twice.tensor_scale() == q.tensor_scale() * (tensor_doubles ? 2.0f : 1.0f));
     for (int64_t r = 0; r < q.rows(); ++r) {
         for (int64_t k = 0; k < q.cols(); ++k) {
             RC_ASSERT(twice.code(r, k) == q.code(r, k));
-            RC_ASSERT(twice.scale(r, k) == q.scale(r, k) + (nvfp4 ? 0 : 1));
+            RC_ASSERT(twice.scale(r, k) == q.scale(r, k) + (spec.is_mx() ? 1 : 0));
+            RC_ASSERT(twice.fp32_scale(r, k) == q.fp32_scale(r, k) * (blocks_double ? 2.0f : 1.0f));
         }
     }
 }
@@ -176,6 +185,7 @@ RC_GTEST_PROP(Quantize, RowsOfNarrowBlocksAreIndependent, ()) {
         for (int64_t k = 0; k < q.cols(); ++k) {
             RC_ASSERT(q.code(r, k) == other.code(x.rows - 1 - r, k));
             RC_ASSERT(q.scale(r, k) == other.scale(x.rows - 1 - r, k));
+            RC_ASSERT(q.fp32_scale(r, k) == other.fp32_scale(x.rows - 1 - r, k));
         }
     }
 }
@@ -232,17 +242,66 @@ RC_GTEST_PROP(Quantize, RepresentableMxfp4ValuesRoundTrip, ()) {
     RC_ASSERT(Quantized(text, x.tensor()).values() == x.values);
 }
 
-TEST(Quantize, SquareBlocksQuantiseTheTransposeToTheTranspose) {
-    Matrix x{48, 80, test::normals(48 * 80, 13)};
-    Matrix t{80, 48, std::vector<float>(x.values.size())};
-    for (int64_t r = 0; r < x.rows; ++r) {
-        for (int64_t k = 0; k < x.cols; ++k) t.values[k * x.rows + r] = x.values[r * x.cols + k];
+// Values of elements under FP32 scales come back as they are where each block holds its largest element.
+RC_GTEST_PROP(Quantize, RepresentableValuesOfFp32ScalesRoundTrip, ()) {
+    const std::string text = *rc::gen::element<std::string>(
+        "fp8:e4m3 tensor", "fp8:e5m2 row", "fp8:e4m3 1x128 round=stochastic", "fp4 row", "fp4 32x32",
+        "int4 tensor round=stochastic", "int4 row", "log4 row round=stochastic", "log4 tensor");
+    const QuantSpec spec = parse_spec(text);
+    const int size = *rc::gen::inRange(-40, 40);
+    const float scale = std::ldexp(1.0f, size);
+    const uint64_t seed = *rc::gen::arbitrary<uint64_t>();
+    Matrix x{4, 256, {}};
+    for (int64_t i = 0; i < 4 * 256; ++i) {
+        const Philox draw = test::draw_for_test(seed, static_cast<uint64_t>(i));
+        const auto code = static_cast<uint8_t>(draw.word[0] & ((1u << spec.code_bits()) - 1));
+        const float value = element_decode(spec.element, code), largest = largest_of(spec.element);
+        const bool exists = std::fabs(value) <= largest;  // not of codes that are infinity or NaN elsewhere
+        x.values.push_back((i % 16 == 3 || !exists ? largest : value) * scale);
     }
-    const Quantized q("nvfp4 16x16", x.tensor()), qt("nvfp4 16x16", t.tensor());
-    for (int64_t r = 0; r < x.rows; ++r) {
-        for (int64_t k = 0; k < x.cols; ++k) {
-            ASSERT_EQ(q.code(r, k), qt.code(k, r));
-            ASSERT_EQ(q.scale(r, k), qt.scale(k, r));
+    RC_ASSERT(Quantized(spec, x.tensor()).values() == x.values);
+}
+
+TEST(Quantize, SquareBlocksQuantiseTheTransposeToTheTranspose) {
+    for (const char* text :
+         {"nvfp4 16x16", "mxfp4 32x32", "mxfp8:e5m2 32x32", "fp4 32x32", "fp8:e4m3 128x128"}) {
+        Matrix x{48, 160, test::normals(48 * 160, 13)};
+        Matrix t{160, 48, std::vector<float>(x.values.size())};
+        for (int64_t r = 0; r < x.rows; ++r) {
+            for (int64_t k = 0; k < x.cols; ++k) t.values[k * x.rows + r] = x.values[r * x.cols + k];
+        }
+        const Quantized q(text, x.tensor()), qt(text, t.tensor());
+        for (int64_t r = 0; r < x.rows; ++r) {
+            for (int64_t k = 0; k < x.cols; ++k) {
+                ASSERT_EQ(q.code(r, k), qt.code(k, r)) << text;
+                ASSERT_EQ(q.scale(r, k), qt.scale(k, r)) << text;
+                ASSERT_EQ(q.fp32_scale(r, k), qt.fp32_scale(k, r)) << text;
+            }
+        }
+    }
+}
+
+// What a product over the rows reads holds every scale but the tensor's; what one over the columns reads, all
+// but those of rows and tensor.
+TEST(Quantize, OperandsHoldTheScalesThatVaryAlongTheContraction) {
+    Matrix x{40, 200, test::normals(40 * 200, 21)};
+    for (const std::string& text : kSpecs) {
+        const Quantized q(text, x.tensor(), {.seed = 3});
+        const QuantizedMatrix& m = q.matrix();
+        const std::vector<float> values = q.values();
+        std::vector<float> along(values.size()), across(values.size());
+        Arena none(64);
+        Context context{none};
+        dequantize_operand(context, m, view_of(along, {q.rows(), q.cols()}));
+        dequantize_operand_transposed(context, m, view_of(across, {q.cols(), q.rows()}));
+        for (int64_t r = 0; r < q.rows(); ++r) {
+            for (int64_t k = 0; k < q.cols(); ++k) {
+                const auto i = static_cast<size_t>(r * q.cols() + k),
+                           t = static_cast<size_t>(k * q.rows() + r);
+                ASSERT_EQ(across[t] * q.tensor_scale(), values[i]) << text;
+                const float of_row = m.spec.has_row_scales() ? q.fp32_scale(r, k) : 1.0f;
+                ASSERT_EQ(along[i] * of_row * q.tensor_scale(), values[i]) << text;
+            }
         }
     }
 }
@@ -265,13 +324,13 @@ TEST(Quantize, NamesTheFirstValueThatIsNotFinite) {
         x.values[317 * 50 + 49] = std::numeric_limits<float>::quiet_NaN();
         x.values[399 * 50] = -std::numeric_limits<float>::infinity();
         EXPECT_EQ(error_of(text, x.tensor(), "layers.3.dy"),
-                  "layers.3.dy: element [317, 49] is NaN; a 4-bit format has no code for it")
+                  "layers.3.dy: element [317, 49] is NaN; a quantised format has no code for it")
             << text;
     }
     std::vector<Bf16> narrow(64, Bf16{0x3f80});
     narrow[33] = Bf16{0xff80};
     EXPECT_EQ(error_of("nvfp4", view_of(narrow, {2, 32}), "w"),
-              "w: element [1, 1] is -infinity; a 4-bit format has no code for it");
+              "w: element [1, 1] is -infinity; a quantised format has no code for it");
 }
 
 TEST(Quantize, NamesANanEvenWhereTheAmaxIsKnown) {

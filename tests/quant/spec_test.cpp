@@ -31,18 +31,19 @@ std::string error_of(std::string_view text) {
 // Every valid combination of words, with a few values for those that take numbers.
 template <typename Body>
 void for_each_valid_spec(Body&& body) {
-    for (const Format format : {Format::nvfp4, Format::mxfp4}) {
+    for (int format = static_cast<int>(Format::nvfp4); format <= static_cast<int>(Format::log4); ++format) {
         QuantSpec base;
-        base.format = format;
-        const bool nvfp4 = format == Format::nvfp4;
-        const std::vector<Block> blocks =
-            nvfp4 ? std::vector<Block>{Block::b1x16, Block::b16x16} : std::vector<Block>{Block::b1x32};
+        base.format = static_cast<Format>(format);
+        const bool nvfp4 = base.format == Format::nvfp4;
         std::vector<QuantSpec> specs;
-        for (const Block block : blocks) {
+        for (int block = 0; block <= static_cast<int>(Block::tensor); ++block) {
             for (int rule = 0; rule <= static_cast<int>(ScaleRule::quest_rms); ++rule) {
-                base.block = block;
-                base.scale = static_cast<ScaleRule>(rule);
-                specs.push_back(base);
+                for (int element = 0; element <= static_cast<int>(Element::log4); ++element) {
+                    base.block = static_cast<Block>(block);
+                    base.scale = static_cast<ScaleRule>(rule);
+                    base.element = static_cast<Element>(element);
+                    specs.push_back(base);
+                }
             }
         }
         const auto vary = [&specs](auto&& change, int count) {
@@ -71,9 +72,17 @@ void for_each_valid_spec(Body&& body) {
         vary([](QuantSpec& s, int i) { s.signs = static_cast<Signs>(i); }, 5);
         vary([](QuantSpec& s, int i) { s.out_bf16 = i == 1; }, 2);
         keep_valid();
+        vary([](QuantSpec& s, int i) { s.outer_1x128 = i == 1; }, 2);
+        vary([](QuantSpec& s, int i) { s.round = i == 1 ? Rounding::stochastic : Rounding::nearest; },
+             nvfp4 ? 1 : 2);
+        keep_valid();
         vary([](QuantSpec& s, int i) { s.mask_clip = i == 1; }, 2);
         vary([](QuantSpec& s, int i) { s.mult = i == 1 ? 1.5f : 1.0f; }, 2);
         keep_valid();
+        if (!nvfp4) {
+            vary([](QuantSpec& s, int i) { s.tensor = static_cast<TensorScale>(i); }, 4);
+            keep_valid();
+        }
         if (nvfp4) {
             vary([](QuantSpec& s, int i) { s.tensor = static_cast<TensorScale>(i); }, 4);
             vary([](QuantSpec& s, int i) { s.correct = static_cast<Correction>(i); }, 3);
@@ -171,6 +180,14 @@ TEST(Spec, PrintsTheWordsThatDifferFromTheDefaultsInOneOrder) {
              {"mxfp4 mask=clip rotate=hadamard:32 scale=quest:std",
               "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"},
              {"mxfp4 scale=floor", "mxfp4 1x32"},
+             {"nvfp4 round=stochastic outer=1x128", "nvfp4 1x16 round=stochastic outer=1x128"},
+             {"mxfp8", "mxfp8:e4m3 1x32"},
+             {"mxfp8:e5m2 32x32 scale=rceil", "mxfp8:e5m2 32x32"},
+             {"fp8", "fp8:e4m3 tensor"},
+             {"fp8:e5m2 tensor=delayed", "fp8:e5m2 tensor tensor=delayed"},
+             {"fp4 scale=amax", "fp4 row"},
+             {"int4 tensor round=stochastic", "int4 tensor round=stochastic"},
+             {"log4", "log4 row"},
              {"bf16", "bf16"},
              {"fp32", "fp32"}}) {
         EXPECT_EQ(to_string(parse_spec(given)), canonical);
@@ -192,21 +209,38 @@ TEST(Spec, ErrorsQuoteTheTextAndNameTheWord) {
         {"mxfp4 range=2/3", "mxfp4 range=2/3: range= does not go with mxfp4"},
         {"bf16 round=nearest", "bf16 round=nearest: unexpected \"round=nearest\"; bf16 takes no words"},
         {"nvfp4 rotate=rht:24", "nvfp4 rotate=rht:24: size \"24\" of rotate=; it must be 16, 32, 64 or 128"},
+        {"fp8:e3m4 row", "fp8:e3m4 row: unknown element in \"fp8:e3m4\"; fp8 has e4m3, e5m2"},
+        {"int4:e2m1", "int4:e2m1: unknown element in \"int4:e2m1\"; int4 has none to name"},
+        {"fp8 1x32", "fp8 1x32: unknown block \"1x32\"; fp8 has tensor, row, 1x128, 128x128"},
+        {"fp8 range=1/2", "fp8 range=1/2: range= does not go with fp8"},
+        {"mxfp8 scale=quest:std",
+         "mxfp8 scale=quest:std: scale=quest:std does not go with mxfp8, which takes rceil, floor, ceil, "
+         "even"},
+        {"nvfp4 outer=1x64", "nvfp4 outer=1x64: unknown value \"1x64\" of outer=; only 1x128 is one"},
         {"", "an empty spec; write a format, such as \"nvfp4 1x16 scale=amax\""},
     };
     for (const auto& [text, message] : cases) EXPECT_EQ(error_of(text), message);
 }
 
 TEST(Spec, RefusesForbiddenCombinations) {
-    for (const char* text : {"mxfp4 scale=four-six:mse",     // NVFP4 only
-                             "mxfp4 correct=eden",           //
-                             "mxfp4 tensor=delayed",         //
-                             "nvfp4 scale=quest:std",        // MXFP4 only
-                             "nvfp4 mask=clip",              //
-                             "mxfp4 scale=floor mask=clip",  // a mask without quest
-                             "mxfp4 scale=floor mult=1.5",   //
-                             "nvfp4 16x16 scale=eden",       // one byte a tile
-                             "nvfp4 correct=eden-block",     // a factor for a rotation block without one
+    for (const char* text : {"mxfp4 scale=four-six:mse",       // NVFP4 only
+                             "mxfp4 correct=eden",             //
+                             "mxfp4 tensor=delayed",           //
+                             "nvfp4 scale=quest:std",          // MXFP4 only
+                             "nvfp4 mask=clip",                //
+                             "mxfp4 scale=floor mask=clip",    // a mask without quest
+                             "mxfp4 scale=floor mult=1.5",     //
+                             "nvfp4 16x16 scale=eden",         // one byte a tile
+                             "nvfp4 16x16 outer=1x128",        // a tile has rows of other groups
+                             "nvfp4 tensor=none outer=1x128",  // the outer scales stand for the tensor's
+                             "mxfp4 32x32 scale=quest:std",    // a row's spread
+                             "mxfp8 tensor=current tensor=delayed",  //
+                             "fp8 row tensor=delayed",               // there is no tensor scale
+                             "fp8 tensor tensor=posthoc",            //
+                             "fp8 round=nearest-away",               // E2M1 only
+                             "int4 round=nearest-down",              //
+                             "int4 mask=clip",                       //
+                             "nvfp4 correct=eden-block",  // a factor for a rotation block without one
                              "nvfp4 tensor=posthoc correct=eden-block rotate=rht:32",
                              "nvfp4 tensor=posthoc scale=four-six:mse",  // choosing needs the tensor scale
                              "nvfp4 scale-round=stochastic",         // nothing is rounded after the elements
@@ -231,9 +265,7 @@ TEST(Spec, RefusesForbiddenCombinations) {
 }
 
 TEST(Spec, SaysWhatIsNotAvailableYet) {
-    for (const char* text :
-         {"mxfp8:e4m3 1x32", "fp8:e5m2 tensor", "fp4 row", "int4 row", "log4 tensor", "mxfp4 32x32",
-          "nvfp4 outer=1x128", "nvfp4 outliers=0.99", "nvfp4 rotate=hadamard:128@rows"}) {
+    for (const char* text : {"nvfp4 outliers=0.99", "nvfp4 rotate=hadamard:128@rows"}) {
         EXPECT_NE(error_of(text).find("is not available in this version"), std::string::npos)
             << error_of(text);
     }

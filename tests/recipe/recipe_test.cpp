@@ -70,6 +70,21 @@ TEST(Recipe, NotesWhatIsBiased) {
     EXPECT_TRUE(recipe_notes(find_recipe("nvidia")).empty());
 }
 
+TEST(Recipe, ShowsAndReadsTheResultsThatAreQuantised) {
+    Recipe recipe = find_recipe("nvidia");
+    recipe.fprop_y = parse_spec("fp4 32x32");
+    EXPECT_NE(to_table(recipe).find("\nfprop.y   result      fp4 32x32\ndx, dw "), std::string::npos);
+    recipe.dgrad_dx = parse_spec("mxfp8:e5m2 1x32");
+    EXPECT_EQ(parse_recipe(to_toml(recipe), "x.toml"), recipe) << to_toml(recipe);
+    EXPECT_FALSE(with_bf16_product(recipe, "fprop").fprop_y.is_quantized());
+    EXPECT_TRUE(with_bf16_product(recipe, "fprop").dgrad_dx.is_quantized());
+    for (const char* spec : {"fp32", "fp4 32x32 round=stochastic", "nvfp4 rotate=hadamard:16",
+                             "mxfp4 scale=quest:std mask=clip", "fp8 tensor tensor=delayed"}) {
+        recipe.fprop_y = parse_spec(spec);
+        expect_says(refusal_of(recipe), {"fprop.y", "result"});
+    }
+}
+
 TEST(Recipe, KeepsTheNearestNumberOfBlocks) {
     Recipe recipe = find_recipe("nvidia");  // the last 15%
     EXPECT_EQ(recipe.kept_last(4), 1);

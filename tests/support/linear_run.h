@@ -142,7 +142,7 @@ double projection(const std::vector<A>& a, const std::vector<B>& b) {
 struct Bytes {
     std::string operand;
     int64_t rows = 0, cols = 0;  // as stored
-    std::vector<uint8_t> codes, scales, mask;
+    std::vector<uint8_t> codes, scales, fp32_scales, mask;
     float tensor_scale = 0;
 };
 
@@ -154,7 +154,8 @@ inline std::vector<uint8_t> bytes_of(const Tensor& t) {
 inline void collect_operands(QuantLinear& layer, std::vector<Bytes>& into) {
     layer.observe([&into](std::string_view name, const QuantizedMatrix& q) {
         into.push_back({std::string(name), q.rows, q.padded_cols, bytes_of(q.codes), bytes_of(q.scales),
-                        q.spec.mask_clip ? bytes_of(q.mask) : std::vector<uint8_t>(), *q.tensor_scale_ptr()});
+                        bytes_of(q.fp32_scales), q.spec.mask_clip ? bytes_of(q.mask) : std::vector<uint8_t>(),
+                        *q.tensor_scale_ptr()});
     });
 }
 

@@ -36,11 +36,19 @@ class Quantized {
     float tensor_scale() const { return *matrix_.tensor_scale_ptr(); }
 
     uint8_t code(int64_t row, int64_t col) const {
+        if (matrix_.spec.code_bits() == 8) return matrix_.codes.as<uint8_t>()[row * cols() + col];
         const uint8_t byte = matrix_.codes.as<uint8_t>()[(row * cols() + col) / 2];
         return col % 2 == 0 ? byte & 15 : byte >> 4;
     }
-    uint8_t scale(int64_t row, int64_t col) const {
+    uint8_t scale(int64_t row, int64_t col) const {  // 0 without byte scales
+        if (!matrix_.spec.has_scale_bytes()) return 0;
         return matrix_.scales.as<uint8_t>()[(row * cols() + col) / matrix_.spec.block_size()];
+    }
+    float fp32_scale(int64_t row, int64_t col) const {  // 1 without FP32 scales
+        const QuantSpec& spec = matrix_.spec;
+        if (!spec.has_fp32_scales()) return 1.0f;
+        const int64_t group = spec.has_row_scales() ? 0 : col / spec.fp32_block_size();
+        return matrix_.fp32_scales.as<float>()[row * matrix_.fp32_scales.cols() + group];
     }
     bool inside(int64_t row, int64_t col) const {
         return (matrix_.mask.as<uint8_t>()[(row * cols() + col) / 8] >> (col % 8) & 1) != 0;
@@ -53,9 +61,10 @@ class Quantized {
         dequantize(context, matrix_, view_of(result, {rows(), cols()}));
         return result;
     }
-    std::vector<uint8_t> bytes() const {  // codes, scales, mask, tensor scale
+    std::vector<uint8_t> bytes() const {  // codes, scales, mask, tensor scale, FP32 scales
         std::vector<uint8_t> result;
-        for (const Tensor* t : {&matrix_.codes, &matrix_.scales, &matrix_.mask, &matrix_.tensor_scale}) {
+        for (const Tensor* t :
+             {&matrix_.codes, &matrix_.scales, &matrix_.mask, &matrix_.tensor_scale, &matrix_.fp32_scales}) {
             if (t->data == nullptr) continue;
             const auto* p = static_cast<const uint8_t*>(t->data);
             result.insert(result.end(), p, p + t->bytes());
@@ -65,7 +74,7 @@ class Quantized {
 
   private:
     static size_t bytes_for(const QuantSpec& spec, const Tensor& x) {
-        return static_cast<size_t>(x.rows() * spec.padded(x.cols())) + 4096 +
+        return static_cast<size_t>(2 * x.rows() * spec.padded(x.cols())) + 4096 +
                8 * static_cast<size_t>(x.rows());
     }
     std::unique_ptr<Arena> arena_;
