@@ -6,9 +6,12 @@
 //   x = { from = "original", spec = "nvfp4 1x16" }      or, for the original, x = "nvfp4 1x16"
 //   w = ...
 //   [dgrad]  dy, w      [wgrad]  dy, x
+//   [[modifier]]
+//   name = "cage"               and its options
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <cctype>
 #include <initializer_list>
 
 #include "recipe/recipe.h"
@@ -23,10 +26,10 @@ class Reader {
     explicit Reader(std::string_view where) : where_(where) {}
 
     Recipe read(const toml::table& root) const {
-        check_keys(
-            root,
-            {"name", "title", "source", "keep_first", "keep_last", "lm_head", "fprop", "dgrad", "wgrad"},
-            "a recipe");
+        check_keys(root,
+                   {"name", "title", "source", "keep_first", "keep_last", "lm_head", "fprop", "dgrad",
+                    "wgrad", "modifier"},
+                   "a recipe");
         Recipe recipe;
         recipe.name = text(root, "name");
         if (root.contains("title")) recipe.title = text(root, "title");
@@ -38,6 +41,14 @@ class Reader {
             const size_t dot = name.find('.');
             operand(recipe, name) =
                 read_operand(product(root, name.substr(0, dot)), name, name.substr(dot + 1));
+        }
+        if (const toml::node* modifiers = root.get("modifier")) {
+            if (!modifiers->is_array_of_tables()) {
+                fail_at(modifiers->source(), "modifiers are tables, each begun by [[modifier]]");
+            }
+            for (const toml::node& node : *modifiers->as_array()) {
+                recipe.modifiers.push_back(read_modifier(*node.as_table()));
+            }
         }
         return recipe;
     }
@@ -114,6 +125,35 @@ class Reader {
         if (const toml::node* from = parts.get("from")) result.source = source_of(*from, name);
         result.spec = spec_of(need(parts, "spec", fmt::format("{}.spec", name)), name);
         return result;
+    }
+
+    // body(), whose UsageError then says where the node stands.
+    template <typename Body>
+    auto located(const toml::node& node, Body&& body) const {
+        try {
+            return body();
+        } catch (const UsageError& error) {
+            fail_at(node.source(), error.what());
+        }
+    }
+
+    Modifier read_modifier(const toml::table& table) const {
+        const toml::node& name = need(table, "name", "name of a modifier");
+        const std::string word = text_of(name, "name");
+        Modifier modifier = located(name, [&] { return make_modifier(word); });
+        for (const auto& [key, value] : table) {
+            if (key.str() == "name") continue;
+            const std::string text = option_text(value, key.str());
+            located(value, [&, option = key.str()] { set_option(modifier, option, text); });
+        }
+        return modifier;
+    }
+
+    // As the one-line form of a modifier has it.
+    std::string option_text(const toml::node& node, std::string_view shown) const {
+        if (const auto* whole = node.as_integer()) return fmt::format("{}", whole->get());
+        if (const auto* number = node.as_floating_point()) return fmt::format("{}", number->get());
+        return text_of(node, shown);
     }
 
     Source source_of(const toml::node& node, std::string_view name) const {
@@ -199,6 +239,13 @@ std::string to_toml(const Recipe& recipe) {
         const OperandSpec& o = operand(recipe, name);
         out += fmt::format("{:<2} = {{ from = {}, spec = {} }}\n", name.substr(dot + 1),
                            toml_string(name_of(o.source)), toml_string(to_string(o.spec)));
+    }
+    for (const Modifier& modifier : recipe.modifiers) {
+        out += fmt::format("\n[[modifier]]\nname = {}\n", toml_string(name_of(modifier)));
+        for (const auto& [option, value] : options_of(modifier)) {
+            const bool is_word = std::isalpha(static_cast<unsigned char>(value.front())) != 0;
+            out += fmt::format("{} = {}\n", option, is_word ? toml_string(value) : value);
+        }
     }
     return out;
 }
