@@ -27,6 +27,8 @@ void ForwardOptions::add_to(CLI::App& command) {
 
 Transformer ForwardOptions::make_model(const ModelConfig& config) const {
     Recipe chosen = find_recipe(recipe);
+    if (find_modifier<Qema>(chosen) != nullptr)
+        log()->warn("the average of qema is in a run's checkpoint, not here: weights are rounded without it");
     if (precision == "fp32" && quantizes_nothing(chosen)) {
         for (const std::string_view name : kOperandNames) operand(chosen, name).spec = parse_spec("fp32");
     }

@@ -67,7 +67,11 @@ void write_json(const fs::path& path, const Json& json) {
 std::vector<Recipe> recipes_of(const std::vector<std::string>& names) {
     if (names.empty()) return builtin_recipes();
     std::vector<Recipe> recipes;
-    for (const std::string& name : names) recipes.push_back(find_recipe(name));
+    for (const std::string& name : names) {
+        recipes.push_back(find_recipe(name));
+        if (!recipes.back().modifiers.empty())
+            log()->warn("{}: one layer is studied under its table alone, without its modifiers", name);
+    }
     return recipes;
 }
 

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "nn/quant_linear_parts.h"
+#include "quant/round_towards.h"
 
 namespace nibble {
 
@@ -84,6 +85,11 @@ class QuantLinear::Execution {
         const Tensor padded = is_transposed ? x : detail::padded_columns(context_, x, out.cols);
         quantize(context_, spec, padded, key(place, micro_step), out, options);
         return amax;
+    }
+
+    // Q(w) of prepare(), its codes chosen by the round target.
+    void round_weight(const Tensor& master, const Tensor& target, QuantizedMatrix& out) const {
+        round_towards(context_, master, target, signs(kFpropW, 0), out);
     }
 
     // The transpose of what the forward used: its exact code * scale, quantised again; the tensor scales
@@ -322,7 +328,8 @@ bool QuantLinear::needs_history() const {
     return false;
 }
 
-QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master, AmaxHistory* history) const {
+QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master, AmaxHistory* history,
+                                         const Tensor& round_target) const {
     require(master.dtype == DType::f32 && master.shape == Shape({out_, in_}),
             "a layer of F32 [{}, {}] was given a weight of {} {}", out_, in_, name_of(master.dtype),
             master.shape.str());
@@ -344,6 +351,7 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
     if (run.quantizes(kFpropW)) {
         weight.fprop = run.allocate(kFpropW, out_, in_);
         weight.amax[kFpropW] = run.quantize_into(kFpropW, 0, master, weight.fprop);
+        if (round_target.shape.rank() > 0) run.round_weight(master, round_target, weight.fprop);
         run.show(kFpropW, weight.fprop);
     }
     if (run.quantizes(kDgradW) && !is_fresh_each_call(dgrad_w.spec)) {

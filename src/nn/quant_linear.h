@@ -58,8 +58,10 @@ class QuantLinear {
     };
 
     // Allocates from context.arena; the result lives until the caller's enclosing ArenaScope ends.
-    // `history` is for recipes with tensor=delayed (needs_history()).
-    Weight prepare(Context& context, const Tensor& master, AmaxHistory* history = nullptr) const;
+    // `history` is for recipes with tensor=delayed (needs_history()). round_target: F32 [N, K], what the
+    // forward's copy is rounded towards (quant/round_towards.h); no shape: it is rounded as its spec says.
+    Weight prepare(Context& context, const Tensor& master, AmaxHistory* history = nullptr,
+                   const Tensor& round_target = {}) const;
     // x: BF16 or F32 [T, K]; y: BF16 or F32 [T, N]. Allocates what Saved holds from context.arena.
     // for_backward = false (evaluation, generation): saves nothing and leaves the history alone.
     Saved forward(Context& context, const Weight& weight, const Tensor& x, const Tensor& y,

@@ -79,6 +79,7 @@ Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const 
     layers_ = bf16_layers_;
     set_recipe(recipe);
     amax_history_.resize(layers_.size());
+    round_targets_.resize(layers_.size());
     weights_.resize(layers_.size());
     saved_.resize(static_cast<size_t>(config.num_hidden_layers));
 
@@ -96,7 +97,7 @@ void Transformer::set_recipe(const Recipe& recipe) {
     executed_ = nullptr;
     for (size_t id = 0; id < layers_.size(); ++id) {
         const QuantLinear& shape = bf16_layers_[id];
-        const bool kept = is_kept(static_cast<int>(id) / kBlockLayers);
+        const bool kept = is_kept(block_of(id));
         layers_[id] = QuantLinear(kept ? bf16_ : recipe_, shape.in(), shape.out(), static_cast<uint16_t>(id));
     }
 }
@@ -178,18 +179,22 @@ void Transformer::zero_gradients() {
                  [=](int64_t begin, int64_t end) { std::fill(gradients + begin, gradients + end, 0.0f); });
 }
 
-bool Transformer::is_kept(int block) const {
-    const int blocks = config_.num_hidden_layers;
-    return block < recipe_.kept_first(blocks) || block >= blocks - recipe_.kept_last(blocks);
-}
+bool Transformer::is_kept(int block) const { return recipe_.keeps(block, config_.num_hidden_layers); }
 
 void Transformer::begin_step(Context& context, Execution execution) {
     executed_ = execution == Execution::recipe ? &layers_ : &bf16_layers_;
     for (size_t id = 0; id < weights_.size(); ++id) {
         running_layer_ = id;
+        const bool is_smoothed =
+            id % kBlockLayers == kDownLayer && smoothing(static_cast<int>(id) / kBlockLayers) != nullptr;
+        if (is_smoothed) continue;  // made in each micro-batch
         AmaxHistory* history = (*executed_)[id].needs_history() ? &amax_history_[id] : nullptr;
-        weights_[id] = (*executed_)[id].prepare(context, matrix_of(id).master, history);
+        weights_[id] = (*executed_)[id].prepare(context, matrix_of(id).master, history, round_targets_[id]);
     }
+}
+
+const SmoothSwiglu* Transformer::smoothing(int block) const {
+    return executed_ == &layers_ && !is_kept(block) ? find_modifier<SmoothSwiglu>(recipe_) : nullptr;
 }
 
 }  // namespace nibble

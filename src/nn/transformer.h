@@ -74,6 +74,10 @@ class Transformer {
     // The parameter of that name. Throws Error when there is none.
     Parameter& parameter(std::string_view name);
     void zero_gradients();
+    // The linear layers' ids are 0 .. layers() - 1; this is the weight of one.
+    size_t layers() const { return layers_.size(); }
+    Parameter& matrix_of(size_t layer);
+    static int block_of(size_t layer) { return static_cast<int>(layer) / kBlockLayers; }
 
     const ModelConfig& config() const { return config_; }
     const Recipe& recipe() const { return recipe_; }
@@ -106,6 +110,10 @@ class Transformer {
     // The state of recipes with tensor=delayed, one entry a layer id: part of a checkpoint.
     std::vector<AmaxHistory>& amax_history() { return amax_history_; }
 
+    // What begin_step() rounds each layer's weight towards (QuantLinear::prepare), one entry a layer id; no
+    // shape: nothing. The caller's memory.
+    std::vector<Tensor>& round_targets() { return round_targets_; }
+
   private:
     struct Pass;   // the tensors that the blocks of one forward share
     struct Saved;  // what backward needs of one block's forward
@@ -114,7 +122,6 @@ class Transformer {
 
     void add_parameters();
     Parameter& of_block(int block, BlockParameter which);
-    Parameter& matrix_of(size_t layer);  // the weight of a layer id
     Parameter& embedding() { return parameters_.front(); }
     Parameter& final_norm();
     Parameter& head();
@@ -132,6 +139,11 @@ class Transformer {
     // In first_non_finite(), ends the pass if `tensor` is not finite; otherwise does nothing. An @ in `what`
     // stands for the block's prefix.
     void check(const Context& context, const Tensor& tensor, std::string_view what, int block = -1) const;
+    // smooth-swiglu, where the recipe has it and executes the block; else null.
+    const SmoothSwiglu* smoothing(int block) const;
+    // Scales the channels of the SwiGLU's output in place and makes the down projection's weight with the
+    // inverse. Returns the scales, F32 [F].
+    Tensor smooth(Context& context, const SmoothSwiglu& options, int block, const Tensor& hidden);
 
     ModelConfig config_;
     Recipe recipe_, bf16_;
@@ -141,6 +153,7 @@ class Transformer {
     std::vector<Parameter> parameters_;
     std::vector<QuantLinear> layers_, bf16_layers_;
     std::vector<AmaxHistory> amax_history_;
+    std::vector<Tensor> round_targets_;
     // Of the step that begin_step() began, and of the pass under way: their memory is the arena's.
     const std::vector<QuantLinear>* executed_ = nullptr;
     std::vector<QuantLinear::Weight> weights_;

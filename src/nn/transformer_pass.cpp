@@ -7,6 +7,7 @@
 #include "nn/embedding.h"
 #include "nn/rmsnorm.h"
 #include "nn/rope.h"
+#include "nn/smooth_swiglu.h"
 #include "nn/swiglu.h"
 
 namespace nibble {
@@ -93,7 +94,30 @@ void Transformer::linear_backward(Context& context, int block, BlockLayer which,
                                   const Tensor& dx) {
     const auto id = running_layer_ = static_cast<size_t>(block * kBlockLayers + which);
     const QuantLinear::Saved& saved = saved_[static_cast<size_t>(block)].linear[which];
-    (*executed_)[id].backward(context, weights_[id], saved, dy, dx, matrix_of(id).gradient);
+    const Tensor& gradient = matrix_of(id).gradient;
+    const Tensor& scales = saved_[static_cast<size_t>(block)].channel_scales;
+    if (which != kDownLayer || scales.shape.rank() == 0) {
+        (*executed_)[id].backward(context, weights_[id], saved, dy, dx, gradient);
+        return;
+    }
+    const ArenaScope scope(context.arena);
+    const Tensor scaled = context.arena.allocate(DType::f32, gradient.shape);
+    if (!context.planning()) std::memset(scaled.data, 0, scaled.bytes());
+    (*executed_)[id].backward(context, weights_[id], saved, dy, dx, scaled);
+    add_divided_columns(context, scaled, scales, gradient);
+    multiply_columns(context, dx, scales);
+}
+
+Tensor Transformer::smooth(Context& context, const SmoothSwiglu& options, int block, const Tensor& hidden) {
+    const auto id = static_cast<size_t>(block * kBlockLayers + kDownLayer);
+    const Tensor& master = matrix_of(id).master;
+    const Tensor scales = context.arena.allocate(DType::f32, {config_.intermediate_size});
+    const Tensor divided = context.arena.allocate(DType::f32, master.shape);
+    channel_scales(context, options, hidden, scales);
+    multiply_columns(context, hidden, scales);
+    divide_columns(context, master, scales, divided);
+    weights_[id] = layers_[id].prepare(context, divided);
+    return scales;
 }
 
 void Transformer::block_forward(Context& context, Pass& pass, int block) {
@@ -145,6 +169,8 @@ void Transformer::block_forward(Context& context, Pass& pass, int block) {
     const Tensor hidden = keeps_inputs ? allocate(config_.intermediate_size) : pass.hidden;
     swiglu_forward(context, saved.gate_up, hidden);
     check(context, hidden, "output of @mlp (swiglu)", block);
+    const SmoothSwiglu* const smoothed = smoothing(block);
+    saved.channel_scales = smoothed != nullptr ? smooth(context, *smoothed, block, hidden) : Tensor{};
     linear_forward(context, pass, block, kDownLayer, hidden, pass.delta);
     check(context, pass.delta, "output of @mlp.down", block);
 }

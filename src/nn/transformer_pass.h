@@ -28,6 +28,7 @@ struct Transformer::Saved {
     Tensor mixed;                     // [T, heads * head_dim], the attention's output
     Tensor logsumexp;                 // F32 [T, heads]
     Tensor gate_up;                   // [T, 2F]
+    Tensor channel_scales;            // F32 [F], of smooth-swiglu; no shape: none
     QuantLinear::Saved linear[kBlockLayers];
 };
 

@@ -60,4 +60,19 @@ Recipe with_bf16_product(Recipe recipe, std::string_view product) {
     return recipe;
 }
 
+Recipe with_modifiers(Recipe recipe, const std::vector<std::string>& texts) {
+    const std::vector<Modifier> own = std::move(recipe.modifiers);
+    recipe.modifiers.clear();
+    for (const std::string& text : texts) {
+        if (text == "recipe") {
+            recipe.modifiers.insert(recipe.modifiers.end(), own.begin(), own.end());
+            continue;
+        }
+        recipe.modifiers.push_back(parse_modifier(text));
+        recipe.name += fmt::format("+{}", name_of(recipe.modifiers.back()));
+    }
+    if (recipe.modifiers.empty() && !own.empty()) recipe.name += "+modifiers=none";
+    return recipe;
+}
+
 }  // namespace nibble

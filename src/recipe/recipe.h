@@ -1,4 +1,5 @@
-// recipe/: a method is a table. Six operands, each with a spec and the tensor that it is made from.
+// recipe/: a method is a table. Six operands, each with a spec and the tensor that it is made from, and
+// modifiers, which have a state.
 // This room holds the table, the built-in methods, TOML in and out, and printing; it executes nothing.
 #pragma once
 
@@ -9,6 +10,7 @@
 
 #include "core/core.h"
 #include "quant/spec.h"
+#include "recipe/modifier.h"
 
 namespace nibble {
 
@@ -35,6 +37,7 @@ struct Recipe {
     // Transformer blocks kept in bf16: a number of blocks, or a share of them in (0, 1).
     double keep_first = 0, keep_last = 0;
     std::string lm_head = "bf16";
+    std::vector<Modifier> modifiers;  // each at most once
 
     friend bool operator==(const Recipe&, const Recipe&) = default;
 
@@ -43,6 +46,9 @@ struct Recipe {
     // `blocks`.
     int kept_first(int blocks) const;
     int kept_last(int blocks) const;
+    bool keeps(int block, int blocks) const {
+        return block < kept_first(blocks) || block >= blocks - kept_last(blocks);
+    }
 };
 
 // The operand names in the order of the table, and access to each by name: "fprop.x", "fprop.w", "dgrad.dy",
@@ -57,6 +63,15 @@ const OperandSpec& operand(const Recipe& recipe, std::string_view name);
 inline constexpr std::array<std::string_view, 2> kOutputNames = {"fprop.y", "dgrad.dx"};
 QuantSpec& output(Recipe& recipe, std::string_view name);
 const QuantSpec& output(const Recipe& recipe, std::string_view name);
+
+// The options of a modifier of the recipe; null if it has none of that kind.
+template <typename Kind>
+const Kind* find_modifier(const Recipe& recipe) {
+    for (const Modifier& modifier : recipe.modifiers) {
+        if (const Kind* found = std::get_if<Kind>(&modifier)) return found;
+    }
+    return nullptr;
+}
 
 // What happens to a gradient after its product. dX and dW are gradients of what the forward multiplied where
 // the backward operand is made from it, so they are masked and turned back as the forward's operand was.
@@ -80,6 +95,9 @@ Recipe with_operand(Recipe recipe, std::string_view operand, std::string_view te
 // where the forward's mask has to apply in its rotated space, the second from what the forward used. The name
 // says so: "quartet2+dgrad=bf16".
 Recipe with_bf16_product(Recipe recipe, std::string_view product);
+// The recipe with these modifiers, {"recipe", "cage lambda=5"}: "recipe" stands for those that it has. The
+// name says so: "quartet2+cage". Throws UsageError as parse_modifier() does.
+Recipe with_modifiers(Recipe recipe, const std::vector<std::string>& texts);
 
 Recipe parse_recipe(std::string_view toml, std::string_view where);  // throws UsageError with line and column
 std::string to_toml(const Recipe& recipe);                           // parse_recipe(to_toml(r)) == r

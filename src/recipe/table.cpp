@@ -72,6 +72,9 @@ std::string to_table(const Recipe& recipe) {
     } else {
         table += fmt::format("{:<10}{}\n{:<10}{}\n", "dx", dx, "dw", dw);
     }
+    for (const Modifier& modifier : recipe.modifiers) {
+        table += fmt::format("{:<10}{}\n", "modifier", to_string(modifier));
+    }
     std::string kept;
     if (recipe.keep_first > 0) kept += "first " + detail::kept_text(recipe.keep_first);
     if (recipe.keep_first > 0 && recipe.keep_last > 0) kept += ", ";

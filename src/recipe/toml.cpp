@@ -8,9 +8,13 @@
 //   [dgrad]  dy, w      [wgrad]  dy, x
 //
 // and optionally the specs that results are quantised to: y = "fp4 32x32" in [fprop], dx in [dgrad].
+//
+//   [[modifier]]
+//   name = "cage"               and its options
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <cctype>
 #include <initializer_list>
 
 #include "recipe/recipe.h"
@@ -25,10 +29,10 @@ class Reader {
     explicit Reader(std::string_view where) : where_(where) {}
 
     Recipe read(const toml::table& root) const {
-        check_keys(
-            root,
-            {"name", "title", "source", "keep_first", "keep_last", "lm_head", "fprop", "dgrad", "wgrad"},
-            "a recipe");
+        check_keys(root,
+                   {"name", "title", "source", "keep_first", "keep_last", "lm_head", "fprop", "dgrad",
+                    "wgrad", "modifier"},
+                   "a recipe");
         Recipe recipe;
         recipe.name = text(root, "name");
         if (root.contains("title")) recipe.title = text(root, "title");
@@ -45,6 +49,14 @@ class Reader {
             const size_t dot = name.find('.');
             const toml::node* node = product(root, name.substr(0, dot)).get(name.substr(dot + 1));
             if (node != nullptr) output(recipe, name) = spec_of(*node, name);
+        }
+        if (const toml::node* modifiers = root.get("modifier")) {
+            if (!modifiers->is_array_of_tables()) {
+                fail_at(modifiers->source(), "modifiers are tables, each begun by [[modifier]]");
+            }
+            for (const toml::node& node : *modifiers->as_array()) {
+                recipe.modifiers.push_back(read_modifier(*node.as_table()));
+            }
         }
         return recipe;
     }
@@ -121,6 +133,35 @@ class Reader {
         if (const toml::node* from = parts.get("from")) result.source = source_of(*from, name);
         result.spec = spec_of(need(parts, "spec", fmt::format("{}.spec", name)), name);
         return result;
+    }
+
+    // body(), whose UsageError then says where the node stands.
+    template <typename Body>
+    auto located(const toml::node& node, Body&& body) const {
+        try {
+            return body();
+        } catch (const UsageError& error) {
+            fail_at(node.source(), error.what());
+        }
+    }
+
+    Modifier read_modifier(const toml::table& table) const {
+        const toml::node& name = need(table, "name", "name of a modifier");
+        const std::string word = text_of(name, "name");
+        Modifier modifier = located(name, [&] { return make_modifier(word); });
+        for (const auto& [key, value] : table) {
+            if (key.str() == "name") continue;
+            const std::string text = option_text(value, key.str());
+            located(value, [&, option = key.str()] { set_option(modifier, option, text); });
+        }
+        return modifier;
+    }
+
+    // As the one-line form of a modifier has it.
+    std::string option_text(const toml::node& node, std::string_view shown) const {
+        if (const auto* whole = node.as_integer()) return fmt::format("{}", whole->get());
+        if (const auto* number = node.as_floating_point()) return fmt::format("{}", number->get());
+        return text_of(node, shown);
     }
 
     Source source_of(const toml::node& node, std::string_view name) const {
@@ -213,6 +254,13 @@ std::string to_toml(const Recipe& recipe) {
                            toml_string(name_of(o.source)), toml_string(to_string(o.spec)));
         if (name == "fprop.w") out += result("y", recipe.fprop_y);
         if (name == "dgrad.w") out += result("dx", recipe.dgrad_dx);
+    }
+    for (const Modifier& modifier : recipe.modifiers) {
+        out += fmt::format("\n[[modifier]]\nname = {}\n", toml_string(name_of(modifier)));
+        for (const auto& [option, value] : options_of(modifier)) {
+            const bool is_word = std::isalpha(static_cast<unsigned char>(value.front())) != 0;
+            out += fmt::format("{} = {}\n", option, is_word ? toml_string(value) : value);
+        }
     }
     return out;
 }

@@ -34,6 +34,7 @@ class Checker {
         check_mask("fprop.x", "dgrad.w", finish_dx(r_));
         check_mask("fprop.w", "wgrad.x", finish_dw(r_));
         for (const std::string_view name : kOutputNames) check_output(name);
+        check_modifiers();
     }
 
   private:
@@ -123,6 +124,68 @@ class Checker {
                 "{} cannot be {}: a result is bf16 or quantised without rotate=, stochastic rounding, "
                 "mask= and tensor=delayed",
                 name, to_string(spec));
+        }
+    }
+
+    void check_modifiers() const {
+        for (size_t i = 0; i < r_.modifiers.size(); ++i) {
+            const Modifier& modifier = r_.modifiers[i];
+            const std::string_view name = name_of(modifier);
+            for (size_t j = 0; j < i; ++j) {
+                if (name_of(r_.modifiers[j]) == name) refuse("the modifier {} stands twice", name);
+            }
+            validate_modifier(modifier);
+            if (std::holds_alternative<SmoothSwiglu>(modifier)) {
+                check_smooth_swiglu();
+            } else {
+                check_quantized_weight(name);
+            }
+            if (std::holds_alternative<OsciReset>(modifier) && r_.fprop_w.spec.rotation != Rotation::none) {
+                refuse("oscireset sets single weights, which the rotation of fprop.w ({}) mixes",
+                       to_string(r_.fprop_w.spec));
+            }
+            if (std::holds_alternative<Qema>(modifier) && !has_e2m1_neighbours(r_.fprop_w.spec)) {
+                refuse("qema chooses between neighbours of nvfp4 and mxfp4 with their own scales, not of {}",
+                       to_string(r_.fprop_w.spec));
+            }
+            if (std::holds_alternative<Qema>(modifier) && r_.fprop_w.spec.correct != Correction::none) {
+                refuse("qema rounds again below scales that fprop.w ({}) has corrected for its own rounding",
+                       to_string(r_.fprop_w.spec));
+            }
+        }
+    }
+
+    // What quant/round_towards.h executes.
+    static bool has_e2m1_neighbours(const QuantSpec& spec) {
+        return spec.has_scale_bytes() && spec.element == Element::e2m1 && !spec.has_fp32_scales();
+    }
+
+    // cage, qema and oscireset are about Q(w), the forward's weight.
+    void check_quantized_weight(std::string_view modifier) const {
+        const QuantSpec& spec = r_.fprop_w.spec;
+        if (!spec.is_quantized()) {
+            refuse("{} needs a quantised fprop.w, which is {}; modifiers = [] leaves it out", modifier,
+                   to_string(spec));
+        }
+        if (spec.is_stochastic()) {
+            refuse("{} needs an fprop.w without coins, not {}", modifier, to_string(spec));
+        }
+    }
+
+    // The down projection is quantised in each micro-batch, under other column scales.
+    void check_smooth_swiglu() const {
+        for (const std::string_view name : kOperandNames) {
+            if (operand(r_, name).spec.is_quantized() &&
+                operand(r_, name).spec.tensor == TensorScale::delayed) {
+                refuse("smooth-swiglu scales by each micro-batch, {} by the step before (tensor=delayed)",
+                       name);
+            }
+        }
+        if (r_.modifiers.size() > 1) {
+            refuse(
+                "smooth-swiglu changes Q(w) of the down projection in each micro-batch: it is not combined "
+                "with "
+                "other modifiers, which are about one Q(w)");
         }
     }
 

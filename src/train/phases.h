@@ -19,7 +19,8 @@ struct PhaseConfig {
     int64_t at_step = -1;             // or: steps done before it
     std::string recipe;               // a built-in name or a file; empty: that of the phase before
     std::string fprop, dgrad, wgrad;  // "bf16", or empty: as before
-    std::string origin;               // "demo.toml:12"
+    std::vector<std::string> modifiers = {"recipe"};  // with_modifiers(); "recipe": those of its recipe
+    std::string origin;                               // "demo.toml:12"
 };
 
 struct Phase {

@@ -157,6 +157,15 @@ void set_key(RunConfig& config, const std::string& name, const toml::node& value
     config.origins[static_cast<size_t>(key - config_keys().data())] = origin;
 }
 
+// The keys of a phase that are given, but for its place.
+std::vector<std::pair<std::string, Json>> values_of(const PhaseConfig& phase) {
+    std::vector<std::pair<std::string, Json>> given = {
+        {"recipe", phase.recipe}, {"fprop", phase.fprop}, {"dgrad", phase.dgrad}, {"wgrad", phase.wgrad}};
+    std::erase_if(given, [](const auto& entry) { return entry.second == ""; });
+    if (phase.modifiers != PhaseConfig{}.modifiers) given.emplace_back("modifiers", phase.modifiers);
+    return given;
+}
+
 PhaseConfig read_phase(const toml::table& table, const std::string& file) {
     PhaseConfig phase;
     phase.origin = fmt::format("{}:{}", file, table.source().begin.line);
@@ -193,15 +202,21 @@ PhaseConfig read_phase(const toml::table& table, const std::string& file) {
             phase.dgrad = precision();
         } else if (key == "wgrad") {
             phase.wgrad = precision();
+        } else if (key == "modifiers") {
+            if (!assign(&phase.modifiers, value))
+                fail_usage("{}: modifiers of a phase must be a list of texts", origin);
         } else {
-            fail_usage("{}: unknown key \"{}\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad",
-                       origin, key);
+            fail_usage(
+                "{}: unknown key \"{}\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad, "
+                "modifiers",
+                origin, key);
         }
     }
     if ((phase.at > 0) == (phase.at_step > 0))
         fail_usage("{}: a phase needs one of at and at_step", phase.origin);
-    if (phase.recipe.empty() && phase.fprop.empty() && phase.dgrad.empty() && phase.wgrad.empty())
-        fail_usage("{}: a phase needs recipe, fprop, dgrad or wgrad: what it changes", phase.origin);
+    if (values_of(phase).empty())
+        fail_usage("{}: a phase needs recipe, fprop, dgrad, wgrad or modifiers: what it changes",
+                   phase.origin);
     return phase;
 }
 
@@ -249,18 +264,13 @@ void set_override(RunConfig& config, const std::string& text) {
     const bool is_text =
         std::holds_alternative<std::string*>(slot) || std::holds_alternative<KeptBlocks*>(slot);
     // A shell has eaten the quotes: a text may come without them.
+    const bool is_list = std::holds_alternative<std::vector<std::string>*>(slot);
     if (is_text && !value.starts_with('"') && !value.starts_with('\''))
         set_key(config, name, toml::value<std::string>(value), "--set");
+    else if (is_list && !value.starts_with('['))  // one text
+        set_key(config, name, toml::array(value), "--set");
     else
         set_key(config, name, *parse_toml("value = " + value, origin, false).get("value"), "--set");
-}
-
-// The keys of a phase that are given, but for its place.
-std::vector<std::pair<std::string_view, std::string>> texts_of(const PhaseConfig& phase) {
-    std::vector<std::pair<std::string_view, std::string>> given = {
-        {"recipe", phase.recipe}, {"fprop", phase.fprop}, {"dgrad", phase.dgrad}, {"wgrad", phase.wgrad}};
-    std::erase_if(given, [](const auto& entry) { return entry.second.empty(); });
-    return given;
 }
 
 Json slot_json(const ConfigSlot& slot) {
@@ -347,6 +357,7 @@ Recipe resolve_recipe(const RunConfig& config) {
         const std::string& text = config.recipe.operands[i];
         if (text != "recipe") recipe = with_operand(std::move(recipe), kOperandNames[i], text);
     }
+    recipe = with_modifiers(std::move(recipe), config.recipe.modifiers);
     validate(recipe);
     return recipe;
 }
@@ -368,8 +379,7 @@ std::string to_annotated_toml(const RunConfig& config) {
         text += fmt::format("\n[[phase]]  # {}\n", phase.origin);
         text += phase.at_step > 0 ? fmt::format("at_step = {}\n", phase.at_step)
                                   : fmt::format("at = {}\n", phase.at);
-        for (const auto& [key, value] : texts_of(phase))
-            text += fmt::format("{} = {}\n", key, Json(value).dump());
+        for (const auto& [key, value] : values_of(phase)) text += fmt::format("{} = {}\n", key, value.dump());
     }
     return text;
 }
@@ -383,7 +393,7 @@ Json to_json(const RunConfig& config) {
     }
     for (const PhaseConfig& phase : config.phases) {
         Json written = phase.at_step > 0 ? Json{{"at_step", phase.at_step}} : Json{{"at", phase.at}};
-        for (const auto& [key, value] : texts_of(phase)) written[std::string(key)] = value;
+        for (const auto& [key, value] : values_of(phase)) written[key] = value;
         json["phase"].push_back(written);
     }
     return json;

@@ -41,6 +41,7 @@ struct RunConfig {
         // "recipe": what the recipe says.
         std::string fprop = "recipe", dgrad = "recipe", wgrad = "recipe";
         std::array<std::string, 6> operands = {"recipe", "recipe", "recipe", "recipe", "recipe", "recipe"};
+        std::vector<std::string> modifiers = {"recipe"};  // with_modifiers()
     } recipe;
     struct {
         std::string activations = "bf16";

@@ -62,6 +62,9 @@ const std::vector<ConfigKey>& config_keys() {
         {"recipe.wgrad_dy", NIBBLE_SLOT(recipe.operands[4]), "likewise"},
         {"recipe.wgrad_x", NIBBLE_SLOT(recipe.operands[5]), "likewise; or with what it is made from"},
 
+        {"recipe.modifiers", NIBBLE_SLOT(recipe.modifiers),
+         "stateful parts, with options: [\"cage lambda=5\"]; \"recipe\" stands for the recipe's own"},
+
         {"precision.activations",
          NIBBLE_SLOT(precision.activations),
          "dtype of activations and their gradients (fp32: for study)",

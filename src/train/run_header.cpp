@@ -132,6 +132,7 @@ Json make_header(const HeaderParts& parts) {
           {"moments", parts.memory.moments},
           {"batch", parts.memory.batch},
           {"step", parts.memory.step},
+          {"modifiers", parts.memory.modifiers},
           {"total", parts.memory.total()},
           {"available", available_memory()}}},
     };
@@ -166,9 +167,12 @@ std::string to_text(const Json& header) {
                                 data.at(part).at("tokens").dump(), data.at(part).at("text_bytes").dump(),
                                 data.at(part).at("hash").get<std::string>());
     const auto bytes = [&](const char* key) { return bytes_text(memory.at(key).get<double>()); };
-    text += fmt::format("memory   {}: masters {}, gradients {}, moments {}, step {}, batch {}; {} available",
-                        bytes("total"), bytes("masters"), bytes("gradients"), bytes("moments"), bytes("step"),
-                        bytes("batch"), bytes("available"));
+    const bool has_modifiers = memory.at("modifiers").get<size_t>() > 0;
+    text +=
+        fmt::format("memory   {}: masters {}, gradients {}, moments {}, {}step {}, batch {}; {} available",
+                    bytes("total"), bytes("masters"), bytes("gradients"), bytes("moments"),
+                    has_modifiers ? fmt::format("modifiers {}, ", bytes("modifiers")) : "", bytes("step"),
+                    bytes("batch"), bytes("available"));
     return text;
 }
 

@@ -21,8 +21,9 @@ nlohmann::ordered_json describe_products(const Transformer& model);
 // Bytes of a run, by what they are for.
 struct MemoryPlan {
     size_t masters = 0, gradients = 0, moments = 0, batch = 0;
-    size_t step = 0;  // the arena: weights in 4 bits, activations, scratch
-    size_t total() const { return masters + gradients + moments + batch + step; }
+    size_t step = 0;       // the arena: weights in 4 bits, activations, scratch
+    size_t modifiers = 0;  // their state
+    size_t total() const { return masters + gradients + moments + batch + step + modifiers; }
 };
 
 struct HeaderParts {

@@ -41,6 +41,7 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     const auto targets = static_cast<double>(counted_targets(targets_.tensor()));
 
     model_->zero_gradients();
+    modifiers_->round_weights(context_);
     model_->begin_step(context_);  // quantises the weights, once for all micro-steps
     double loss_sum = 0;
     for (int64_t micro_step = 0; micro_step < config_.micro_steps(); ++micro_step) {
@@ -56,18 +57,18 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     }
 
     const GradientNorm gradient = global_norm(context_, gradients_);
-    const StepResult result{loss_sum / targets, schedule_->lr(step_), gradient.norm};
-    if (context_.planning() || !result.is_finite()) {
-        model_->amax_history() = history;
-        return result;
-    }
+    StepResult result{loss_sum / targets, schedule_->lr(step_), gradient.norm, {}};
+    if (context_.planning() || !result.is_finite()) model_->amax_history() = history;
+    if (!result.is_finite() && !context_.planning()) return result;
     optimizer_->update(context_, step_ + 1, result.lr,
                        clip_factor(gradient.norm, config_.optimizer.grad_clip));
+    result.resets = modifiers_->after_update(context_, step_ + 1, result.lr);
     return result;
 }
 
 TextLoss Trainer::evaluate(Transformer::Execution execution) {
     context_.step = static_cast<uint32_t>(step_);
+    modifiers_->round_weights(context_);
     return evaluate_text(context_, *model_, *validation_shards_, text_bytes_, config_.data.sequence_length,
                          config_.train.micro_batch_size, execution, config_.train.eval_batches);
 }
@@ -150,6 +151,8 @@ void Trainer::log_step(const StepResult& result, double seconds) {
                  {"tokens_per_s", tokens_per_s},
                  {"sol", sol},
                  {"time", elapsed()}});
+    if (result.resets)
+        log_->write({{"type", "oscireset"}, {"step", step_}, {"reset", *result.resets}, {"time", elapsed()}});
     const double seconds_left =
         work_seconds_ / static_cast<double>(step_ - resumed_from_) * static_cast<double>(steps_ - step_);
     status_.show(

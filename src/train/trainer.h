@@ -13,6 +13,7 @@
 #include "train/checkpoint.h"
 #include "train/evaluation.h"
 #include "train/metrics_log.h"
+#include "train/modifier_state.h"
 #include "train/run_config.h"
 #include "train/run_header.h"
 #include "train/status_line.h"
@@ -40,6 +41,7 @@ class Trainer {
     struct StepResult {
         double loss = 0;  // nats per token
         double lr = 0, grad_norm = 0;
+        std::optional<int64_t> resets;  // ModifierState::after_update()
         bool is_finite() const;
     };
 
@@ -90,6 +92,7 @@ class Trainer {
     std::unique_ptr<Transformer> model_;
     std::vector<Tensor> gradients_;
     std::optional<AdamW> optimizer_;
+    std::optional<ModifierState> modifiers_;
     std::optional<Schedule> schedule_;
     Arena arena_;
     Context context_{arena_};

@@ -83,11 +83,13 @@ void Trainer::make_model() {
     require(config_.data.sequence_length <= shape.max_position_embeddings,
             "data.sequence_length {} exceeds the {} positions of {}", config_.data.sequence_length,
             shape.max_position_embeddings, where);
+    phases_ = resolve_phases(config_);
     constexpr size_t kBytesPerParameter = 16;  // master, gradient, two moments
-    require_memory(static_cast<size_t>(shape.parameters()) * kBytesPerParameter, "choose a smaller model");
+    require_memory(static_cast<size_t>(shape.parameters()) *
+                       (kBytesPerParameter + ModifierState::bytes_per_weight(phases_)),
+                   "choose a smaller model");
     Transformer::Options options;
     options.activations = config_.precision.activations == "fp32" ? DType::f32 : DType::bf16;
-    phases_ = resolve_phases(config_);
     model_ = std::make_unique<Transformer>(shape, phases_.front().recipe, options);
     if (config_.model.init.empty())
         model_->initialize(context_.seed);
@@ -110,6 +112,7 @@ void Trainer::make_optimizer() {
     options.epsilon = config_.optimizer.eps;
     options.weight_decay = config_.optimizer.weight_decay;
     optimizer_.emplace(std::move(tensors), options);
+    modifiers_.emplace(*model_, phases_, steps_);
     schedule_.emplace(schedule_options(config_, steps_));
 }
 
@@ -128,7 +131,8 @@ void Trainer::plan_memory() {
 
     size_t parameters = 0;
     for (const Tensor& gradient : gradients_) parameters += gradient.bytes();
-    memory_ = {parameters, parameters, 2 * parameters, tokens_.bytes() + targets_.bytes(), arena_.peak()};
+    memory_ = {parameters,    parameters,         2 * parameters, tokens_.bytes() + targets_.bytes(),
+               arena_.peak(), modifiers_->bytes()};
     require_memory(arena_.peak(),
                    "lower train.micro_batch_size or data.sequence_length, or choose a smaller model");
     arena_.commit();
@@ -147,6 +151,7 @@ std::vector<NamedTensor> Trainer::optimizer_state() {
         tensors.push_back({state.name + ".m", state.m});
         tensors.push_back({state.name + ".v", state.v});
     }
+    for (NamedTensor& tensor : modifiers_->tensors()) tensors.push_back(std::move(tensor));
     static_assert(sizeof(AmaxHistory) == 12 * sizeof(float));
     std::vector<AmaxHistory>& history = model_->amax_history();
     tensors.push_back(

@@ -48,15 +48,22 @@ TEST_P(Resume, IsBitExact) {
     expect_same_training(run, "whole", "parts");
 }
 
-INSTANTIATE_TEST_SUITE_P(Recipes, Resume,
-                         testing::Values(Case{"bf16_one_thread", "recipe.name=bf16", "1"},
-                                         Case{"bf16_two_threads", "recipe.name=bf16", "2"},
-                                         Case{"quartet2_one_thread", "recipe.name=quartet2", "1"},
-                                         Case{"quartet2_two_threads", "recipe.name=quartet2", "2"},
-                                         Case{"stochastic_one_thread", "recipe.name=fp4-all-the-way", "1"},
-                                         Case{"stochastic_two_threads", "recipe.name=fp4-all-the-way", "2"},
-                                         Case{"delayed_two_threads", "recipe.file=delayed.toml", "2"}),
-                         [](const auto& of) { return std::string(of.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Recipes, Resume,
+    testing::Values(Case{"bf16_one_thread", "recipe.name=bf16", "1"},
+                    Case{"bf16_two_threads", "recipe.name=bf16", "2"},
+                    Case{"quartet2_one_thread", "recipe.name=quartet2", "1"},
+                    Case{"quartet2_two_threads", "recipe.name=quartet2", "2"},
+                    Case{"stochastic_one_thread", "recipe.name=fp4-all-the-way", "1"},
+                    Case{"stochastic_two_threads", "recipe.name=fp4-all-the-way", "2"},
+                    Case{"delayed_two_threads", "recipe.file=delayed.toml", "2"},
+                    // Acts from the first step on.
+                    Case{"cage", "recipe.modifiers=cage silence=0", "2"},
+                    Case{"qema", "recipe.modifiers=qema decay=0.9 after=5", "2"},
+                    // A window from step 15 to 25, another from 35 on; stopped in the middle.
+                    Case{"oscireset", "recipe.modifiers=oscireset start=0.375 period=20 window=10", "2"},
+                    Case{"smooth_swiglu", "recipe.modifiers=smooth-swiglu", "2"}),
+    [](const auto& of) { return std::string(of.param.name); });
 
 TEST(Interrupt, StopsWithACheckpointFromWhichTheRunGoesOnToTheBit) {
     const TinyRun run;

@@ -69,6 +69,38 @@ TEST_F(RunConfigFile, ChangesProductsAndOperandsOfTheRecipe) {
               "FILE:1: recipe.dgrad must be one of recipe, bf16, not \"fp8\"");
 }
 
+TEST_F(RunConfigFile, GivesARecipeModifiers) {
+    const RunConfig config = load("recipe.modifiers = ['recipe', 'cage lambda=5']\n");
+    EXPECT_EQ(resolve_recipe(config).name, "quartet2+cage");
+    EXPECT_EQ(find_modifier<Cage>(resolve_recipe(config))->lambda, 5);
+    EXPECT_TRUE(resolve_recipe(load("", {"recipe.modifiers=[]"})).modifiers.empty());
+    // One of them alone may come without brackets and quotes.
+    EXPECT_EQ(resolve_recipe(load("", {"recipe.modifiers=cage lambda=5"})), resolve_recipe(config));
+    EXPECT_THROW(resolve_recipe(load("recipe.modifiers = ['cags']\n")), UsageError);
+}
+
+TEST_F(RunConfigFile, GivesAPhaseOtherModifiers) {
+    const RunConfig config = load(R"(
+        train.steps = 10
+        recipe.modifiers = ['qema']
+        [[phase]]
+        at_step = 4
+        dgrad = 'bf16'
+        [[phase]]
+        at_step = 6
+        modifiers = ['recipe', 'cage']
+        [[phase]]
+        at_step = 8
+        fprop = 'bf16'
+        modifiers = []
+    )");
+    std::vector<size_t> counts;
+    for (const Phase& phase : resolve_phases(config)) counts.push_back(phase.recipe.modifiers.size());
+    EXPECT_EQ(counts, (std::vector<size_t>{1, 1, 2, 0}));
+    RunConfig again = load(to_annotated_toml(config));
+    EXPECT_EQ(to_json(again), to_json(config));
+}
+
 TEST_F(RunConfigFile, ReadsValuesAndRemembersTheirLines) {
     const RunConfig config =
         load("name = 'x'\nseed = 7\n[optimizer]\nlr = 2e-3\nbetas = [0.8, 0.99]\n[recipe]\nkeep_last = 2\n",
@@ -123,12 +155,15 @@ TEST_F(RunConfigFile, RefusesWrongTypesAndValues) {
               "FILE:3: at of a phase is a fraction of the run between 0 and 1");
     EXPECT_EQ(error("[[phase]]\nfprop = 'bf16'\n"), "FILE:1: a phase needs one of at and at_step");
     EXPECT_EQ(error("[[phase]]\nat = 0.5\nforward = 'bf16'\n"),
-              "FILE:3: unknown key \"forward\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad");
+              "FILE:3: unknown key \"forward\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad, "
+              "modifiers");
     EXPECT_EQ(
         error("[[phase]]\nat = 0.5\nfprop = 'fp8'\n"),
         "FILE:3: fprop of a phase can be \"bf16\", not \"fp8\"; recipe = \"NAME\" takes another recipe");
     EXPECT_EQ(error("[[phase]]\nat = 0.5\n"),
-              "FILE:1: a phase needs recipe, fprop, dgrad or wgrad: what it changes");
+              "FILE:1: a phase needs recipe, fprop, dgrad, wgrad or modifiers: what it changes");
+    EXPECT_EQ(error("[[phase]]\nat = 0.5\nmodifiers = 'cage'\n"),
+              "FILE:3: modifiers of a phase must be a list of texts");
     EXPECT_EQ(error("[phase]\nat = 0.5\n"), "FILE:2: phases are tables of a file, each begun by [[phase]]");
     EXPECT_EQ(error("recipe.keep_last = '101%'\n"),
               "FILE:1: recipe.keep_last must be \"recipe\", a number, or a share like \"15%\", not \"101%\"");
