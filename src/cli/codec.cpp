@@ -82,8 +82,8 @@ struct EncodeOptions {
 void encode_tensor(const QuantSpec& spec, const RandomKey& key, const std::string& where,
                    const NamedTensor& input, Output& output) {
     const int64_t rows = input.tensor.shape[0], cols = input.tensor.shape[1];
-    const Tensor dequantized =
-        output.add(input.name + std::string(kDequantized), DType::f32, {rows, spec.padded(cols)});
+    const Tensor dequantized = output.add(input.name + std::string(kDequantized), DType::f32,
+                                          {spec.padded_rows(rows), spec.padded(cols)});
     with_arena([&](Context& context) {
         QuantizedMatrix q = allocate_quantized(context.arena, spec, rows, cols);
         const std::string name = fmt::format("{}: tensor '{}'", where, input.name);
@@ -219,18 +219,19 @@ void check_scales(const SafetensorsFile& file, const std::string& name, const Qu
 void decode_tensor(const SafetensorsFile& file, const Encoded& encoded, const std::string& name,
                    const Encoded::Matrix& matrix, bool unrotated, Output& output) {
     const QuantSpec& spec = encoded.spec;
-    const int64_t padded = spec.padded(matrix.cols);
+    const int64_t padded = spec.padded(matrix.cols), padded_rows = spec.padded_rows(matrix.rows);
     // In the rotated space the padding holds a part of every value; elsewhere it is zero and goes.
-    const bool crop = unrotated || spec.rotation == Rotation::none;
+    const int64_t rows = unrotated ? matrix.rows : padded_rows;
+    const int64_t cols = unrotated || !spec.rotates_columns() ? matrix.cols : padded;
     // The stored codes vouch for the size before any memory is taken for it.
     const Tensor& codes = file.tensor(name + std::string(kCodes));
-    const Shape shape = {matrix.rows, padded * spec.code_bits() / 8};
+    const Shape shape = {padded_rows, padded * spec.code_bits() / 8};
     require(codes.shape == shape, "{}: tensor '{}{}' is {}, but its matrix needs {}", file.where(), name,
             kCodes, codes.shape.str(), shape.str());
-    const Tensor result = output.add(name, DType::f32, {matrix.rows, crop ? matrix.cols : padded});
+    const Tensor result = output.add(name, DType::f32, {rows, cols});
     with_arena([&](Context& context) {
         QuantizedMatrix q = allocate_quantized(context.arena, spec, matrix.rows, matrix.cols);
-        const Tensor values = context.arena.allocate(DType::f32, {matrix.rows, padded});
+        const Tensor values = context.arena.allocate(DType::f32, {padded_rows, padded});
         if (!context.planning()) {
             take(file, name, kCodes, q.codes);
             if (spec.has_scale_bytes()) take(file, name, kScales, q.scales);
@@ -241,13 +242,13 @@ void decode_tensor(const SafetensorsFile& file, const Encoded& encoded, const st
         dequantize(context, q, values);
         if (unrotated) {
             const SignBits signs = rotation_signs(spec, key_of(encoded.seed, matrix.index));
-            unrotate(context, spec.rotation_size, signs, values, spec.rotation_rounds());
+            (spec.rotates_rows() ? unrotate_rows : unrotate)(context, spec.rotation_size, signs, values,
+                                                             spec.rotation_rounds());
         }
         if (context.planning()) return;
-        const int64_t width = result.shape[1];
-        for (int64_t row = 0; row < matrix.rows && width > 0; ++row) {
-            std::memcpy(result.as<float>() + row * width, values.as<float>() + row * padded,
-                        static_cast<size_t>(width) * sizeof(float));
+        for (int64_t row = 0; row < rows && cols > 0; ++row) {
+            std::memcpy(result.as<float>() + row * cols, values.as<float>() + row * padded,
+                        static_cast<size_t>(cols) * sizeof(float));
         }
     });
 }

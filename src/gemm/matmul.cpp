@@ -96,8 +96,7 @@ class Source {
     bool is_quantized() const { return operand_.quantized != nullptr; }
     // Columns that were padded on with zeros, and not rotated into others, need not be multiplied.
     void drop_padding() {
-        if (is_quantized() && operand_.quantized->spec.rotation == Rotation::none)
-            k_ = operand_.quantized->cols;
+        if (is_quantized() && !operand_.quantized->spec.rotates_columns()) k_ = operand_.quantized->cols;
     }
     // In double: 4/3 has no exact FP32 form, and products of scales are rounded once.
     double tensor_scale() const {

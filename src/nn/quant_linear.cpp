@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "nn/dge.h"
+#include "nn/outliers.h"
 #include "nn/quant_linear_parts.h"
 #include "quant/round_towards.h"
 
@@ -155,7 +157,7 @@ class QuantLinear::Execution {
         const Factor a = gradient_factor(kWgradDy, dy, true);
         const Factor b = wgrad_x_factor(saved);
         const Tensor mask = finish_dw(recipe_).mask ? weight.fprop.mask : Tensor{};
-        multiply_and_finish(kWgradDy, a, b, finish_dw(recipe_), mask, kFpropW, dw, true);
+        multiply_and_finish(kWgradDy, a, b, finish_dw(recipe_), mask, kFpropW, dw, true, weight.master);
     }
 
     // Calls multiply(where the result goes), and gives `out` what the recipe's spec for it makes of that.
@@ -295,16 +297,26 @@ class QuantLinear::Execution {
         return {std::nullopt, values, true, q.tensor_scale};
     }
 
+    // `of`: dW is multiplied by the slope of this weight's quantiser, where the recipe says so.
     void multiply_and_finish(Place place, const Factor& a, const Factor& b, const Finish& finish,
-                             const Tensor& mask, Place forward, const Tensor& out, bool accumulate) const {
-        if (!finish.mask && !finish.unrotate && b.rows() == out.cols()) {
+                             const Tensor& mask, Place forward, const Tensor& out, bool accumulate,
+                             const Tensor& of = {}) const {
+        const bool has_slope = place == kWgradDy && recipe_.wgrad_factor.has_value();
+        if (finish == Finish{} && !has_slope && b.rows() == out.cols()) {
             multiply(place, a, b, out, accumulate);
             return;
         }
         const Tensor gradient = context_.arena.allocate(DType::f32, {a.rows(), b.rows()});
         multiply(place, a, b, gradient, false);
+        if (finish.unrotate_rows) {
+            const QuantSpec& spec = at(place).spec;
+            unrotate_rows(context_, spec.rotation_size, signs(place, context_.micro_step), gradient,
+                          spec.rotation_rounds());
+        }
+        const Tensor kept = gradient.slice(0, out.rows());
+        if (has_slope) multiply_by_dge_slope(context_, *recipe_.wgrad_factor, of, kept);
         const QuantSpec* rotation = finish.unrotate ? &at(forward).spec : nullptr;
-        detail::finish_gradient(context_, gradient, mask, rotation, signs(forward, 0), out, accumulate);
+        detail::finish_gradient(context_, kept, mask, rotation, signs(forward, 0), out, accumulate);
     }
 
     const QuantLinear& layer_;
@@ -358,6 +370,13 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
         weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_);
         weight.amax[kDgradW] = run.make_dgrad_w(weight, 0, weight.dgrad);
     }
+    if (recipe_->outliers) {
+        const DType dtype = recipe_->outliers->product.format == Format::fp32 ? DType::f32 : DType::bf16;
+        weight.outlier_product = context.arena.allocate(dtype, {in_, out_});
+        const ArenaScope scope(context.arena);
+        const Tensor w = dtype == DType::f32 ? master : detail::as_bf16(context, master);
+        transpose(context, w, weight.outlier_product);
+    }
     return weight;
 }
 
@@ -380,9 +399,17 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     }
     const ArenaScope scope(context.arena);
     Factor a = {std::nullopt, x, false, {}}, b = {std::nullopt, {}, false, {}};
+    ClampRange range;
     if (run.quantizes(kFpropX)) {
         if (!keeps_bytes) quantized = run.allocate(kFpropX, x.rows(), in_);
-        run.record(kFpropX, run.quantize_into(kFpropX, context.micro_step, x, quantized));
+        const ArenaScope clamped_scope(context.arena);
+        Tensor narrow = x;
+        if (recipe_->outliers) {
+            range = quantile_range(context, x, recipe_->outliers->quantile);
+            narrow = context.arena.allocate(x.dtype, x.shape);
+            clamp(context, x, range, narrow);
+        }
+        run.record(kFpropX, run.quantize_into(kFpropX, context.micro_step, narrow, quantized));
         run.show(kFpropX, quantized);
         a.quantized = quantized;
     } else {
@@ -396,8 +423,13 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     }
     run.record(kFpropW, weight.amax[kFpropW]);
     run.record(kDgradW, weight.amax[kDgradW]);
-    run.with_result(recipe_->fprop_y, "fprop.y", y,
-                    [&](const Tensor& out) { run.multiply(kFpropX, a, b, out, false); });
+    run.with_result(recipe_->fprop_y, "fprop.y", y, [&](const Tensor& out) {
+        if (!recipe_->outliers) return run.multiply(kFpropX, a, b, out, false);
+        const Tensor product =
+            out.dtype == DType::f32 ? out : context.arena.allocate(DType::f32, {y.rows(), y.cols()});
+        run.multiply(kFpropX, a, b, product, false);
+        add_outlier_product(context, x, range, weight.outlier_product, product, out);
+    });
     return saved;
 }
 

@@ -42,10 +42,11 @@ class QuantLinear {
     // What one optimizer step needs of the weight: its forward copy and, where signs allow, its dgrad copy.
     // Made from the FP32 master by prepare(), kept in the arena for all micro-batches of the step.
     struct Weight {
-        Tensor master;          // F32 [N, K]
-        Tensor bf16;            // the rounded master, where an operand is plain
-        QuantizedMatrix fprop;  // [N, K], where the forward quantises
-        QuantizedMatrix dgrad;  // [K, N]; unused when it is made afresh in each micro-step
+        Tensor master;           // F32 [N, K]
+        Tensor bf16;             // the rounded master, where an operand is plain
+        QuantizedMatrix fprop;   // [N, K], where the forward quantises
+        QuantizedMatrix dgrad;   // [K, N]; unused when it is made afresh in each micro-step
+        Tensor outlier_product;  // BF16 or F32 [K, N], what outliers of x are multiplied with
         AmaxHistory* history = nullptr;
         std::array<float, 6> amax{};  // what this step's history will receive when it is trained
     };

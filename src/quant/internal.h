@@ -37,6 +37,11 @@ inline SignBits signs_of(const QuantSpec& spec, const RandomKey& key, const Quan
     return options.signs != nullptr ? *options.signs : rotation_signs(spec, key);
 }
 
+// quantize() and quantize_reference() of a spec with rotate=...@rows: the rotation in an F32 copy of x, then
+// the quantiser of the spec without it.
+void quantize_rotated_rows(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+                           QuantizedMatrix& out, const QuantizeOptions& options, bool by_reference);
+
 // How many rows are worth a task of their own: small matrices are not worth waking threads for.
 inline int64_t rows_per_task(int64_t cols) {
     return std::max<int64_t>(16384 / std::max<int64_t>(cols, 1), 1);

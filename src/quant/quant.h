@@ -36,7 +36,7 @@ SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key);
 // rotated space if the spec rotates.
 struct QuantizedMatrix {
     QuantSpec spec;
-    int64_t rows = 0, cols = 0;  // logical
+    int64_t rows = 0, cols = 0;  // logical; rows with those that rotate=...@rows pads on
     int64_t padded_cols = 0;     // as stored; columns beyond `cols` were zero before rotation
     Tensor codes;   // U8 [rows, padded_cols * code_bits / 8]; of 4 bits the even column in the low nibble
     Tensor scales;  // U8 [rows, padded_cols / block]; E4M3 or E8M0 bytes; square tiles repeat theirs
@@ -67,9 +67,10 @@ struct QuantizeOptions {
 };
 
 // Quantises x, F32 or BF16 [rows, cols] (leading dimensions are rows), into `out` (made by
-// allocate_quantized). Throws Error naming the tensor and the index of the first NaN or infinity; `out` is
-// then unspecified. quantize() is the fast path; quantize_reference() is the readable scalar definition.
-// Their bytes are equal.
+// allocate_quantized). With rotate=...@rows, x may have fewer rows than `out`: the others are zero. Throws
+// Error naming the tensor and the index of the first NaN or infinity; `out` is then unspecified. quantize()
+// is the fast path; quantize_reference() is the readable scalar definition. Their bytes are equal. Allocates
+// from context.arena only with rotate=...@rows.
 void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
               QuantizedMatrix& out, const QuantizeOptions& options = {});
 void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
@@ -91,6 +92,9 @@ void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out);
 // multiple of `size`. The inverse: butterfly, multiply, then signs; the last round first.
 void rotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds = 1);
 void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds = 1);
+// The same down the columns: every block of `size` rows. F32 [rows, cols], rows a multiple of `size`.
+void rotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds = 1);
+void unrotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds = 1);
 
 // out [cols, rows] <- the transpose of x [rows, cols]; F32 or BF16, the same for both.
 void transpose(Context& context, const Tensor& x, const Tensor& out);

@@ -10,18 +10,18 @@ QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t 
     validate_spec(spec);
     QuantizedMatrix q;
     q.spec = spec;
-    q.rows = rows;
+    q.rows = spec.padded_rows(rows);
     q.cols = cols;
     q.padded_cols = spec.padded(cols);
-    q.codes = arena.allocate(DType::u8, {rows, q.padded_cols * spec.code_bits() / 8});
+    q.codes = arena.allocate(DType::u8, {q.rows, q.padded_cols * spec.code_bits() / 8});
     if (spec.has_scale_bytes()) {
-        q.scales = arena.allocate(DType::u8, {rows, q.padded_cols / spec.block_size()});
+        q.scales = arena.allocate(DType::u8, {q.rows, q.padded_cols / spec.block_size()});
     }
     if (spec.has_fp32_scales()) {
         const int64_t in_a_row = spec.has_row_scales() ? 1 : q.padded_cols / spec.fp32_block_size();
-        q.fp32_scales = arena.allocate(DType::f32, {rows, in_a_row});
+        q.fp32_scales = arena.allocate(DType::f32, {q.rows, in_a_row});
     }
-    if (spec.mask_clip) q.mask = arena.allocate(DType::u8, {rows, q.padded_cols / 8});
+    if (spec.mask_clip) q.mask = arena.allocate(DType::u8, {q.rows, q.padded_cols / 8});
     q.tensor_scale = arena.allocate(DType::f32, {1});
     return q;
 }
@@ -66,9 +66,11 @@ void check_quantize_arguments(const QuantSpec& spec, const Tensor& x, const Quan
             options.name, name_of(x.dtype));
     require(out.spec == spec, "{}: the output was allocated for \"{}\", not for \"{}\"", options.name,
             to_string(out.spec), to_string(spec));
+    const bool adds_rows = spec.rotates_rows();
     const bool fits = options.transposed
-                          ? x.cols() >= out.rows && x.rows() <= out.cols
-                          : x.count() == out.rows * out.cols && (x.count() == 0 || x.cols() == out.cols);
+                          ? (adds_rows || x.cols() >= out.rows) && x.rows() <= out.cols
+                          : (x.count() == 0 || x.cols() == out.cols) &&
+                                (adds_rows ? x.rows() <= out.rows : x.count() == out.rows * out.cols);
     require(fits, "{}: shape {} does not fit an output of [{}, {}]{}", options.name, x.shape.str(), out.rows,
             out.cols, options.transposed ? ", transposed" : "");
 }
@@ -76,6 +78,7 @@ void check_quantize_arguments(const QuantSpec& spec, const Tensor& x, const Quan
 void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
               QuantizedMatrix& out, const QuantizeOptions& options) {
     check_quantize_arguments(spec, x, out, options);
+    if (spec.rotates_rows()) return quantize_rotated_rows(context, spec, x, key, out, options, false);
     if (context.planning() || quantize_simd(context, spec, x, key, out, options)) return;
     quantize_reference(context, spec, x, key, out, options);
 }

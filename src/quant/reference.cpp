@@ -238,6 +238,7 @@ class Nvfp4 : public Passes {
 void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                         QuantizedMatrix& out, const QuantizeOptions& options) {
     check_quantize_arguments(spec, x, out, options);
+    if (spec.rotates_rows()) return quantize_rotated_rows(context, spec, x, key, out, options, true);
     if (context.planning()) return;
     if (spec.format == Format::nvfp4) {
         reference::Nvfp4(spec, x, key, out, options).run();

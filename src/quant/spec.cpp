@@ -181,8 +181,8 @@ std::string problem_of(const QuantSpec& s) {
     if (s.correct != Correction::none && s.is_square()) {
         return "correct= gives every group of 16 its own scale; it needs block 1x16";
     }
-    if (s.correct == Correction::eden_block && s.rotation == Rotation::none) {
-        return "correct=eden-block has one factor for a rotation block; it needs rotate=";
+    if (s.correct == Correction::eden_block && !s.rotates_columns()) {
+        return "correct=eden-block has one factor for a rotation block; it needs rotate= without @rows";
     }
     if (s.correct == Correction::eden_block && s.tensor == TensorScale::posthoc) {
         return "tensor=posthoc goes with correct=eden, not with eden-block";
@@ -199,6 +199,7 @@ std::string problem_of(const QuantSpec& s) {
     if (s.rotation == Rotation::none) {
         if (s.rotation_size != 0) return "rotate= names a size but no transform";
         if (s.out_bf16) return "out=bf16 rounds rotated values; it needs rotate=";
+        if (s.rotation_of_rows) return "@rows says what rotate= rotates, but it names no transform";
     } else if (s.rotation_size != 16 && s.rotation_size != 32 && s.rotation_size != 64 &&
                s.rotation_size != 128) {
         return "rotate= takes sizes 16, 32, 64 and 128";
@@ -374,9 +375,11 @@ class Parser {
 
     void set_rotation(std::string_view value) {
         if (value == "none") return;
-        if (value.find('@') != std::string_view::npos) {
-            fail_here("rotate={}: rotation along the other dimension is not available in this version",
-                      value);
+        if (const size_t at = value.find('@'); at != std::string_view::npos) {
+            if (value.substr(at) != "@rows")
+                fail_here("rotate={}: after '@' comes \"rows\", the other dimension", value);
+            spec_.rotation_of_rows = true;
+            value = value.substr(0, at);
         }
         const size_t colon = value.find(':');
         const std::string_view name = value.substr(0, colon);
@@ -456,7 +459,8 @@ int QuantSpec::block_size() const {
 
 int64_t QuantSpec::padding() const {
     if (!is_quantized()) return 1;
-    return std::lcm(int64_t{outer_1x128 ? 128 : block_size()}, std::max<int64_t>(rotation_size, 1));
+    const int block = outer_1x128 ? 128 : block_size();
+    return rotates_columns() ? std::lcm(block, rotation_size) : block;
 }
 
 void validate_spec(const QuantSpec& spec) {
@@ -499,7 +503,8 @@ std::string to_string(const QuantSpec& s) {
     if (s.outer_1x128) add("outer", "1x128");
     if (s.tensor != TensorScale::current) add("tensor", name_in<TensorScale>(kTensorScales, s.tensor));
     if (s.rotation != Rotation::none) {
-        add("rotate", fmt::format("{}:{}", name_in<Rotation>(kRotations, s.rotation), s.rotation_size));
+        add("rotate", fmt::format("{}:{}{}", name_in<Rotation>(kRotations, s.rotation), s.rotation_size,
+                                  s.rotation_of_rows ? "@rows" : ""));
     }
     if (s.signs != Signs::by_gemm) add("signs", name_in<Signs>(kSigns, s.signs));
     if (s.out_bf16) add("out", "bf16");

@@ -68,7 +68,8 @@ struct QuantSpec {
     TensorScale tensor = TensorScale::current;
     bool outer_1x128 = false;  // NVFP4: an FP32 scale for 128 elements instead of the tensor's (outer=1x128)
     Rotation rotation = Rotation::none;
-    int rotation_size = 0;  // 16, 32, 64 or 128
+    int rotation_size = 0;          // 16, 32, 64 or 128
+    bool rotation_of_rows = false;  // along the other dimension (rotate=...@rows)
     Signs signs = Signs::by_gemm;
     bool out_bf16 = false;   // round rotated values to BF16 before the scale rule (out=bf16)
     bool mask_clip = false;  // record which elements were inside the range (mask=clip)
@@ -90,6 +91,8 @@ struct QuantSpec {
     bool has_fp32_groups() const { return has_fp32_scales() && !has_row_scales(); }
     int fp32_block_size() const { return outer_1x128 ? 128 : block_size(); }
     bool has_signs() const { return rotation == Rotation::rht || rotation == Rotation::rht2; }
+    bool rotates_columns() const { return rotation != Rotation::none && !rotation_of_rows; }
+    bool rotates_rows() const { return rotation != Rotation::none && rotation_of_rows; }
     int rotation_rounds() const {
         return rotation == Rotation::none ? 0 : rotation == Rotation::rht2 ? 2 : 1;
     }
@@ -101,6 +104,10 @@ struct QuantSpec {
     // K is padded with zeros to a multiple of this.
     int64_t padding() const;
     int64_t padded(int64_t cols) const { return (cols + padding() - 1) / padding() * padding(); }
+    // Rows likewise, where rows are rotated into each other.
+    int64_t padded_rows(int64_t rows) const {
+        return rotates_rows() ? (rows + rotation_size - 1) / rotation_size * rotation_size : rows;
+    }
 
     friend bool operator==(const QuantSpec&, const QuantSpec&) = default;
 };

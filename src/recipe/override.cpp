@@ -48,6 +48,8 @@ Recipe with_bf16_product(Recipe recipe, std::string_view product) {
     if (product == "fprop") {
         make_from_original_if_same_bits(recipe.dgrad_w);
         make_from_original_if_same_bits(recipe.wgrad_x);
+        recipe.outliers.reset();      // nothing is quantised from which they would have to be kept,
+        recipe.wgrad_factor.reset();  // or whose slope would matter
     }
     const bool is_masked = product == "dgrad"   ? masks_in_rotated_space(recipe.fprop_x)
                            : product == "wgrad" ? masks_in_rotated_space(recipe.fprop_w)

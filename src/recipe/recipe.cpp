@@ -15,7 +15,7 @@ int kept(double amount, int blocks) {
 // True if the backward operand lives in the space that the forward quantised in.
 bool is_of_forward(const OperandSpec& backward) { return backward.source != Source::original; }
 
-bool rotates(const OperandSpec& operand) { return operand.spec.rotation != Rotation::none; }
+bool rotates(const OperandSpec& operand) { return operand.spec.rotates_columns(); }
 
 }  // namespace
 
@@ -60,11 +60,13 @@ const QuantSpec& output(const Recipe& recipe, std::string_view name) {
 }
 
 Finish finish_dx(const Recipe& recipe) {
-    return {recipe.fprop_x.spec.mask_clip, is_of_forward(recipe.dgrad_w) && rotates(recipe.fprop_w)};
+    return {recipe.fprop_x.spec.mask_clip, is_of_forward(recipe.dgrad_w) && rotates(recipe.fprop_w),
+            recipe.dgrad_dy.spec.rotates_rows()};
 }
 
 Finish finish_dw(const Recipe& recipe) {
-    return {recipe.fprop_w.spec.mask_clip, is_of_forward(recipe.wgrad_x) && rotates(recipe.fprop_x)};
+    return {recipe.fprop_w.spec.mask_clip, is_of_forward(recipe.wgrad_x) && rotates(recipe.fprop_x),
+            recipe.wgrad_dy.spec.rotates_rows()};
 }
 
 }  // namespace nibble

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -27,6 +28,23 @@ struct OperandSpec {
     friend bool operator==(const OperandSpec&, const OperandSpec&) = default;
 };
 
+// Outlier clamping and compensation (OCC, arXiv 2501.17116, section 3.2): fprop.x is clamped at the quantiles
+// 1 - quantile and quantile of its tensor before it is quantised; what was cut off is multiplied with the
+// weight in `product`.
+struct Outliers {
+    double quantile = 0.99;  // above 1/2, below 1
+    QuantSpec product;       // bf16 or fp32: the weight's
+    friend bool operator==(const Outliers&, const Outliers&) = default;
+};
+
+// The differentiable gradient estimator (DGE, arXiv 2501.17116, section 3.1): dW is multiplied, element by
+// element, by the slope of a smooth stand-in for the quantiser of fprop.w.
+struct Dge {
+    double k = 5;    // the steepness of the stand-in, at least 1
+    double cap = 3;  // the largest slope
+    friend bool operator==(const Dge&, const Dge&) = default;
+};
+
 struct Recipe {
     std::string name;
     std::string title;   // one line for the list
@@ -34,6 +52,8 @@ struct Recipe {
     OperandSpec fprop_x, fprop_w, dgrad_dy, dgrad_w, wgrad_dy, wgrad_x;
     // What the results of two products are quantised to before others see them; bf16: they are not.
     QuantSpec fprop_y, dgrad_dx;
+    std::optional<Outliers> outliers;  // [outliers]
+    std::optional<Dge> wgrad_factor;   // wgrad.factor
     // Transformer blocks kept in bf16: a number of blocks, or a share of them in (0, 1).
     double keep_first = 0, keep_last = 0;
     std::string lm_head = "bf16";
@@ -74,10 +94,12 @@ const Kind* find_modifier(const Recipe& recipe) {
 }
 
 // What happens to a gradient after its product. dX and dW are gradients of what the forward multiplied where
-// the backward operand is made from it, so they are masked and turned back as the forward's operand was.
+// the backward operand is made from it, so they are masked and turned back as the forward's operand was. Rows
+// that the gradient's own operand rotated are turned back too.
 struct Finish {
-    bool mask = false;      // zero where the forward clipped (mask=clip)
-    bool unrotate = false;  // the inverse of the forward's rotation
+    bool mask = false;           // zero where the forward clipped (mask=clip)
+    bool unrotate = false;       // the inverse of the forward's rotation
+    bool unrotate_rows = false;  // the inverse of dgrad.dy's or wgrad.dy's rotate=...@rows
     friend bool operator==(const Finish&, const Finish&) = default;
 };
 Finish finish_dx(const Recipe& recipe);

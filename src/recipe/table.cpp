@@ -1,4 +1,6 @@
 // Recipes as people read them.
+#include <fmt/ranges.h>
+
 #include <charconv>
 #include <cmath>
 
@@ -48,10 +50,13 @@ std::optional<double> parse_kept(std::string_view text) {
 
 namespace {
 
-std::string finish_text(const Finish& finish) {
-    if (finish.mask && finish.unrotate) return "mask, unrotate";
-    if (finish.mask) return "mask";
-    return finish.unrotate ? "unrotate" : "as computed";
+std::string finish_text(const Finish& finish, const std::optional<Dge>& factor = {}) {
+    std::vector<std::string> steps;
+    if (finish.unrotate_rows) steps.push_back("unrotate rows");
+    if (finish.mask) steps.push_back("mask");
+    if (finish.unrotate) steps.push_back("unrotate");
+    if (factor) steps.push_back(fmt::format("times dge k={} cap={}", factor->k, factor->cap));
+    return steps.empty() ? "as computed" : fmt::format("{}", fmt::join(steps, ", "));
 }
 
 }  // namespace
@@ -66,11 +71,17 @@ std::string to_table(const Recipe& recipe) {
         const QuantSpec& spec = output(recipe, name);
         if (spec.is_quantized()) table += fmt::format("{:<10}{:<12}{}\n", name, "result", to_string(spec));
     }
-    const std::string dx = finish_text(finish_dx(recipe)), dw = finish_text(finish_dw(recipe));
+    const std::string dx = finish_text(finish_dx(recipe)),
+                      dw = finish_text(finish_dw(recipe), recipe.wgrad_factor);
     if (dx == dw) {
         table += fmt::format("{:<10}{}\n", "dx, dw", dx);
     } else {
         table += fmt::format("{:<10}{}\n{:<10}{}\n", "dx", dx, "dw", dw);
+    }
+    if (const auto& outliers = recipe.outliers) {
+        table +=
+            fmt::format("{:<10}fprop.x clamped to its quantiles {:g} and {:g}; the rest in a {} product\n",
+                        "outliers", 1 - outliers->quantile, outliers->quantile, to_string(outliers->product));
     }
     for (const Modifier& modifier : recipe.modifiers) {
         table += fmt::format("{:<10}{}\n", "modifier", to_string(modifier));

@@ -7,10 +7,11 @@
 //   w = ...
 //   [dgrad]  dy, w      [wgrad]  dy, x
 //
-// and optionally the specs that results are quantised to: y = "fp4 32x32" in [fprop], dx in [dgrad].
-//
-//   [[modifier]]
-//   name = "cage"               and its options
+// and optionally
+//   y = "fp4 32x32"                               in [fprop], dx in [dgrad]: what results are quantised to
+//   factor = { name = "dge", k = 5, cap = 3 }     in [wgrad]
+//   [outliers]  quantile = 0.99, product = "bf16"
+//   [[modifier]]  name = "cage" and its options
 #include <toml++/toml.h>
 
 #include <algorithm>
@@ -31,7 +32,7 @@ class Reader {
     Recipe read(const toml::table& root) const {
         check_keys(root,
                    {"name", "title", "source", "keep_first", "keep_last", "lm_head", "fprop", "dgrad",
-                    "wgrad", "modifier"},
+                    "wgrad", "outliers", "modifier"},
                    "a recipe");
         Recipe recipe;
         recipe.name = text(root, "name");
@@ -50,6 +51,8 @@ class Reader {
             const toml::node* node = product(root, name.substr(0, dot)).get(name.substr(dot + 1));
             if (node != nullptr) output(recipe, name) = spec_of(*node, name);
         }
+        if (const toml::node* node = root.get("outliers")) recipe.outliers = outliers(*node);
+        if (const toml::node* node = product(root, "wgrad").get("factor")) recipe.wgrad_factor = dge(*node);
         if (const toml::node* modifiers = root.get("modifier")) {
             if (!modifiers->is_array_of_tables()) {
                 fail_at(modifiers->source(), "modifiers are tables, each begun by [[modifier]]");
@@ -113,7 +116,7 @@ class Reader {
         const toml::table& table = *node.as_table();
         if (name == "fprop") check_keys(table, {"x", "w", "y"}, "fprop");
         if (name == "dgrad") check_keys(table, {"dy", "w", "dx"}, "dgrad");
-        if (name == "wgrad") check_keys(table, {"dy", "x"}, "wgrad");
+        if (name == "wgrad") check_keys(table, {"dy", "x", "factor"}, "wgrad");
         return table;
     }
 
@@ -132,6 +135,42 @@ class Reader {
         check_keys(parts, {"from", "spec"}, name);
         if (const toml::node* from = parts.get("from")) result.source = source_of(*from, name);
         result.spec = spec_of(need(parts, "spec", fmt::format("{}.spec", name)), name);
+        return result;
+    }
+
+    // The number `key` of `table`, or what it is where nothing is said.
+    double number(const toml::table& table, std::string_view key, std::string_view shown,
+                  double otherwise) const {
+        const toml::node* node = table.get(key);
+        if (node == nullptr) return otherwise;
+        const std::optional<double> value = node->value<double>();
+        if (!node->is_number() || !value) fail_at(node->source(), fmt::format("'{}' is a number", shown));
+        return *value;
+    }
+
+    Outliers outliers(const toml::node& node) const {
+        if (!node.is_table()) fail_at(node.source(), "'outliers' is a table: quantile, product");
+        const toml::table& table = *node.as_table();
+        check_keys(table, {"quantile", "product"}, "outliers");
+        Outliers result;
+        result.quantile = number(table, "quantile", "outliers.quantile", result.quantile);
+        if (const toml::node* spec = table.get("product"))
+            result.product = spec_of(*spec, "outliers.product");
+        return result;
+    }
+
+    Dge dge(const toml::node& node) const {
+        constexpr std::string_view kForm = "{ name = \"dge\", k = 5, cap = 3 }";
+        if (!node.is_table()) fail_at(node.source(), fmt::format("'wgrad.factor' is {}", kForm));
+        const toml::table& table = *node.as_table();
+        check_keys(table, {"name", "k", "cap"}, "wgrad.factor");
+        const toml::node& name = need(table, "name", "wgrad.factor.name");
+        if (text_of(name, "wgrad.factor.name") != "dge") {
+            fail_at(name.source(), fmt::format("the only factor of dW is \"dge\": {}", kForm));
+        }
+        Dge result;
+        result.k = number(table, "k", "wgrad.factor.k", result.k);
+        result.cap = number(table, "cap", "wgrad.factor.cap", result.cap);
         return result;
     }
 
@@ -254,6 +293,13 @@ std::string to_toml(const Recipe& recipe) {
                            toml_string(name_of(o.source)), toml_string(to_string(o.spec)));
         if (name == "fprop.w") out += result("y", recipe.fprop_y);
         if (name == "dgrad.w") out += result("dx", recipe.dgrad_dx);
+    }
+    if (const auto& dge = recipe.wgrad_factor) {  // [wgrad] is the last of the products
+        out += fmt::format("factor = {{ name = \"dge\", k = {}, cap = {} }}\n", dge->k, dge->cap);
+    }
+    if (const auto& outliers = recipe.outliers) {
+        out += fmt::format("\n[outliers]\nquantile = {}\nproduct = {}\n", outliers->quantile,
+                           toml_string(to_string(outliers->product)));
     }
     for (const Modifier& modifier : recipe.modifiers) {
         out += fmt::format("\n[[modifier]]\nname = {}\n", toml_string(name_of(modifier)));

@@ -10,7 +10,7 @@ namespace {
 // A same-bits operand was rotated, if at all, along the other dimension.
 std::string rotation_text(const OperandSpec& operand, Signs by_gemm) {
     const QuantSpec& spec = operand.spec;
-    if (spec.rotation == Rotation::none || operand.source == Source::same_bits) return {};
+    if (!spec.rotates_columns() || operand.source == Source::same_bits) return {};
     if (spec.rotation == Rotation::hadamard) return fmt::format("hadamard:{}", spec.rotation_size);
     const char* const words[] = {"", "call", "step", "run", "te"};
     const Signs signs = spec.signs == Signs::by_gemm ? by_gemm : spec.signs;
@@ -34,6 +34,9 @@ class Checker {
         check_mask("fprop.x", "dgrad.w", finish_dx(r_));
         check_mask("fprop.w", "wgrad.x", finish_dw(r_));
         for (const std::string_view name : kOutputNames) check_output(name);
+        check_rotated_rows();
+        if (r_.outliers) check_outliers(*r_.outliers);
+        if (r_.wgrad_factor) check_dge(*r_.wgrad_factor);
         check_modifiers();
     }
 
@@ -111,6 +114,41 @@ class Checker {
         if (finish.mask && f.spec.rotation != Rotation::none && !finish.unrotate) {
             refuse("the mask of {} is in its rotated space, so {} has to be made from 'forward'", forward,
                    backward);
+        }
+    }
+
+    void check_rotated_rows() const {
+        for (const std::string_view name : kOperandNames) {
+            if (!operand(r_, name).spec.rotates_rows() || name == "dgrad.dy" || name == "wgrad.dy") continue;
+            refuse("{} has rotate=...@rows; only dgrad.dy and wgrad.dy, whose results are turned back, can",
+                   name);
+        }
+    }
+
+    void check_outliers(const Outliers& outliers) const {
+        if (!(outliers.quantile > 0.5 && outliers.quantile < 1))
+            refuse("[outliers] quantile = {} must lie between 0.5 and 1", outliers.quantile);
+        if (outliers.product.is_quantized())
+            refuse("[outliers] product is \"bf16\" or \"fp32\", not {}", to_string(outliers.product));
+        if (!r_.fprop_x.spec.is_quantized())
+            refuse("[outliers] are kept from the quantiser of fprop.x, but it is {}",
+                   to_string(r_.fprop_x.spec));
+        if (r_.wgrad_x.source != Source::original) {
+            refuse(
+                "wgrad.x is made from '{}', which lacks what [outliers] cut off; make it from the original",
+                name_of(r_.wgrad_x.source));
+        }
+    }
+
+    void check_dge(const Dge& dge) const {
+        if (!(dge.k >= 1 && dge.k <= 100)) refuse("wgrad.factor k = {} must lie between 1 and 100", dge.k);
+        if (!(dge.cap > 0 && dge.cap <= 1e6)) refuse("wgrad.factor cap = {} must be positive", dge.cap);
+        const QuantSpec& w = r_.fprop_w.spec;
+        if (w.format != Format::fp4 || w.block != Block::row || w.rotation != Rotation::none) {
+            refuse(
+                "wgrad.factor is the slope of fprop.w's quantiser, which has to be fp4 row, not rotated; it "
+                "is {}",
+                to_string(w));
         }
     }
 

@@ -12,7 +12,8 @@ namespace {
 // x as the quantiser meets it: F32, padded with zeros, rotated.
 std::vector<float> as_quantized(const QuantSpec& spec, const Tensor& x, const RandomKey& key) {
     const int64_t rows = x.rows(), cols = x.cols(), padded = spec.padded(cols);
-    std::vector<float> values(static_cast<size_t>(rows * padded), 0.0f);
+    const int64_t padded_rows = spec.padded_rows(rows);
+    std::vector<float> values(static_cast<size_t>(padded_rows * padded), 0.0f);
     for (int64_t r = 0; r < rows; ++r) {
         for (int64_t k = 0; k < cols; ++k) {
             const int64_t i = r * cols + k;
@@ -23,8 +24,9 @@ std::vector<float> as_quantized(const QuantSpec& spec, const Tensor& x, const Ra
     if (spec.rotation != Rotation::none) {
         Arena none(0);
         Context context{none};
-        rotate(context, spec.rotation_size, rotation_signs(spec, key), view_of(values, {rows, padded}),
-               spec.rotation_rounds());
+        (spec.rotates_rows() ? rotate_rows : rotate)(context, spec.rotation_size, rotation_signs(spec, key),
+                                                     view_of(values, {padded_rows, padded}),
+                                                     spec.rotation_rounds());
     }
     return values;
 }
@@ -85,8 +87,7 @@ QuantizerFigures study_quantizer(const QuantSpec& spec, const Tensor& x, const R
         flushed += v != 0 && values.as<float>()[i] == 0;
     }
     // Padding holds no elements, unless a rotation has filled it.
-    const bool is_padded = spec.rotation == Rotation::none;
-    const auto count = static_cast<double>(is_padded ? x.count() : values.count());
+    const auto count = static_cast<double>(q.rows * (spec.rotates_columns() ? q.padded_cols : q.cols));
     QuantizerFigures figures;
     figures.relative_mse = power > 0 ? error / power : 0;
     figures.effective_bits = error > 0 ? -0.5 * std::log2(figures.relative_mse) : INFINITY;

@@ -265,10 +265,24 @@ TEST(Spec, RefusesForbiddenCombinations) {
 }
 
 TEST(Spec, SaysWhatIsNotAvailableYet) {
-    for (const char* text : {"nvfp4 outliers=0.99", "nvfp4 rotate=hadamard:128@rows"}) {
+    for (const char* text : {"nvfp4 outliers=0.99"}) {
         EXPECT_NE(error_of(text).find("is not available in this version"), std::string::npos)
             << error_of(text);
     }
+}
+
+TEST(Spec, RotatesTheOtherDimensionAtRows) {
+    const QuantSpec spec = parse_spec("nvfp4 rotate=hadamard:128@rows");
+    EXPECT_TRUE(spec.rotates_rows());
+    EXPECT_FALSE(spec.rotates_columns());
+    EXPECT_EQ(to_string(spec), "nvfp4 1x16 rotate=hadamard:128@rows");
+    EXPECT_EQ(parse_spec(to_string(spec)), spec);
+    EXPECT_EQ(spec.padded(17), 32);
+    EXPECT_EQ(spec.padded_rows(17), 128);
+    EXPECT_EQ(parse_spec("nvfp4 rotate=hadamard:128").padded_rows(17), 17);
+    EXPECT_NE(error_of("nvfp4 rotate=hadamard:128@cols").find("rows"), std::string::npos);
+    EXPECT_NE(error_of("nvfp4 rotate=hadamard@rows").find("needs a size"), std::string::npos);
+    EXPECT_NE(error_of("nvfp4 correct=eden-block rotate=rht:16@rows").find("@rows"), std::string::npos);
 }
 
 TEST(Spec, PadsToWholeBlocksAndRotations) {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 namespace nibble {
 namespace {
 
@@ -156,6 +158,45 @@ TEST(Recipe, ComesBackFromToml) {
     }
 }
 
+// The forward in 4 bits, the backward in BF16, with everything that a table can have beside its operands.
+Recipe with_extras() {
+    Recipe recipe = find_recipe("fp4-all-the-way-qaf");
+    recipe.fprop_w.spec = parse_spec("fp4 row");
+    recipe.outliers = {0.97, parse_spec("fp32")};
+    recipe.wgrad_factor = {4.5, 2};
+    recipe.dgrad_dy.spec = parse_spec("nvfp4 1x16 rotate=hadamard:64@rows");
+    return recipe;
+}
+
+TEST(Recipe, KeepsWhatItHasBesideItsOperands) {
+    const Recipe recipe = with_extras();
+    EXPECT_EQ(refusal_of(recipe), "");
+    EXPECT_EQ(parse_recipe(to_toml(recipe), "x.toml"), recipe) << to_toml(recipe);
+    Recipe other = recipe;
+    other.outliers.reset();
+    EXPECT_NE(other, recipe);
+    EXPECT_EQ(parse_recipe(to_toml(other), "x.toml"), other) << to_toml(other);
+}
+
+TEST(Recipe, ShowsWhatItHasBesideItsOperands) {
+    const std::string table = to_table(with_extras());
+    for (const char* line :
+         {"dx        unrotate rows\n", "dw        times dge k=4.5 cap=2\n",
+          "outliers  fprop.x clamped to its quantiles 0.03 and 0.97; the rest in a fp32 product\n"}) {
+        EXPECT_NE(table.find(line), std::string::npos) << line << " in\n" << table;
+    }
+}
+
+TEST(Recipe, WithAForwardInBf16HasNothingToClampOrToFollow) {
+    const Recipe recipe = with_bf16_product(with_extras(), "fprop");
+    EXPECT_EQ(refusal_of(recipe), "");
+    EXPECT_FALSE(recipe.outliers.has_value());
+    EXPECT_FALSE(recipe.wgrad_factor.has_value());
+    const Recipe other = with_bf16_product(with_extras(), "wgrad");
+    EXPECT_EQ(other.outliers, with_extras().outliers);
+    EXPECT_EQ(other.wgrad_factor, with_extras().wgrad_factor);
+}
+
 TEST(Recipe, FilesEqualTheBuiltInOnes) {
     size_t files = 0;
     for (const auto& entry : fs::directory_iterator(kSource / "configs" / "recipes"))
@@ -232,6 +273,31 @@ TEST(RecipeToml, PointsAtAWrongValue) {
                 {"my.toml:1:8: ", "'name' is a text"});
 }
 
+TEST(RecipeToml, FillsInWhatOutliersAndFactorDoNotSay) {
+    std::string toml = to_toml(find_recipe("fp4-all-the-way-qaf"));
+    toml.replace(toml.rfind("nvfp4 1x16"), 10, "fp4 row");  // fprop.w
+    toml += "factor = { name = \"dge\" }\n[outliers]\n";
+    const Recipe recipe = parse_recipe(toml, "my.toml");
+    EXPECT_EQ(recipe.outliers, (Outliers{0.99, parse_spec("bf16")}));
+    EXPECT_EQ(recipe.wgrad_factor, (Dge{5, 3}));
+}
+
+TEST(RecipeToml, PointsAtAWrongOutlierOrFactor) {
+    const std::string toml = to_toml(find_recipe("fp4-all-the-way-qaf"));
+    const auto refused = [&](std::string_view end) { return refusal_of_toml(toml + std::string(end)); };
+    expect_says(refused("factor = \"dge\"\n"), {"my.toml:19:10: ", "name = \"dge\""});
+    expect_says(refused("factor = { name = \"dgf\" }\n"), {"my.toml:19:19: ", "\"dge\""});
+    expect_says(refused("factor = { name = \"dge\", q = 5 }\n"), {"my.toml:19:26: ", "'q'"});
+    expect_says(refused("factor = { k = 5 }\n"), {"wgrad.factor.name", "missing"});
+    expect_says(refused("factor = { name = \"dge\", cap = \"3\" }\n"),
+                {"my.toml:19:32: ", "'wgrad.factor.cap'"});
+    expect_says(refused("outliers = 0.99\n"), {"'outliers'"});
+    expect_says(refused("[outliers]\nquantil = 0.99\n"), {"'quantil'", "'quantile'"});
+    expect_says(refused("[outliers]\nquantile = \"99%\"\n"), {"'outliers.quantile' is a number"});
+    expect_says(refused("[outliers]\nproduct = \"bf17\"\n"), {"outliers.product", "bf17"});
+    expect_says(refused("[outliers]\nquantile = 1.0\n"), {"my.toml: ", "quantile = 1 "});
+}
+
 TEST(RecipeToml, RefusesWhatCannotBeExecutedNamingTheFile) {
     expect_says(refusal_of_toml(minimal("lm_head = \"bf16\"", "lm_head = \"nvfp4\"")),
                 {"my.toml: ", "lm_head"});
@@ -286,6 +352,50 @@ TEST(RecipeValidation, RefusesMasksThatCannotBeApplied) {
     Recipe backward = find_recipe("quartet");
     backward.dgrad_dy.spec = parse_spec("mxfp4 1x32 scale=quest:std rotate=rht:32 signs=step mask=clip");
     expect_says(refusal_of(backward), {"dgrad.dy", "mask=clip"});
+}
+
+TEST(RecipeValidation, RefusesOutliersThatCannotBeCutOff) {
+    const auto refused = [](auto change) {
+        Recipe recipe = with_extras();
+        change(recipe);
+        return refusal_of(recipe);
+    };
+    for (const double quantile : {0.5, 0.01, 1.0, std::nan("")}) {
+        expect_says(refused([&](Recipe& r) { r.outliers->quantile = quantile; }),
+                    {"quantile", "between 0.5 and 1"});
+    }
+    expect_says(refused([](Recipe& r) { r.outliers->product = parse_spec("nvfp4"); }),
+                {"product", "nvfp4 1x16"});
+    expect_says(refused([](Recipe& r) { r.fprop_x.spec = parse_spec("bf16"); }), {"[outliers]", "fprop.x"});
+    expect_says(refused([](Recipe& r) { r.wgrad_x.source = Source::forward; }),
+                {"wgrad.x", "'forward'", "[outliers]"});
+}
+
+TEST(RecipeValidation, RefusesASlopeOfWhatIsNotAQuantiserOfRows) {
+    const auto refused = [](auto change) {
+        Recipe recipe = with_extras();
+        change(recipe);
+        return refusal_of(recipe);
+    };
+    expect_says(refused([](Recipe& r) { r.wgrad_factor->k = 0.5; }), {"k = 0.5"});
+    expect_says(refused([](Recipe& r) { r.wgrad_factor->cap = 0; }), {"cap = 0"});
+    expect_says(refused([](Recipe& r) { r.wgrad_factor->cap = std::nan(""); }), {"cap = nan"});
+    expect_says(refused([](Recipe& r) { r.fprop_w.spec = parse_spec("bf16"); }),
+                {"wgrad.factor", "fprop.w", "bf16"});
+    expect_says(
+        refused([](Recipe& r) { r.fprop_x.spec = r.fprop_w.spec = parse_spec("nvfp4 rotate=hadamard:16"); }),
+        {"wgrad.factor", "fp4 row"});
+}
+
+TEST(RecipeValidation, RefusesRotatedRowsThatNoProductTurnsBack) {
+    for (const std::string_view name : {"fprop.x", "fprop.w", "dgrad.w", "wgrad.x"}) {
+        Recipe recipe = find_recipe("bf16");
+        operand(recipe, name).spec = parse_spec("nvfp4 1x16 rotate=hadamard:16@rows");
+        expect_says(refusal_of(recipe), {name, "@rows", "dgrad.dy and wgrad.dy"});
+    }
+    Recipe recipe = find_recipe("bf16");
+    recipe.wgrad_dy.spec = parse_spec("nvfp4 1x16 rotate=rht:16@rows");
+    EXPECT_EQ(refusal_of(recipe), "");
 }
 
 TEST(RecipeValidation, RefusesNamesAndNumbersThatMakeNoSense) {
