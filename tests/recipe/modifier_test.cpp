@@ -99,6 +99,9 @@ TEST(RecipeWithModifiers, IsRefusedWhereItCannotMeanAnything) {
     const Recipe coins = with_operand(find_recipe("quartet2"), "fprop.w", "nvfp4 1x16 round=stochastic");
     EXPECT_NE(refusal([&] { validate(with_modifiers(coins, {"cage"})); }).find("without coins"),
               std::string::npos);
+    const Recipe wide = with_operand(find_recipe("fp4-all-the-way"), "fprop.w", "fp8:e4m3 tensor");
+    EXPECT_NE(refusal([&] { validate(with_modifiers(wide, {"qema"})); }).find("neighbours"),
+              std::string::npos);
     const Recipe delayed = with_operand(find_recipe("quartet2"), "fprop.x", "nvfp4 1x16 tensor=delayed");
     EXPECT_NE(refusal([&] { validate(with_modifiers(delayed, {"smooth-swiglu"})); }).find("tensor=delayed"),
               std::string::npos);
