@@ -1,13 +1,11 @@
 // nibble study: what quantisers and recipes do to numbers, without training.
 #include <algorithm>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/study_output.h"
 #include "io/safetensors.h"
-#include "study/bias_study.h"
-#include "study/linear_study.h"
-#include "study/quantizer_study.h"
+#include "study/study_charts.h"
 
 namespace nibble {
 
@@ -25,10 +23,10 @@ constexpr Named<Distribution> kDistributions[] = {{"normal", Distribution::norma
                                                   {"laplace", Distribution::laplace},
                                                   {"student-t5", Distribution::student_t5},
                                                   {"student-t2", Distribution::student_t2}};
-constexpr Named<BiasData> kBiasData[] = {{"normal", BiasData::normal},
-                                         {"student-t2", BiasData::student_t2},
-                                         {"few-tokens", BiasData::few_tokens},
-                                         {"massive-token", BiasData::massive_token}};
+constexpr Named<BiasData> kBiasData[] = {
+    {"normal", BiasData::normal},         {"laplace", BiasData::laplace},
+    {"student-t5", BiasData::student_t5}, {"student-t2", BiasData::student_t2},
+    {"few-tokens", BiasData::few_tokens}, {"massive-token", BiasData::massive_token}};
 
 template <typename T, size_t kCount>
 std::vector<std::string> names_in(const Named<T> (&table)[kCount]) {
@@ -53,33 +51,14 @@ std::vector<Named<T>> chosen_from(const Named<T> (&table)[kCount], const std::ve
 struct Options {
     std::vector<std::string> names;  // specs or recipes
     std::vector<std::string> data;
-    fs::path tensors, json;
+    fs::path tensors;
     int64_t rows = 1024, cols = 2048;
     int64_t tokens = 1024, in = 512, out = 768;
+    std::vector<int64_t> active = {kActiveTokens.begin(), kActiveTokens.end()};
     int draws = 16;
     uint64_t seed = 1;
+    StudyOutput output;
 };
-
-void write_json(const fs::path& path, const Json& json) {
-    if (!path.empty()) write_text(path, json.dump(2) + "\n");
-}
-
-std::vector<Recipe> recipes_of(const std::vector<std::string>& names) {
-    if (names.empty()) return builtin_recipes();
-    std::vector<Recipe> recipes;
-    for (const std::string& name : names) {
-        recipes.push_back(find_recipe(name));
-        if (!recipes.back().modifiers.empty())
-            log()->warn("{}: one layer is studied under its table alone, without its modifiers", name);
-    }
-    return recipes;
-}
-
-size_t widest_name(const std::vector<Recipe>& recipes) {
-    size_t width = std::string_view("recipe").size();
-    for (const Recipe& recipe : recipes) width = std::max(width, recipe.name.size());
-    return width;
-}
 
 // The quantisers of the built-in recipes, each once.
 std::vector<QuantSpec> specs_of(const std::vector<std::string>& texts) {
@@ -106,6 +85,7 @@ struct StudiedTensor {
 
 void study_quantizers(const Options& options) {
     const std::vector<QuantSpec> specs = specs_of(options.names);
+    options.output.check();
     std::vector<std::vector<float>> samples;
     std::unique_ptr<SafetensorsFile> file;
     std::vector<StudiedTensor> tensors;
@@ -125,6 +105,7 @@ void study_quantizers(const Options& options) {
         }
     }
 
+    std::vector<QuantizerResult> results;
     size_t width = 4;
     for (const StudiedTensor& t : tensors) width = std::max(width, t.name.size());
     Json json = Json::array();
@@ -136,6 +117,7 @@ void study_quantizers(const Options& options) {
             fmt::print("{:<{}}  {:>9.6f}  {:>9.3f}  {:>12.2e}  {:>7.3f}%  {:>7.3f}%  {:>5.2f}  {}\n", t.name,
                        width, f.relative_mse, f.effective_bits, f.misalignment, 100 * f.clipped,
                        100 * f.flushed, f.bits, to_string(spec));
+            results.push_back({t.name, to_string(spec), f});
             json.push_back({{"data", t.name},
                             {"spec", to_string(spec)},
                             {"relative_mse", f.relative_mse},
@@ -146,16 +128,19 @@ void study_quantizers(const Options& options) {
                             {"bits", f.bits}});
         }
     }
-    write_json(options.json, json);
+    options.output.write(json, {quantizer_chart(results)}, 1);
 }
 
 void study_linear(const Options& options) {
     const std::vector<Recipe> recipes = recipes_of(options.names);
     const std::vector<Named<Distribution>> distributions = chosen_from(kDistributions, options.data);
     const size_t width = widest_name(recipes);
+    options.output.check();
+    std::vector<LayerResult> results;
     Json json = Json::array();
-    fmt::print("{:<10}  {:<{}}  {:>7}  {:>7}  {:>7}  {:>8}  {:>8}  {:>8}  {:>8}\n", "data", "recipe", width,
-               "Y", "dX", "dW", "mean dX", "mean dW", "slope dX", "slope dW");
+    fmt::print("{:<10}  {:<{}}  {:>7}  {:>7}  {:>7}  {:>7}  {:>7}  {:>8}  {:>8}  {:>8}  {:>8}\n", "data",
+               "recipe", width, "Y", "dX", "dW", "own dX", "own dW", "mean dX", "mean dW", "slope dX",
+               "slope dW");
     for (const auto& [name, distribution] : distributions) {
         const LayerData data =
             random_layer(options.tokens, options.in, options.out, distribution, options.seed);
@@ -163,32 +148,40 @@ void study_linear(const Options& options) {
         for (const Recipe& recipe : recipes) {
             const LayerErrors e = layer_errors(recipe, data, exact, options.draws, options.seed);
             fmt::print(
-                "{:<10}  {:<{}}  {:>7.4f}  {:>7.4f}  {:>7.4f}  {:>8.4f}  {:>8.4f}  {:>8.4f}  {:>8.4f}\n",
-                name, recipe.name, width, e.y, e.dx, e.dw, e.mean_dx, e.mean_dw, e.slope_dx, e.slope_dw);
+                "{:<10}  {:<{}}  {:>7.4f}  {:>7.4f}  {:>7.4f}  {:>7.4f}  {:>7.4f}  {:>8.4f}  {:>8.4f}  "
+                "{:>8.4f}  {:>8.4f}\n",
+                name, recipe.name, width, e.y, e.dx, e.dw, e.own_dx, e.own_dw, e.mean_dx, e.mean_dw,
+                e.slope_dx, e.slope_dw);
+            results.push_back({std::string(name), recipe.name, e});
             json.push_back({{"data", name},
                             {"recipe", recipe.name},
                             {"draws", is_random(recipe) ? options.draws : 1},
                             {"y", e.y},
                             {"dx", e.dx},
                             {"dw", e.dw},
+                            {"own_dx", e.own_dx},
+                            {"own_dw", e.own_dw},
                             {"mean_dx", e.mean_dx},
                             {"mean_dw", e.mean_dw},
                             {"slope_dx", e.slope_dx},
                             {"slope_dw", e.slope_dw}});
         }
     }
-    write_json(options.json, json);
+    options.output.write(json, layer_charts(results), 1);
 }
 
 void study_unbiased(const Options& options) {
     const std::vector<Recipe> recipes = recipes_of(options.names);
     const std::vector<Named<BiasData>> kinds = chosen_from(kBiasData, options.data);
     const size_t width = widest_name(recipes);
+    options.output.check();
+    std::vector<BiasResult> results;
     Json json = Json::array();
     fmt::print("{:<13}  {:<{}}  {:>10}  {:>10}  {:>9}  {:>10}  {}\n", "data", "recipe", width, "one draw",
                fmt::format("{} draws", options.draws), "x 1/B", "bias", "");
     for (const auto& [name, kind] : kinds) {
-        const LayerData data = bias_data(kind, options.tokens, options.in, options.out, options.seed);
+        const LayerData data =
+            bias_data(kind, options.tokens, options.in, options.out, options.seed, options.active);
         for (const Recipe& recipe : recipes) {
             if (!has_random_gradient(recipe)) {
                 log()->info("every draw of {} has the same weight gradient: there is nothing to average",
@@ -199,6 +192,7 @@ void study_unbiased(const Options& options) {
             fmt::print("{:<13}  {:<{}}  {:>10.2e}  {:>10.2e}  {:>9.2f}  {:>10.1e}  {}\n", name, recipe.name,
                        width, curve.error.front(), curve.error.back(), curve.excess(), curve.bias(),
                        curve.excess() > 2 ? "biased" : "");
+            results.push_back({std::string(name), recipe.name, curve});
             json.push_back({{"data", name},
                             {"recipe", recipe.name},
                             {"draws", curve.draws},
@@ -207,7 +201,7 @@ void study_unbiased(const Options& options) {
                             {"bias", curve.bias()}});
         }
     }
-    write_json(options.json, json);
+    options.output.write(json, bias_charts(results), 2);
 }
 
 void add_common(CLI::App* command, const std::shared_ptr<Options>& options,
@@ -215,11 +209,8 @@ void add_common(CLI::App* command, const std::shared_ptr<Options>& options,
     command->add_option("--data", options->data, fmt::format("Of {}", fmt::join(data, ", ")))
         ->delimiter(',')
         ->allow_extra_args(false);
-    command->add_option("--seed", options->seed, "Of the data, the coins and the signs")
-        ->check(kWholeNumber)
-        ->capture_default_str();
-    command->add_option("--json", options->json, "Also write the figures, with all digits")
-        ->type_name("FILE.json");
+    add_seed(*command, options->seed);
+    options->output.add_to(*command);
 }
 
 void add_shape(CLI::App* command, const std::shared_ptr<Options>& options) {
@@ -263,12 +254,11 @@ void add_study_command(CLI::App& app) {
     }
     {
         auto options = std::make_shared<Options>();
-        options->data = {"normal"};
+        options->data = {"normal", "laplace"};
         CLI::App* command = study->add_subcommand(
             "linear",
             "Errors of Y, dX and dW of one layer; of the mean of draws; slopes on the exact gradient");
-        command->add_option("recipes", options->names, "Names or files; none: all built-in ones")
-            ->type_name("RECIPE");
+        add_recipes(*command, options->names);
         add_common(command, options, names_in(kDistributions));
         add_shape(command, options);
         command->add_option("--draws", options->draws, "Draws that are averaged")
@@ -278,20 +268,27 @@ void add_study_command(CLI::App& app) {
     }
     {
         auto options = std::make_shared<Options>();
-        options->data = names_in(kBiasData);
+        options->data = {"normal", "student-t2", "few-tokens", "massive-token"};
         options->in = options->out = 128;
         options->draws = 4096;
         CLI::App* command =
             study->add_subcommand("unbiased", "Does the error of the averaged weight gradient fall as 1/B?");
-        command->add_option("recipes", options->names, "Names or files; none: all built-in ones")
-            ->type_name("RECIPE");
-        add_common(command, options, options->data);
+        add_recipes(*command, options->names);
+        add_common(command, options, names_in(kBiasData));
         add_shape(command, options);
+        command
+            ->add_option("--active", options->active,
+                         "Tokens of each 128 that dY sees, from 0, for --data few-tokens")
+            ->delimiter(',')
+            ->allow_extra_args(false)
+            ->check(CLI::Range(int64_t{0}, kTokensOfChunk - 1))
+            ->type_name("T,T...");
         command->add_option("--draws", options->draws, "Draws that are averaged, B")
             ->check(CLI::Range(2, 1 << 20))
             ->capture_default_str();
         command->callback([options] { study_unbiased(*options); });
     }
+    add_align_study(*study);
 }
 
 }  // namespace nibble

@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <cmath>
+#include <regex>
 #include <system_error>
 
 #include "core/core.h"
@@ -58,42 +59,116 @@ std::string data_block(const Curve& curve, size_t index) {
     return text + "END\n";
 }
 
-std::string_view style_of(Curve::Style style) {
-    switch (style) {
+std::string style_of(const Curve& curve) {
+    constexpr int kShapes[] = {7, 5, 9, 13, 15};  // gnuplot's numbers
+    const int shape = kShapes[static_cast<size_t>(curve.shape) % std::size(kShapes)];
+    switch (curve.style) {
         case Curve::Style::line:
             return "lines lw 1.2";
+        case Curve::Style::dashed:
+            return "lines lw 1.5 dt 2";
         case Curve::Style::marked:
-            return "linespoints lw 2.5 pt 7 ps 0.45";
+            return fmt::format("linespoints lw 2.5 pt {} ps 0.45", shape);
         case Curve::Style::points:
-            return "points pt 7 ps 0.45";
+            return fmt::format("points pt {} ps 0.45", shape);
     }
     return "lines";
 }
 
-std::string script_of(const Chart& chart) {
+constexpr int kLetter = 8;  // what a text needs for each, in units of an SVG
+
+int longest_of(const std::vector<std::string>& texts) {
+    size_t longest = 0;
+    for (const std::string& text : texts) longest = std::max(longest, text.size());
+    return static_cast<int>(longest);
+}
+
+std::vector<std::string> titles_of(const Chart& chart) {
+    std::vector<std::string> titles;
+    for (const Curve& curve : chart.curves)
+        if (!curve.title.empty()) titles.push_back(curve.title);
+    return titles;
+}
+
+int width_of_title(const Chart& chart) { return 70 + kLetter * longest_of(titles_of(chart)); }
+
+// gnuplot draws at most three lines of titles above a chart, and drops the rest without a word.
+bool has_legend_above(const Chart& chart, bool is_alone) {
+    const int room = is_alone && chart.rows.empty() ? 760 : 410;
+    return titles_of(chart).size() <= static_cast<size_t>(3 * std::max(1, room / width_of_title(chart)));
+}
+
+struct Size {
+    int width, height;
+};
+
+// The picture. Names of rows are long, and need a line each.
+Size size_of(const std::vector<Chart>& charts, int columns) {
+    constexpr int kAround = 130, kRow = 26;  // title, legend and x axis; a row and its points
+    constexpr int kBeside = 640;             // a chart beside the names of its rows
+    const bool is_alone = charts.size() == 1;
+    int width = 0, height = is_alone ? 430 : 340;
+    for (const Chart& chart : charts) {
+        int needed = columns > 1 ? 500 : 860;
+        if (!chart.rows.empty()) {
+            needed = std::max(needed, kBeside + kLetter * longest_of(chart.rows));
+            height = kAround + kRow * static_cast<int>(chart.rows.size());
+        }
+        if (!has_legend_above(chart, is_alone)) needed += width_of_title(chart);
+        width = std::max(width, needed);
+    }
+    const int lines = (static_cast<int>(charts.size()) + columns - 1) / columns;
+    return {columns * width, lines * height};
+}
+
+std::string axes_of(const Chart& chart, bool is_alone) {
     std::string script =
-        "set terminal svg size 860,430 dynamic font 'sans-serif,14'\n"
-        "set grid lc rgb '#888888' lw 0.5\nset border 3\nset tics nomirror\nset key outside center top "
-        "horizontal\n";
+        "reset\nset grid lc rgb '#888888' lw 0.5\nset border 3\nset tics nomirror\n"
+        "set key outside samplen 2 ";
+    script += has_legend_above(chart, is_alone) ? "center top horizontal\n" : "right center vertical\n";
+    if (!chart.title.empty()) script += fmt::format("set title {} noenhanced\n", quoted(chart.title));
     script += fmt::format("set xlabel {} noenhanced\nset ylabel {} noenhanced\n", quoted(chart.x_label),
                           quoted(chart.y_label));
     if (chart.log_x)
         script += "set logscale x\n";
     else if (chart.x_max > 0)
         script += fmt::format("set xrange [0:{:.8g}]\n", chart.x_max);
+    if (chart.x_step > 0) script += fmt::format("set xtics {:.8g}\n", chart.x_step);
+    if (chart.log_y) script += "set logscale y\nset format y '10^{%T}'\nunset mxtics\nunset mytics\n";
     if (chart.y_min < chart.y_max)
         script += fmt::format("set yrange [{:.8g}:{:.8g}]\n", chart.y_min, chart.y_max);
-    if (chart.zero_line) script += "set xzeroaxis lt 1 lw 1 lc rgb 'black'\n";
-    std::string plots;
-    for (size_t i = 0; i < chart.curves.size(); ++i) {
-        const Curve& curve = chart.curves[i];
-        script += data_block(curve, i);
-        plots +=
-            fmt::format("{} $curve{} with {} lc rgb {} {}", i == 0 ? "plot" : ",", i, style_of(curve.style),
-                        quoted(curve.color),
-                        curve.title.empty() ? "notitle" : "title " + quoted(curve.title) + " noenhanced");
+    if (!chart.rows.empty()) {
+        std::string names;
+        for (size_t i = 0; i < chart.rows.size(); ++i)
+            names += fmt::format("{}{} {}", i == 0 ? "" : ", ", quoted(chart.rows[i]), i);
+        script += fmt::format("set ytics ({}) noenhanced\nset yrange [{}:-0.5]\n", names,
+                              static_cast<double>(chart.rows.size()) - 0.5);
     }
-    return script + plots + "\n";
+    if (chart.zero_line) script += "set xzeroaxis lt 1 lw 1 lc rgb 'black'\n";
+    return script;
+}
+
+std::string script_of(const std::vector<Chart>& charts, int columns) {
+    const Size size = size_of(charts, columns);
+    std::string script = fmt::format("set terminal svg size {},{} dynamic font 'sans-serif,{}'\n", size.width,
+                                     size.height, charts.size() > 1 ? 12 : 14);
+    if (charts.size() > 1)
+        script += fmt::format("set multiplot layout {},{}\n",
+                              (static_cast<int>(charts.size()) + columns - 1) / columns, columns);
+    for (const Chart& chart : charts) {
+        script += axes_of(chart, charts.size() == 1);
+        std::string plots;
+        for (size_t i = 0; i < chart.curves.size(); ++i) {
+            const Curve& curve = chart.curves[i];
+            script += data_block(curve, i);
+            plots +=
+                fmt::format("{} $curve{} with {} lc rgb {} {}", i == 0 ? "plot" : ",", i, style_of(curve),
+                            quoted(curve.color),
+                            curve.title.empty() ? "notitle" : "title " + quoted(curve.title) + " noenhanced");
+        }
+        script += plots + "\n";
+    }
+    return script;
 }
 
 void run_gnuplot(const ScratchFolder& folder) {
@@ -122,17 +197,10 @@ void run_gnuplot(const ScratchFolder& folder) {
     require(WIFEXITED(status) && WEXITSTATUS(status) == 0, "gnuplot failed: {}", message);
 }
 
-}  // namespace
-
-std::string_view curve_color(size_t index) {
-    constexpr std::array<std::string_view, 8> kColors = {"#808080", "#2f86d6", "#e0662f", "#1d9e77",
-                                                         "#c060b0", "#c99a00", "#5fb0c9", "#a05a4a"};
-    return kColors[index % kColors.size()];
-}
-
-std::string draw_svg(const Chart& chart) {
+// An <svg> element, without gnuplot's preamble.
+std::string draw(const std::vector<Chart>& charts, int columns) {
     const ScratchFolder folder;
-    write_text(folder / "script", script_of(chart));
+    write_text(folder / "script", script_of(charts, columns));
     run_gnuplot(folder);
     std::string svg = read_text(folder / "svg");
     const size_t begin = svg.find("<svg");
@@ -142,11 +210,31 @@ std::string draw_svg(const Chart& chart) {
     if (const size_t title = svg.find("<title>"), end = svg.find("</desc>");
         title < end && end != std::string::npos)
         svg.erase(title, end + 7 - title);
-    return svg;
+    // A third of what it writes is groups that hold nothing.
+    static const std::regex kEmptyGroup("<g [^>]*>\\s*</g>\\s*");
+    return std::regex_replace(svg, kEmptyGroup, "");
 }
 
-std::string draw_svg_file(const Chart& chart) {
-    std::string svg = draw_svg(chart);
+}  // namespace
+
+std::string_view curve_color(size_t index) {
+    constexpr std::array<std::string_view, 8> kColors = {"#808080", "#2f86d6", "#e0662f", "#1d9e77",
+                                                         "#c060b0", "#c99a00", "#5fb0c9", "#a05a4a"};
+    return kColors[index % kColors.size()];
+}
+
+void require_gnuplot() {
+    const ScratchFolder folder;
+    write_text(folder / "script", "");
+    run_gnuplot(folder);
+}
+
+std::string draw_svg(const Chart& chart) { return draw({chart}, 1); }
+
+std::string draw_svg_file(const Chart& chart) { return draw_svg_file(std::vector{chart}, 1); }
+
+std::string draw_svg_file(const std::vector<Chart>& charts, int columns) {
+    std::string svg = draw(charts, columns);
     svg.insert(svg.find('>') + 1, "\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>");
     return svg;
 }

@@ -10,6 +10,7 @@
 // all else is in the activations' dtype with FP32 arithmetic.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -95,6 +96,10 @@ class Transformer {
     // tokens, targets: I32 [sequences, length]; length at most max_position_embeddings.
     // What backward needs lives in context.arena until the call returns.
     HeadLoss forward_backward(Context& context, const Tensor& tokens, const Tensor& targets, float scale);
+    // Called in the backward of each block, the last one first, with the gradient of the residual stream at
+    // the block's input, [T, C] in the activations' dtype: for studies.
+    using ResidualObserver = std::function<void(int block, const Tensor& d_residual)>;
+    void observe_residual(ResidualObserver observer) { residual_observer_ = std::move(observer); }
     // The loss alone. loss_rows: F32 [sequences, length] per token, or no data.
     HeadLoss forward(Context& context, const Tensor& tokens, const Tensor& targets,
                      const Tensor& loss_rows = {});
@@ -158,6 +163,7 @@ class Transformer {
     const std::vector<QuantLinear>* executed_ = nullptr;
     std::vector<QuantLinear::Weight> weights_;
     std::vector<Saved> saved_;
+    ResidualObserver residual_observer_;
     bool checks_ = false;
     size_t running_layer_ = 0;  // for messages
 };

@@ -214,6 +214,7 @@ void Transformer::block_backward(Context& context, const Pass& pass, int block) 
                      d_residual, d_residual, attention_norm.gradient);
     check_gradient(kAttentionNorm);
     check(context, d_residual, "gradient of the residual stream before @attention.norm", block);
+    if (residual_observer_ && !context.planning()) residual_observer_(block, d_residual);
 }
 
 AttentionShape Transformer::attention_shape(const Pass& pass) const {

@@ -6,10 +6,9 @@ namespace nibble {
 
 namespace {
 
-constexpr int64_t kChunk = 128;         // tokens
-constexpr int64_t kActive[] = {5, 70};  // tokens of a chunk, few_tokens
-constexpr float kMassive = 100.0f;      // massive_token
-constexpr int64_t kSeen = 37;           // the token of a chunk that dy sees, massive_token
+constexpr int64_t kChunk = kTokensOfChunk;
+constexpr float kMassive = 100.0f;  // massive_token
+constexpr int64_t kSeen = 37;       // the token of a chunk that dy sees, massive_token
 
 void scale_row(const Tensor& t, int64_t row, float factor) {
     float* values = t.as<float>() + row * t.cols();
@@ -18,15 +17,27 @@ void scale_row(const Tensor& t, int64_t row, float factor) {
 
 double squared(double x) { return x * x; }
 
+Distribution distribution_of(BiasData kind) {
+    switch (kind) {
+        case BiasData::laplace:
+            return Distribution::laplace;
+        case BiasData::student_t5:
+            return Distribution::student_t5;
+        case BiasData::student_t2:
+            return Distribution::student_t2;
+        default:
+            return Distribution::normal;
+    }
+}
+
 }  // namespace
 
-LayerData bias_data(BiasData kind, int64_t tokens, int64_t in, int64_t out, uint64_t seed) {
-    const bool heavy = kind == BiasData::student_t2;
-    LayerData data =
-        random_layer(tokens, in, out, heavy ? Distribution::student_t2 : Distribution::normal, seed);
+LayerData bias_data(BiasData kind, int64_t tokens, int64_t in, int64_t out, uint64_t seed,
+                    std::span<const int64_t> active) {
+    LayerData data = random_layer(tokens, in, out, distribution_of(kind), seed);
     for (int64_t t = 0; t < tokens; ++t) {
         const int64_t place = t % kChunk;
-        const bool is_active = std::find(std::begin(kActive), std::end(kActive), place) != std::end(kActive);
+        const bool is_active = std::find(active.begin(), active.end(), place) != active.end();
         if (kind == BiasData::few_tokens && !is_active) scale_row(data.dy.tensor(), t, 0);
         if (kind == BiasData::massive_token && place != kSeen) scale_row(data.dy.tensor(), t, 0);
         if (kind == BiasData::massive_token && place == 0) scale_row(data.x.tensor(), t, kMassive);
@@ -49,9 +60,7 @@ bool has_random_gradient(const Recipe& recipe) {
 
 BiasCurve averaged_gradient(const Recipe& recipe, const LayerData& data, int draws, uint64_t seed) {
     require(draws >= 2, "an average needs two draws or more, not {}", draws);
-    Recipe plain = recipe;
-    plain.wgrad_dy.spec = plain.wgrad_x.spec = parse_spec("fp32");
-    if (plain.wgrad_x.source == Source::same_bits) plain.wgrad_x.source = Source::forward;
+    const Recipe plain = with_unquantized_backward(recipe);
     const bool target_moves = plain.wgrad_x.source == Source::forward && is_random(recipe.fprop_x.spec);
 
     const auto dw_of = [&](const Recipe& of, int draw) {

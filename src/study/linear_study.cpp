@@ -83,6 +83,14 @@ LayerProducts exact_products(const LayerData& data) {
     return run_layer(exact, data, 1, 0);
 }
 
+Recipe with_unquantized_backward(Recipe recipe) {
+    for (OperandSpec* o : {&recipe.dgrad_dy, &recipe.dgrad_w, &recipe.wgrad_dy, &recipe.wgrad_x}) {
+        o->spec = parse_spec("fp32");
+        if (o->source == Source::same_bits) o->source = Source::forward;
+    }
+    return recipe;
+}
+
 bool is_random(const QuantSpec& spec) {
     const bool fixed_signs = spec.signs == Signs::run || spec.signs == Signs::te;
     return spec.is_stochastic() || (spec.has_signs() && !fixed_signs);
@@ -104,6 +112,9 @@ LayerErrors layer_errors(const Recipe& recipe, const LayerData& data, const Laye
             errors.y = relative(out.y, exact.y);
             errors.dx = relative(out.dx, exact.dx);
             errors.dw = relative(out.dw, exact.dw);
+            const LayerProducts own = run_layer(with_unquantized_backward(recipe), data, seed, 0);
+            errors.own_dx = relative(out.dx, own.dx);
+            errors.own_dw = relative(out.dw, own.dw);
         }
         add_share(dx, out.dx, draws);
         add_share(dw, out.dw, draws);

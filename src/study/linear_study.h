@@ -24,10 +24,15 @@ LayerProducts run_layer(const Recipe& recipe, const LayerData& data, uint64_t se
 // Every operand the FP32 original.
 LayerProducts exact_products(const LayerData& data);
 
+// The recipe with the four operands of its backward left unquantised: its gradients are those that the
+// recipe's own estimate, of what the forward multiplied where they are made from it.
+Recipe with_unquantized_backward(Recipe recipe);
+
 // Relative errors |a - b| / |b| (Frobenius) against the exact products: of one draw, and of the mean of
 // several, with the slope <mean, exact> / <exact, exact> (1: nothing is lost along the gradient).
 struct LayerErrors {
     double y = 0, dx = 0, dw = 0;
+    double own_dx = 0, own_dw = 0;  // of one draw, against the gradients of with_unquantized_backward()
     double mean_dx = 0, mean_dw = 0, slope_dx = 0, slope_dw = 0;
 };
 // draws >= 1. A recipe without coins and random signs is run once.

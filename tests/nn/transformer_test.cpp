@@ -385,5 +385,28 @@ TEST(Transformer, RefusesWhatItCannotRun) {
     EXPECT_THROW(Transformer(small_config(), find_recipe("bf16"), {.activations = DType::f16}), Error);
 }
 
+// What reaches the first block's input is what the embedding's rows receive.
+TEST(TransformerObserver, SeesTheGradientOfTheResidualStreamFromTheLastBlockToTheFirst) {
+    const auto model = make_model(fp32_recipe(), DType::f32);
+    Batch batch(2, 8, small_config().vocab_size, 3);
+    std::vector<int> blocks;
+    std::vector<float> first;
+    model->observe_residual([&](int block, const Tensor& d_residual) {
+        blocks.push_back(block);
+        const auto values = d_residual.span<const float>();
+        first.assign(values.begin(), values.end());
+    });
+    run(*model, batch);
+    EXPECT_EQ(blocks, (std::vector<int>{1, 0}));
+    const int64_t width = small_config().hidden_size;
+    std::vector<double> expected(static_cast<size_t>(small_config().vocab_size * width));
+    for (size_t i = 0; i < first.size(); ++i) {
+        const int64_t token = batch.token_values[i / static_cast<size_t>(width)];
+        expected[static_cast<size_t>(token * width) + i % static_cast<size_t>(width)] += double{first[i]};
+    }
+    const auto gradient = model->parameter("embedding").gradient.span<const float>();
+    for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(gradient[i], expected[i], 1e-5) << i;
+}
+
 }  // namespace
 }  // namespace nibble

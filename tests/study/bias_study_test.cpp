@@ -27,6 +27,23 @@ TEST(AveragedGradient, OfOneRotationKeepsABiasWhereTokensAreFew) {
     EXPECT_NEAR(curve_of("quartet2-double", BiasData::few_tokens).excess(), 1.0, 0.35);
 }
 
+// Tokens that are equal modulo 16 give groups of one magnitude: nothing is rounded unevenly.
+TEST(AveragedGradient, OfOneRotationDependsOnWhichTokensAreActive) {
+    const auto excess = [](std::vector<int64_t> active) {
+        const LayerData data = bias_data(BiasData::few_tokens, 256, 64, 64, 1, active);
+        return averaged_gradient(find_recipe("quartet2"), data, kDraws).excess();
+    };
+    EXPECT_NEAR(excess({5, 69}), 1.0, 0.5);
+    EXPECT_NEAR(excess({5, 21}), 1.0, 0.5);
+    EXPECT_GT(excess({5, 6}), 10);
+    EXPECT_GT(excess({5, 40, 70, 99}), 5);
+}
+
+TEST(AveragedGradient, OfOneRotationIsFineOnLaplaceData) {
+    EXPECT_NEAR(curve_of("quartet2", BiasData::laplace).excess(), 1.0, 0.35);
+    EXPECT_NEAR(curve_of("quartet2", BiasData::student_t5).excess(), 1.0, 0.35);
+}
+
 TEST(AveragedGradient, OfOneRotationKeepsABiasBesideAMassiveToken) {
     const BiasCurve once = curve_of("quartet2", BiasData::massive_token);
     const BiasCurve twice = curve_of("quartet2-double", BiasData::massive_token);
