@@ -119,6 +119,13 @@ TEST_F(ModifiedRun, SmoothSwigluActsFromTheFirstStep) {
     EXPECT_EQ(first_difference("plain", "smooth"), 1);
 }
 
+TEST_F(ModifiedRun, SmoothSwigluWithoutStrengthIsTheRecipeAlone) {
+    const std::vector<std::string> whole_batch = {"--set", "train.micro_batch_size=6"};
+    train("plain", "[]", whole_batch);
+    train("idle", "smooth-swiglu strength=0", whole_batch);
+    expect_same_training(run_, "plain", "idle");
+}
+
 TEST_F(ModifiedRun, LeavesKeptBlocksAlone) {
     const std::vector<std::string> kept = {"--set", "recipe.keep_first=1", "--set", "recipe.keep_last=1"};
     train("plain", "[]", kept);
