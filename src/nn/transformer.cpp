@@ -185,8 +185,7 @@ void Transformer::begin_step(Context& context, Execution execution) {
     executed_ = execution == Execution::recipe ? &layers_ : &bf16_layers_;
     for (size_t id = 0; id < weights_.size(); ++id) {
         running_layer_ = id;
-        const bool is_smoothed =
-            id % kBlockLayers == kDownLayer && smoothing(static_cast<int>(id) / kBlockLayers) != nullptr;
+        const bool is_smoothed = id % kBlockLayers == kDownLayer && smoothing(block_of(id)) != nullptr;
         if (is_smoothed) continue;  // made in each micro-batch
         AmaxHistory* history = (*executed_)[id].needs_history() ? &amax_history_[id] : nullptr;
         weights_[id] = (*executed_)[id].prepare(context, matrix_of(id).master, history, round_targets_[id]);

@@ -109,7 +109,7 @@ void Transformer::linear_backward(Context& context, int block, BlockLayer which,
 }
 
 Tensor Transformer::smooth(Context& context, const SmoothSwiglu& options, int block, const Tensor& hidden) {
-    const auto id = static_cast<size_t>(block * kBlockLayers + kDownLayer);
+    const auto id = running_layer_ = static_cast<size_t>(block * kBlockLayers + kDownLayer);
     const Tensor& master = matrix_of(id).master;
     const Tensor scales = context.arena.allocate(DType::f32, {config_.intermediate_size});
     const Tensor divided = context.arena.allocate(DType::f32, master.shape);

@@ -77,7 +77,7 @@ std::optional<int64_t> ModifierState::watch(Context& context, const OsciReset& o
     int32_t& count = watched(layer);
     std::optional<int64_t> resets;
     if (count > 0 || context.planning()) oscireset_watch(context, spec, key, w, seen);
-    if (count == options.window || context.planning())
+    if (count >= options.window || context.planning())
         resets = oscireset_reset(context, spec, key, options.threshold, w, seen);
     if (context.planning()) return {};
     count = resets || count == 0 ? 0 : count + 1;

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "recipe/recipe.h"
 
 namespace nibble {
@@ -69,15 +71,16 @@ TEST(RecipeWithModifiers, ComesBackFromToml) {
 }
 
 TEST(RecipeWithModifiers, PointsAtWhatIsWrongInItsFile) {
-    const std::string bf16 = to_toml(find_recipe("quartet2"));
+    const std::string recipe = to_toml(find_recipe("quartet2"));
+    ASSERT_EQ(std::count(recipe.begin(), recipe.end(), '\n'), 18);
     const auto refused = [&](const std::string& more) {
-        return refusal([&] { parse_recipe(bf16 + more, "mine.toml"); });
+        return refusal([&] { parse_recipe(recipe + more, "mine.toml"); });
     };
     EXPECT_EQ(refused("[[modifier]]\nname = \"cag\"\n"),
-              "mine.toml:19:8: there is no modifier \"cag\"; did you mean \"cage\"?");
+              "mine.toml:20:8: there is no modifier \"cag\"; did you mean \"cage\"?");
     EXPECT_EQ(refused("[[modifier]]\nname = \"cage\"\nlambda = 'much'\n"),
-              "mine.toml:20:10: cage: lambda must be a number, not \"much\"");
-    EXPECT_EQ(refused("[modifier]\nname = \"cage\"\n").substr(0, 15), "mine.toml:18:1:");
+              "mine.toml:21:10: cage: lambda must be a number, not \"much\"");
+    EXPECT_EQ(refused("[modifier]\nname = \"cage\"\n").substr(0, 15), "mine.toml:19:1:");
     EXPECT_NE(refused("[[modifier]]\nlambda = 5\n").find("'name of a modifier' is missing"),
               std::string::npos);
 }
