@@ -55,7 +55,8 @@ class Reference {
         } else if (posthoc) {
             run_posthoc();
         } else {
-            const Nvfp4Tensor tensor = nvfp4_tensor(rule(), scaling_amax(amax));
+            const Nvfp4Tensor tensor = spec_.emulation ? emulated_tensor(rule(), scaling_amax(amax))
+                                                       : nvfp4_tensor(rule(), scaling_amax(amax));
             *out_.tensor_scale_ptr() = tensor.scale;
             for_each_strip([&](const Strip& strip) {
                 Encoded e;
@@ -70,14 +71,14 @@ class Reference {
 
     // --- input ---
 
-    void load(int64_t row, int64_t col, Strip& strip) const {
+    void load(int64_t row, int64_t col, Strip& strip, float factor) const {
         strip.row = row;
         strip.col = col;
         for (int r = 0; r < strip.rows; ++r) {
             for (int k = 0; k < strip.width; ++k) {
                 strip.values[r][k] = input(row + r, col + k);
             }
-            if (spec_.rotation != Rotation::none) rotate_row(strip.values[r], strip.width);
+            if (spec_.rotation != Rotation::none) rotate_row(strip.values[r], strip.width, factor);
         }
     }
 
@@ -90,14 +91,20 @@ class Reference {
         return value;
     }
 
-    void rotate_row(float* values, int width) const {
+    // What the sums of a rotation are multiplied by. The emulations multiply by a matrix in BF16 or TF32.
+    float rotation_factor() const {
+        const float factor = hadamard_factor(spec_.rotation_size);
+        return spec_.emulation ? round_to_bf16(factor) : factor;
+    }
+
+    void rotate_row(float* values, int width, float factor) const {
         for (int block = 0; block < width; block += spec_.rotation_size) {
             float* v = values + block;
             for (int round = 0; round < spec_.rotation_rounds(); ++round) {
                 for (int j = 0; j < spec_.rotation_size; ++j) {
                     if (signs_[round * kMaxRotation + j]) v[j] = -v[j];
                 }
-                hadamard_transform(v, spec_.rotation_size);
+                hadamard_transform(v, spec_.rotation_size, 1, factor);
             }
         }
         for (int k = 0; k < width; ++k) {
@@ -109,6 +116,10 @@ class Reference {
     // Calls body(strip) for all strips, in parallel over rows of strips.
     template <typename Body>
     void for_each_strip(Body&& body) const {
+        for_each_strip(rotation_factor(), body);
+    }
+    template <typename Body>
+    void for_each_strip(float factor, Body&& body) const {
         if (out_.cols == 0) return;
         const int height = spec_.is_square() ? kMaxRows : 1;
         const int width = static_cast<int>(spec_.padding());
@@ -119,14 +130,15 @@ class Reference {
             for (int64_t row = begin * height; row < std::min(end * height, out_.rows); row += height) {
                 strip.rows = static_cast<int>(std::min<int64_t>(height, out_.rows - row));
                 for (int64_t col = 0; col < out_.padded_cols; col += width) {
-                    load(row, col, strip);
+                    load(row, col, strip, factor);
                     body(strip);
                 }
             }
         });
     }
 
-    // The largest magnitude after rotation, if anybody asks for it.
+    // The largest magnitude after rotation, if anybody asks for it. (Quartet II's emulation takes it of an
+    // exact one.)
     float find_amax() const {
         const bool sets_scale = spec_.format == Format::nvfp4 && (spec_.tensor == TensorScale::current ||
                                                                   spec_.tensor == TensorScale::delayed);
@@ -134,7 +146,8 @@ class Reference {
         if (options_.amax == nullptr && (!sets_scale || previous_serves)) return 0.0f;
         if (options_.known_amax != nullptr && spec_.rotation == Rotation::none) return *options_.known_amax;
         SharedMaximum largest;
-        for_each_strip([&](const Strip& strip) { largest.raise(strip.amax(0, strip.width)); });
+        for_each_strip(hadamard_factor(spec_.rotation_size),
+                       [&](const Strip& strip) { largest.raise(strip.amax(0, strip.width)); });
         return largest.value();
     }
 
@@ -202,7 +215,8 @@ class Reference {
     float group_error(const float* x, const Nvfp4Tensor& tensor, const uint8_t* codes, uint8_t scale) const {
         float sum = 0.0f;
         for (int i = 0; i < kNvfp4Group; ++i) {
-            const float d = four_six_error(tensor, x[i], codes[i], scale);
+            const float d = spec_.emulation ? emulated_error(tensor, x[i], codes[i], scale)
+                                            : four_six_error(tensor, x[i], codes[i], scale);
             if (spec_.scale == ScaleRule::four_six_mse) sum += d * d;
             if (spec_.scale == ScaleRule::four_six_mae) sum += std::fabs(d);
             if (spec_.scale == ScaleRule::four_six_amax) sum = std::fmax(sum, std::fabs(d));
@@ -234,15 +248,22 @@ class Reference {
         }
     }
 
+    // The scale byte that maps a block's maximum to 6R, and the other candidate of four-six.
+    uint8_t scale_to_6(const Nvfp4Tensor& tensor, float amax) const {
+        if (spec_.emulation) return emulated_scale(tensor, amax, 1.0f);
+        return is_four_six(spec_.scale) ? four_six_scale_6(tensor, amax) : nvfp4_scale(tensor, amax);
+    }
+    uint8_t scale_to_4(const Nvfp4Tensor& tensor, float amax) const {
+        return spec_.emulation ? emulated_scale(tensor, amax, 1.5f) : four_six_scale_4(tensor, amax);
+    }
+
     void encode_nvfp4(const Strip& strip, const Nvfp4Tensor& tensor, Encoded& e) const {
         for (int k = 0; k < strip.width; k += kNvfp4Group) {
             const float amax = strip.amax(k, kNvfp4Group);
-            if (spec_.scale == ScaleRule::amax) {
-                encode_block(strip, k, tensor, nvfp4_scale(tensor, amax), e);
-                continue;
-            }
-            const uint8_t six = four_six_scale_6(tensor, amax), four = four_six_scale_4(tensor, amax);
+            const uint8_t six = scale_to_6(tensor, amax);
             encode_block(strip, k, tensor, six, e);
+            if (!is_four_six(spec_.scale)) continue;
+            const uint8_t four = scale_to_4(tensor, amax);
             const float error_six = block_error(strip, k, tensor, e, six);
             encode_block(strip, k, tensor, four, e);
             const float error_four = block_error(strip, k, tensor, e, four);

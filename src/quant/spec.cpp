@@ -51,9 +51,10 @@ constexpr Named<Rotation> kRotations[] = {
 constexpr Named<Signs> kSigns[] = {
     {"call", Signs::call}, {"step", Signs::step}, {"run", Signs::run}, {"te", Signs::te}};
 
-constexpr std::string_view kNvfp4Words[] = {"scale", "cap",    "range",  "correct", "scale-round",
-                                            "round", "tensor", "rotate", "signs",   "out"};
-constexpr std::string_view kMxfp4Words[] = {"scale", "round", "rotate", "signs", "out", "mask", "mult"};
+constexpr std::string_view kNvfp4Words[] = {"scale",  "cap",    "range", "correct", "scale-round", "round",
+                                            "tensor", "rotate", "signs", "out",     "arithmetic"};
+constexpr std::string_view kMxfp4Words[] = {"scale", "round", "rotate", "signs",
+                                            "out",   "mask",  "mult",   "arithmetic"};
 // Words, formats and blocks of the grammar that this version does not execute.
 constexpr std::string_view kLaterWords[] = {"outer", "outliers"};
 constexpr std::string_view kLaterFormats[] = {"mxfp8", "fp8", "fp4", "int4", "log4"};
@@ -148,6 +149,13 @@ std::string problem_of(const QuantSpec& s) {
     } else if (s.rotation_size != 16 && s.rotation_size != 32 && s.rotation_size != 64 &&
                s.rotation_size != 128) {
         return "rotate= takes sizes 16, 32, 64 and 128";
+    }
+    if (s.emulation && s.tensor != TensorScale::current && s.tensor != TensorScale::delayed) {
+        return "arithmetic=emulation makes the tensor scale from the amax; it needs tensor=current or "
+               "delayed";
+    }
+    if (s.emulation && !nvfp4 && s.rotation == Rotation::none) {
+        return "arithmetic=emulation of mxfp4 is that of its rotation; it needs rotate=";
     }
     if (!s.has_signs() && s.signs != Signs::by_gemm) return "signs= needs rotate=rht:N or rht2:N";
     if (s.signs == Signs::te && (s.rotation != Rotation::rht || s.rotation_size != 16))
@@ -282,6 +290,12 @@ class Parser {
         if (word == "mask") {
             if (value != "clip") fail_here("unknown value \"{}\" of mask=; only clip is one", value);
             spec_.mask_clip = true;
+        }
+        if (word == "arithmetic") {
+            if (value != "emulation") {
+                fail_here("unknown value \"{}\" of arithmetic=; only emulation is one", value);
+            }
+            spec_.emulation = true;
         }
     }
 
@@ -424,6 +438,7 @@ std::string to_string(const QuantSpec& s) {
     if (s.signs != Signs::by_gemm) add("signs", name_in<Signs>(kSigns, s.signs));
     if (s.out_bf16) add("out", "bf16");
     if (s.mask_clip) add("mask", "clip");
+    if (s.emulation) add("arithmetic", "emulation");
     return text;
 }
 

@@ -39,6 +39,8 @@ inline const std::vector<std::string> kSpecs = {
     "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32",
     "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip",
     "mxfp4 1x32 scale=quest:rms mult=1.5 rotate=hadamard:128 mask=clip",
+    "nvfp4 1x16 scale=four-six:mse round=nearest-away arithmetic=emulation",
+    "mxfp4 1x32 scale=quest:std round=nearest-down rotate=hadamard:32 mask=clip arithmetic=emulation",
 };
 
 }  // namespace nibble::test
