@@ -66,7 +66,7 @@ TEST(Quantize, ExtremeInputsStayFinite) {
     }
 }
 
-TEST(Quantize, ZeroGivesZero) {
+TEST(Quantize, T14_I18_ZeroGivesZero) {
     for (const std::string& text : kSpecs) {
         Matrix x{5, 70, std::vector<float>(5 * 70, 0.0f)};
         x.values[3] = -0.0f;
@@ -151,7 +151,7 @@ RC_GTEST_PROP(Quantize, ScalesWithPowersOfTwo, ()) {
     }
 }
 
-RC_GTEST_PROP(Quantize, NearestRoundingIsOdd, ()) {
+RC_GTEST_PROP(Quantize, I03_NearestRoundingIsOdd, ()) {
     const QuantSpec spec = random_spec();
     RC_PRE(spec.round != Rounding::stochastic);
     Matrix x = random_matrix();
@@ -232,7 +232,7 @@ RC_GTEST_PROP(Quantize, RepresentableMxfp4ValuesRoundTrip, ()) {
     RC_ASSERT(Quantized(text, x.tensor()).values() == x.values);
 }
 
-TEST(Quantize, SquareBlocksQuantiseTheTransposeToTheTranspose) {
+TEST(Quantize, L14_SquareBlocksQuantiseTheTransposeToTheTranspose) {
     Matrix x{48, 80, test::normals(48 * 80, 13)};
     Matrix t{80, 48, std::vector<float>(x.values.size())};
     for (int64_t r = 0; r < x.rows; ++r) {
