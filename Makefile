@@ -2,12 +2,13 @@
 # make test    build and run all ordinary tests
 # make check   everything else: sanitizers, clang, formatting, installation, CUDA compilation where nvcc is
 # make bench   the benchmarks behind docs/performance.md
+# make conformance   measures every published invariant and writes docs/conformance.md
 # Each target does its own set-up. JOBS=N limits the parallelism.
 
 JOBS  ?= $(shell nproc)
 BUILD := build/cpu
 
-.PHONY: demo test check bench build packages format clean
+.PHONY: demo test check bench conformance build packages format clean
 .DEFAULT_GOAL := build
 
 demo: build
@@ -21,6 +22,9 @@ check: $(BUILD)/build.ninja
 
 bench: build-bench
 	@scripts/bench.sh $(BUILD)
+
+conformance: build-tests
+	@scripts/conformance.py $(BUILD)
 
 build: $(BUILD)/build.ninja
 	@cmake --build $(BUILD) -j $(JOBS) --target nibble_program

@@ -19,7 +19,7 @@ NIBBLE_HD float hadamard_factor(int size) {
 }
 
 // x <- H x over `size` values `stride` apart: stages h = 1, 2, 4 ... of (a + b, a - b), then the factor.
-NIBBLE_HD void hadamard_transform(float* x, int size, int stride = 1) {
+NIBBLE_HD void hadamard_transform(float* x, int size, int stride, float factor) {
     for (int h = 1; h < size; h *= 2) {
         for (int block = 0; block < size; block += 2 * h) {
             for (int j = block; j < block + h; ++j) {
@@ -29,8 +29,10 @@ NIBBLE_HD void hadamard_transform(float* x, int size, int stride = 1) {
             }
         }
     }
-    const float factor = hadamard_factor(size);
     for (int j = 0; j < size; ++j) x[j * stride] *= factor;
+}
+NIBBLE_HD void hadamard_transform(float* x, int size, int stride = 1) {
+    hadamard_transform(x, size, stride, hadamard_factor(size));
 }
 
 }  // namespace nibble

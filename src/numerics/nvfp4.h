@@ -78,6 +78,23 @@ NIBBLE_HD float four_six_error(const Nvfp4Tensor& tensor, float x, uint8_t code,
     return nvfp4_operand(code, scale) * tensor.amax / tensor.rule.reach - x;
 }
 
+// --- arithmetic=emulation: the order of operations of Quartet II's emulation, which divides by multiplying
+// with a rounded reciprocal. Scale bytes and errors differ from the above; element factors do not. ---
+
+NIBBLE_HD Nvfp4Tensor emulated_tensor(const Nvfp4Rule& rule, float amax) {
+    const float scale =
+        amax == 0.0f ? 1.0f : std::fmax(amax * (1.0f / rule.cap) * rule.inverse_top, 0x1p-149f);
+    const float encode = std::fmin(1.0f / scale, FLT_MAX);
+    return {rule, amax, encode, encode * rule.inverse_top, scale};
+}
+// `share`: 1, or 1.5 for the block's maximum at 4R.
+NIBBLE_HD uint8_t emulated_scale(const Nvfp4Tensor& tensor, float amax, float share) {
+    return e4m3_nearest(amax * tensor.rule.inverse_top * share * tensor.encode);
+}
+NIBBLE_HD float emulated_error(const Nvfp4Tensor& tensor, float x, uint8_t code, uint8_t scale) {
+    return e2m1_decode(code) * (e4m3_decode(scale) * tensor.scale) - x;
+}
+
 // --- correct=eden (MS-EDEN, arXiv 2601.22813, algorithm 1): scales grow by what rounding took. ---
 
 // A power of two that both factors of the sums below are multiplied by, so that they neither overflow nor

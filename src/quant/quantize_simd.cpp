@@ -164,7 +164,7 @@ RangeKernel kernel_of(const QuantSpec& spec) {
 
 bool quantize_simd(Context&, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                    QuantizedMatrix& out, const QuantizeOptions& options) {
-    const bool is_none = x.count() == 0 || (options.transposed && spec.is_square());
+    const bool is_none = x.count() == 0 || (options.transposed && spec.is_square()) || spec.emulation;
     const RangeKernel kernel = is_none ? nullptr : kernel_of(spec);
     return kernel != nullptr && Driver(spec, x, key, out, options).quantize(kernel);
 }

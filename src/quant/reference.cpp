@@ -19,8 +19,9 @@ class Nvfp4 : public Passes {
         } else if (spec_.outer_1x128) {
             run_outer();
         } else {
+            const float tensor_amax = spec_.tensor == TensorScale::none ? rule().reach : scaling_amax(amax);
             const Nvfp4Tensor tensor =
-                nvfp4_tensor(rule(), spec_.tensor == TensorScale::none ? rule().reach : scaling_amax(amax));
+                spec_.emulation ? emulated_tensor(rule(), tensor_amax) : nvfp4_tensor(rule(), tensor_amax);
             *out_.tensor_scale_ptr() = tensor.scale;  // with tensor=none, S = 1
             for_each_strip([&](const Strip& strip) {
                 Encoded e;
@@ -69,7 +70,8 @@ class Nvfp4 : public Passes {
     float group_error(const float* x, const Nvfp4Tensor& tensor, const uint8_t* codes, uint8_t scale) const {
         float sum = 0.0f;
         for (int i = 0; i < kNvfp4Group; ++i) {
-            const float d = four_six_error(tensor, x[i], codes[i], scale);
+            const float d = spec_.emulation ? emulated_error(tensor, x[i], codes[i], scale)
+                                            : four_six_error(tensor, x[i], codes[i], scale);
             if (spec_.scale == ScaleRule::four_six_mse) sum += d * d;
             if (spec_.scale == ScaleRule::four_six_mae) sum += std::fabs(d);
             if (spec_.scale == ScaleRule::four_six_amax) sum = std::fmax(sum, std::fabs(d));
@@ -108,6 +110,17 @@ class Nvfp4 : public Passes {
         }
     }
 
+    // The scale byte that maps a block's maximum to 6R, and the other candidate of four-six.
+    uint8_t scale_to_6(const Nvfp4Tensor& tensor, float amax) const {
+        if (spec_.emulation) return emulated_scale(tensor, amax, 1.0f);
+        return block_scale(is_four_six(spec_.scale) ? four_six_scale_6(tensor, amax)
+                                                    : nvfp4_scale(tensor, amax));
+    }
+    uint8_t scale_to_4(const Nvfp4Tensor& tensor, float amax) const {
+        return spec_.emulation ? emulated_scale(tensor, amax, 1.5f)
+                               : block_scale(four_six_scale_4(tensor, amax));
+    }
+
     void encode(const Strip& strip, const Nvfp4Tensor& tensor, Encoded& e) const {
         for (int k = 0; k < strip.width; k += kNvfp4Group) {
             const float amax = strip.amax(k, kNvfp4Group);
@@ -115,13 +128,10 @@ class Nvfp4 : public Passes {
                 zero_block(strip, k, e);
                 continue;
             }
-            if (spec_.scale == ScaleRule::amax) {
-                encode_block(strip, k, tensor, block_scale(nvfp4_scale(tensor, amax)), e);
-                continue;
-            }
-            const uint8_t six = block_scale(four_six_scale_6(tensor, amax)),
-                          four = block_scale(four_six_scale_4(tensor, amax));
+            const uint8_t six = scale_to_6(tensor, amax);
             encode_block(strip, k, tensor, six, e);
+            if (!is_four_six(spec_.scale)) continue;
+            const uint8_t four = scale_to_4(tensor, amax);
             const float error_six = block_error(strip, k, tensor, e, six);
             encode_block(strip, k, tensor, four, e);
             const float error_four = block_error(strip, k, tensor, e, four);

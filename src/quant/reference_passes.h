@@ -46,7 +46,12 @@ class Passes {
     // Calls body(strip) for all strips of `height` rows and `width` columns, in parallel over rows of strips.
     template <typename Body>
     void for_each_strip(int height, int64_t width, Body&& body) const {
-        for_each_band(height, [&](Strip& strip) { for_each_strip_of_band(strip, width, body); });
+        for_each_strip(height, width, rotation_factor(), body);
+    }
+    // The same after a rotation whose sums are multiplied by `factor`.
+    template <typename Body>
+    void for_each_strip(int height, int64_t width, float factor, Body&& body) const {
+        for_each_band(height, [&](Strip& strip) { for_each_strip_of_band(strip, width, factor, body); });
     }
     // Calls body(strip) for every `height` rows, in parallel; the strip has its rows, but no columns yet.
     template <typename Body>
@@ -64,15 +69,21 @@ class Passes {
     // The strips of the band that `strip` is of.
     template <typename Body>
     void for_each_strip_of_band(Strip& strip, int64_t width, Body&& body) const {
+        for_each_strip_of_band(strip, width, rotation_factor(), body);
+    }
+    template <typename Body>
+    void for_each_strip_of_band(Strip& strip, int64_t width, float factor, Body&& body) const {
         for (strip.col = 0; strip.col < out_.padded_cols; strip.col += width) {
             strip.width = static_cast<int>(std::min(width, out_.padded_cols - strip.col));
-            for (int r = 0; r < strip.rows; ++r) load(strip.row + r, strip.col, strip.width, strip.values[r]);
+            for (int r = 0; r < strip.rows; ++r) {
+                load(strip.row + r, strip.col, strip.width, factor, strip.values[r]);
+            }
             body(std::as_const(strip));
         }
     }
 
     // The largest magnitude after rotation, if the tensor scale is made of it or the caller asks for it;
-    // reported to the caller.
+    // reported to the caller. (Quartet II's emulation takes it of an exact rotation.)
     float find_amax(bool sets_scale) const {
         const bool is_needed = options_.amax != nullptr || (sets_scale && !uses_previous_amax());
         float amax = 0.0f;
@@ -80,7 +91,7 @@ class Passes {
             amax = *options_.known_amax;
         } else if (is_needed) {
             SharedMaximum largest;
-            for_each_strip(1, kMaxWidth,
+            for_each_strip(1, kMaxWidth, hadamard_factor(spec_.rotation_size),
                            [&](const Strip& strip) { largest.raise(strip.amax(0, strip.width)); });
             amax = largest.value();
         }
@@ -154,8 +165,15 @@ class Passes {
     const SignBits signs_;
 
   private:
+    // What the sums of a rotation are multiplied by. The authors' emulations multiply by a matrix in BF16 or
+    // TF32.
+    float rotation_factor() const {
+        const float factor = hadamard_factor(spec_.rotation_size);
+        return spec_.emulation ? round_to_bf16(factor) : factor;
+    }
+
     // `width` values of a row, padded with zeros and rotated.
-    void load(int64_t row, int64_t col, int width, float* values) const {
+    void load(int64_t row, int64_t col, int width, float factor, float* values) const {
         const int64_t present = (options_.transposed ? x_.rows() : out_.cols) - col;
         const int count = static_cast<int>(std::clamp<int64_t>(present, 0, width));
         const int64_t step = options_.transposed ? x_.cols() : 1;
@@ -170,7 +188,7 @@ class Passes {
         std::fill(values + count, values + width, 0.0f);
         check_finite(values, width);
         if (spec_.rotation == Rotation::none) return;
-        rotate_row(values, width);
+        rotate_row(values, width, factor);
         check_finite(values, width);
     }
 
@@ -180,14 +198,14 @@ class Passes {
         if (!is_finite) fail_not_finite(x_, options_.name);
     }
 
-    void rotate_row(float* values, int width) const {
+    void rotate_row(float* values, int width, float factor) const {
         for (int block = 0; block < width; block += spec_.rotation_size) {
             float* v = values + block;
             for (int round = 0; round < spec_.rotation_rounds(); ++round) {
                 for (int j = 0; j < spec_.rotation_size; ++j) {
                     if (signs_[round * kMaxRotation + j]) v[j] = -v[j];
                 }
-                hadamard_transform(v, spec_.rotation_size);
+                hadamard_transform(v, spec_.rotation_size, 1, factor);
             }
         }
         for (int k = 0; k < width && spec_.out_bf16; ++k) values[k] = round_to_bf16(values[k]);

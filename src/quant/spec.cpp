@@ -60,9 +60,11 @@ constexpr Named<Rotation> kRotations[] = {
 constexpr Named<Signs> kSigns[] = {
     {"call", Signs::call}, {"step", Signs::step}, {"run", Signs::run}, {"te", Signs::te}};
 
-constexpr std::string_view kNvfp4Words[] = {"scale", "cap",    "range",  "correct", "scale-round", "round",
-                                            "outer", "tensor", "rotate", "signs",   "out"};
-constexpr std::string_view kMxfp4Words[] = {"scale", "round", "rotate", "signs", "out", "mask", "mult"};
+constexpr std::string_view kNvfp4Words[] = {"scale",       "cap",   "range", "correct",
+                                            "scale-round", "round", "outer", "tensor",
+                                            "rotate",      "signs", "out",   "arithmetic"};
+constexpr std::string_view kMxfp4Words[] = {"scale", "round", "rotate", "signs",
+                                            "out",   "mask",  "mult",   "arithmetic"};
 constexpr std::string_view kMxfp8Words[] = {"scale", "round", "rotate", "signs", "out"};
 constexpr std::string_view kFp32ScaleWords[] = {"scale", "round", "tensor", "rotate", "signs", "out"};
 // Words of the grammar that this version does not execute.
@@ -203,6 +205,15 @@ std::string problem_of(const QuantSpec& s) {
     } else if (s.rotation_size != 16 && s.rotation_size != 32 && s.rotation_size != 64 &&
                s.rotation_size != 128) {
         return "rotate= takes sizes 16, 32, 64 and 128";
+    }
+    if (s.emulation && s.tensor != TensorScale::current && s.tensor != TensorScale::delayed) {
+        return "arithmetic=emulation makes the tensor scale from the amax; it needs tensor=current or "
+               "delayed";
+    }
+    if (s.emulation && s.outer_1x128)
+        return "arithmetic=emulation has no second level of scales; drop outer=";
+    if (s.emulation && !nvfp4 && s.rotation == Rotation::none) {
+        return "arithmetic=emulation of mxfp4 is that of its rotation; it needs rotate=";
     }
     if (!s.has_signs() && s.signs != Signs::by_gemm) return "signs= needs rotate=rht:N or rht2:N";
     if (s.signs == Signs::te && (s.rotation != Rotation::rht || s.rotation_size != 16))
@@ -346,6 +357,12 @@ class Parser {
         if (word == "mask") {
             if (value != "clip") fail_here("unknown value \"{}\" of mask=; only clip is one", value);
             spec_.mask_clip = true;
+        }
+        if (word == "arithmetic") {
+            if (value != "emulation") {
+                fail_here("unknown value \"{}\" of arithmetic=; only emulation is one", value);
+            }
+            spec_.emulation = true;
         }
     }
 
@@ -509,6 +526,7 @@ std::string to_string(const QuantSpec& s) {
     if (s.signs != Signs::by_gemm) add("signs", name_in<Signs>(kSigns, s.signs));
     if (s.out_bf16) add("out", "bf16");
     if (s.mask_clip) add("mask", "clip");
+    if (s.emulation) add("arithmetic", "emulation");
     return text;
 }
 

@@ -73,6 +73,7 @@ struct QuantSpec {
     Signs signs = Signs::by_gemm;
     bool out_bf16 = false;   // round rotated values to BF16 before the scale rule (out=bf16)
     bool mask_clip = false;  // record which elements were inside the range (mask=clip)
+    bool emulation = false;  // the arithmetic of the authors' own emulations (arithmetic=emulation)
 
     bool is_quantized() const { return format != Format::fp32 && format != Format::bf16; }
     bool is_mx() const { return format == Format::mxfp4 || format == Format::mxfp8; }

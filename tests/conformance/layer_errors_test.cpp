@@ -1,5 +1,6 @@
 // What each method does to one layer of random numbers, against figures computed independently of this
-// program (in numpy, from the methods' definitions). The measured errors of docs/methods are printed by
+// program (in numpy, from the methods' definitions). Tests are named after the invariants of
+// docs/conformance.md. The measured errors of docs/methods are printed by
 //
 //   test_conformance --gtest_filter='*LayerError*'
 #include <gtest/gtest.h>
@@ -10,8 +11,10 @@
 #include <map>
 #include <span>
 
+#include "study/bias_study.h"
 #include "study/linear_study.h"
 #include "support/linear_run.h"
+#include "support/measured.h"
 
 namespace nibble {
 namespace {
@@ -129,14 +132,14 @@ std::vector<PublishedErrors> published_errors() {
 constexpr Shape3 kPublishedShape = {1024, 512, 768};
 constexpr int kDraws = 16;
 
-void expect_within(double measured, double published, double share, const char* what) {
+void expect_within(double measured, double published, double share, const std::string& what) {
     if (std::isnan(published)) return;
-    EXPECT_NEAR(measured, published, share * published) << what;
+    test::expect_published_within(what, published, share, measured);
 }
 
 class LayerErrorsOf : public testing::TestWithParam<PublishedErrors> {};
 
-TEST_P(LayerErrorsOf, RandomDataAreThoseComputedIndependently) {
+TEST_P(LayerErrorsOf, L15_RandomDataAreThoseComputedIndependently) {
     const auto& [name, recipe, published, published_laplace] = GetParam();
     const LayerErrors e = measure(recipe, layer_of(kPublishedShape, Distribution::normal), kDraws);
     const LayerErrors l = measure(recipe, layer_of(kPublishedShape, Distribution::laplace), 1);
@@ -194,7 +197,7 @@ std::vector<GradientErrors> gradient_errors() {
 
 class GradientErrorsOf : public testing::TestWithParam<GradientErrors> {};
 
-TEST_P(GradientErrorsOf, OneDrawAreThoseComputedIndependently) {
+TEST_P(GradientErrorsOf, I15_OneDrawAreThoseComputedIndependently) {
     const GradientErrors& published = GetParam();
     const Layer& layer = layer_of(kQuartet2Shape, Distribution::normal);
     Recipe plain = published.recipe;  // the same forward, its gradients unquantised
@@ -209,7 +212,7 @@ TEST_P(GradientErrorsOf, OneDrawAreThoseComputedIndependently) {
 INSTANTIATE_TEST_SUITE_P(Published, GradientErrorsOf, testing::ValuesIn(gradient_errors()),
                          [](const auto& i) { return i.param.name; });
 
-TEST(LayerErrors, OfFourForwardsAreThoseComputedIndependently) {
+TEST(LayerErrors, I15_OfFourForwardsAreThoseComputedIndependently) {
     const char *nearest = "nvfp4 1x16", *four_six = "nvfp4 1x16 scale=four-six:mse";
     const std::tuple<const char*, const char*, double> rows[] = {
         {nearest, nearest, .0180},
@@ -219,14 +222,14 @@ TEST(LayerErrors, OfFourForwardsAreThoseComputedIndependently) {
     const Layer& layer = layer_of(kQuartet2Shape, Distribution::normal);
     for (const auto& [x, w, published] : rows) {
         const Recipe recipe = table(x, w, Source::original, "bf16", "bf16");
-        EXPECT_NEAR(squared(relative_error(run(recipe, layer).y, layer.exact.y)), published, .03 * published)
-            << x << " times " << w;
+        expect_within(squared(relative_error(run(recipe, layer).y, layer.exact.y)), published, .03,
+                      fmt::format("y, {} times {}", x, w));
     }
 }
 
 // --- Quartet notes, section 3: 512 x 512 x 512; relative squared errors and slopes ---
 
-TEST(LayerErrors, OfQuartetAreThoseComputedIndependently) {
+TEST(LayerErrors, T15_OfQuartetAreThoseComputedIndependently) {
     struct Row {
         const char* recipe;
         float sx, sw;
@@ -240,26 +243,82 @@ TEST(LayerErrors, OfQuartetAreThoseComputedIndependently) {
         const Layer layer = make_layer({512, 512, 512}, Distribution::normal, row.sx, row.sw);
         const Recipe recipe = find_recipe(row.recipe);
         const LayerProducts out = run(recipe, layer);
-        const std::string what = fmt::format("{} {} {}", row.recipe, row.sx, row.sw);
-        EXPECT_NEAR(squared(relative_error(out.y, layer.exact.y)), row.y, .03 * row.y) << what;
-        EXPECT_NEAR(squared(relative_error(out.dx, layer.exact.dx)), row.dx, .03 * row.dx) << what;
-        EXPECT_NEAR(squared(relative_error(out.dw, layer.exact.dw)), row.dw, .03 * row.dw) << what;
-        EXPECT_NEAR(test::projection(out.y, layer.exact.y), row.slope_y, .004) << what;
-        EXPECT_NEAR(test::projection(out.dx, layer.exact.dx), row.slope_dx, .004) << what;
+        const std::string what = fmt::format("{}, sigma of x {}, of w {}", row.recipe, row.sx, row.sw);
+        expect_within(squared(relative_error(out.y, layer.exact.y)), row.y, .03, "error of y, " + what);
+        expect_within(squared(relative_error(out.dx, layer.exact.dx)), row.dx, .03, "error of dx, " + what);
+        expect_within(squared(relative_error(out.dw, layer.exact.dw)), row.dw, .03, "error of dw, " + what);
+        test::expect_published("slope of y, " + what, row.slope_y, .004,
+                               test::projection(out.y, layer.exact.y));
+        test::expect_published("slope of dx, " + what, row.slope_dx, .004,
+                               test::projection(out.dx, layer.exact.dx));
     }
 }
 
 // Quartet notes, T9: fresh signs before the rotation make nearest rounding average out; after it they would
 // not (the squared error would stay at 0.027).
-TEST(LayerErrors, OfNearestRoundingAverageOutOverRotations) {
+TEST(LayerErrors, T09_OfNearestRoundingAverageOutOverRotations) {
     const char* spec = "mxfp4 1x32 scale=three-quarters rotate=rht:32 signs=step";
     const Recipe recipe = table("bf16", "bf16", Source::original, spec, spec);
     const Layer layer = make_layer({128, 128, 256}, Distribution::normal);
     for (const auto& [draws, published] :
          {std::pair(1, .0270), std::pair(4, .0071), std::pair(16, .0020), std::pair(64, .00074)}) {
-        EXPECT_NEAR(squared(measure(recipe, layer, draws).mean_dx), published, .1 * published) << draws;
+        expect_within(squared(measure(recipe, layer, draws).mean_dx), published, .1,
+                      fmt::format("squared error of the mean of {}", draws));
     }
-    EXPECT_NEAR(measure(recipe, layer, 64).slope_dx, .982, .002);
+    test::expect_published("slope", .982, .002, measure(recipe, layer, 64).slope_dx);
+}
+
+// --- averages over draws ---
+
+// Quartet notes, T8: the whole stochastic backward against the gradient of what the forward used.
+TEST(MeanGradient, T08_OfQuartetSrFallsAsOneOverDraws) {
+    const LayerData data = random_layer(256, 128, 128, Distribution::normal);
+    const BiasCurve curve = averaged_gradient(find_recipe("quartet-sr"), data, 64);
+    ASSERT_EQ(curve.draws.back(), 64);
+    expect_within(curve.error.front(), .0573, .05, "squared error of one draw");
+    expect_within(64 * curve.error.back(), .0573, .05, "64 · that of the mean of 64");
+}
+
+// Methods notes, 16: fifty stochastic gradients average to less than the error of nearest rounding; where one
+// operand is rounded to nearest, its error stays.
+TEST(MeanGradient, L16_OfStochasticOperandsBeatsNearestRounding) {
+    const char* stochastic = "nvfp4 1x16 range=16/17 round=stochastic";
+    const Recipe both = table("bf16", "bf16", Source::original, stochastic, stochastic);
+    const Recipe nearest = table("bf16", "bf16", Source::original, "nvfp4 1x16", "nvfp4 1x16");
+    const Recipe one = with(both, "wgrad.x", Source::original, "nvfp4 1x16");
+    const Layer layer = make_layer({256, 128, 128}, Distribution::normal);
+    const double of_both = measure(both, layer, 50).mean_dw, of_nearest = measure(nearest, layer, 1).dw;
+    test::expect_at_most("error of the mean of 50, over that of nearest rounding", 1, of_both / of_nearest);
+    expect_within(of_both * std::sqrt(50.0), measure(both, layer, 1).dw, .05,
+                  "√50 · error of the mean of 50 (published: the error of one draw)");
+    test::expect_at_least("the same with x rounded to nearest, over its error alone", 1,
+                          measure(one, layer, 50).mean_dw / std::sqrt(.00904));
+}
+
+// Quartet II notes, 2.4: C = A Bᵀ of normal operands, there 128 x 1024, here the dW of a layer of half the
+// width.
+TEST(MeanGradient, I12_FallsAsOneOverDrawsWhereItIsUnbiased) {
+    struct Case {
+        const char* spec;
+        double one, excess, tolerance;  // e(1), 256 e(256) / e(1)
+    };
+    // Four Over Six: published is 2.55, with coins of its own for each candidate. Nearest: 4.5.
+    const Case cases[] = {
+        {"nvfp4 1x16 range=16/17 round=stochastic", 4.79e-2, .99, .1},
+        {"nvfp4 1x16 scale=eden rotate=rht:128 signs=step", 1.87e-2, 1.02, .1},
+        {"nvfp4 1x16 scale=eden tensor=posthoc rotate=rht:128 signs=step", 1.88e-2, 1.01, .1},
+        {"nvfp4 1x16 correct=eden-block range=1600/1581 scale-round=stochastic rotate=rht:128 signs=step",
+         1.94e-2, 1.05, .1},
+        {"nvfp4 1x16 range=1600/1581 rotate=rht:128 signs=step", 1.77e-2, 4.5, .4},
+    };
+    const LayerData data = random_layer(1024, 64, 64, Distribution::normal);
+    for (const Case& c : cases) {
+        const Recipe recipe = table("bf16", "bf16", Source::original, "bf16", c.spec);
+        const BiasCurve curve = averaged_gradient(recipe, data, 256);
+        expect_within(curve.error.front(), c.one, .03, std::string("e(1), ") + c.spec);
+        test::expect_published(std::string("256 e(256) / e(1), ") + c.spec, c.excess, c.tolerance,
+                               curve.excess());
+    }
 }
 
 }  // namespace

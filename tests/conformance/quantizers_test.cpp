@@ -11,26 +11,10 @@ namespace {
 
 using test::floats_of;
 using test::golden;
+using test::Input;
+using test::input;
+using test::kInputs;
 using test::Quantized;
-
-const std::vector<std::string> kInputs = {"normal", "heavy", "ties", "small"};
-
-struct Input {
-    int64_t rows, cols;
-    std::vector<float> values;
-    Tensor tensor() { return view_of(values, {rows, cols}); }
-};
-
-Input input(const std::string& name, bool transpose = false) {
-    static const SafetensorsFile file = golden("inputs");
-    const Tensor& x = file.tensor("x." + name);
-    Input result{x.rows(), x.cols(), floats_of(x)};
-    if (transpose) {
-        result.values = test::transposed(result.values, x.rows(), x.cols());
-        std::swap(result.rows, result.cols);
-    }
-    return result;
-}
 
 struct Differences {
     int64_t scales = 0, codes = 0, blocks = 0;  // blocks: how many were compared
@@ -157,50 +141,6 @@ TEST(FourOverSix, EveryRuleHasTheSameBytes) {
             }
         }
     }
-}
-
-// --- Quartet II's emulation of MS-EDEN ---
-
-// The recorded code rotated with a Hadamard matrix in TF32, whose entries are .99989 of the exact ones, but
-// took the tensor's amax from an FP32 rotation. An amax larger by that factor gives the same scaled values
-// here; the dequantised values then differ by the factor. (With the exact amax nine elements that lie within
-// 1e-4 of a rounding threshold change sides, which is 0.4 % rms by itself.)
-TEST(QuartetTwo, EdenBlockHasTheSameMeanOverTheScaleCoins) {
-    const SafetensorsFile file = golden("mseden");
-    const float* h = file.tensor("q2.eden.H").as<float>();
-    SignBits signs;
-    for (int j = 0; j < 32; ++j) signs[j] = h[j] < 0.0f;  // the first row of the Hadamard matrix is positive
-    const std::vector<float> expected = floats_of(file.tensor("q2.eden.mean_rot"));
-    const float tf32 = 0.1767578125f / hadamard_factor(32);
-
-    Input x = input("normal");
-    std::vector<float> rotated = x.values;
-    Arena empty(64);
-    Context context{empty};
-    rotate(context, 32, signs, view_of(rotated, {x.rows, x.cols}));
-    float amax = 0.0f;
-    for (const float v : rotated) amax = std::max(amax, std::fabs(v));
-
-    constexpr int kDraws = 160;
-    std::vector<double> mean(expected.size(), 0.0);
-    double mse = 0.0;
-    for (uint64_t draw = 0; draw < kDraws; ++draw) {
-        const Quantized q(
-            "nvfp4 1x16 correct=eden-block range=1600/1581 scale-round=stochastic round=nearest-away "
-            "tensor=delayed "
-            "rotate=rht:32",
-            x.tensor(), {.seed = draw}, {.signs = &signs, .previous_amax = amax / tf32});
-        const std::vector<float> values = q.values();
-        for (size_t i = 0; i < values.size(); ++i) mean[i] += double{values[i]} * tf32 / kDraws;
-        mse += test::relative_mse(rotated, values) / kDraws;
-    }
-    double error = 0.0, power = 0.0;
-    for (size_t i = 0; i < mean.size(); ++i) {
-        error += (mean[i] - expected[i]) * (mean[i] - expected[i]);
-        power += double{expected[i]} * expected[i];
-    }
-    EXPECT_LT(std::sqrt(error / power), 0.004);  // 0.3 % of it is the noise of so few draws
-    EXPECT_NEAR(mse / *file.tensor("q2.eden.relmse").as<float>(), 1.0, 0.01);
 }
 
 }  // namespace

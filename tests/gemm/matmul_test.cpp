@@ -301,7 +301,7 @@ TEST(Matmul, IsExactWhenSumsOfQuantisedOperandsAreRepresentable) {
     }
 }
 
-TEST(Matmul, RoundsTheProductOfTensorScalesOnce) {
+TEST(Matmul, T13_L15_RoundsTheProductOfTensorScalesOnce) {
     TestOperand a(Kind::mxfp4, 1, 32, 1), b(Kind::mxfp4, 1, 32, 2);
     for (TestOperand* o : {&a, &b}) {
         std::fill_n(o->quantized.codes.as<uint8_t>(), 16, uint8_t{0});

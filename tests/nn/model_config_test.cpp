@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <tuple>
+
+#include "support/measured.h"
 
 namespace nibble {
 namespace {
@@ -95,13 +98,27 @@ TEST(ModelConfig, ItsJsonReadsBackTheSame) {
     EXPECT_NE(to_json(config).find("3e-06"), std::string::npos) << to_json(config);
 }
 
-TEST(ModelConfig, CountsTheParametersOfTheModelsInConfigs) {
+TEST(ModelConfig, T18_CountsTheParametersOfTheModelsInConfigs) {
     const fs::path models = fs::path(NIBBLE_SOURCE_DIR) / "configs/models";
     const auto load = [&](const char* name) { return parse_model_config(read_text(models / name), name); };
     const ModelConfig one = load("llama-1m.json");
     EXPECT_EQ(one.non_embedding_parameters(), 853'120);  // 4 * (4 * 128² + 3 * 128 * 384) + 9 * 128
     EXPECT_EQ(one.parameters(), 853'120 + 2 * 2048 * 128);
-    EXPECT_EQ(load("llama-30m.json").non_embedding_parameters(), 30'482'560);  // arXiv 2505.14669, table 4
+    // arXiv 2505.14669, table 4: layers, width, width of the MLP.
+    const std::tuple<int, int, int, int64_t> sizes[] = {
+        {6, 640, 1792, 30'482'560},      {7, 768, 2048, 49'556'736},      {8, 1024, 2816, 102'777'856},
+        {10, 1280, 3584, 203'188'480},   {13, 1664, 4608, 443'068'288},   {16, 2048, 5632, 822'151'168},
+        {20, 2560, 6912, 1'586'076'160}, {28, 3072, 8192, 3'171'068'928}, {32, 4096, 11008, 6'476'271'616}};
+    ModelConfig config = load("llama-30m.json");
+    EXPECT_EQ(config.non_embedding_parameters(), 30'482'560);
+    for (const auto& [layers, width, mlp, published] : sizes) {
+        config.num_hidden_layers = layers;
+        config.hidden_size = width;
+        config.intermediate_size = mlp;
+        config.num_attention_heads = config.num_key_value_heads = width / config.head_dim;
+        test::expect_published(fmt::format("parameters, d = {}", width), static_cast<double>(published), 0,
+                               static_cast<double>(config.non_embedding_parameters()));
+    }
 }
 
 struct Refusal {

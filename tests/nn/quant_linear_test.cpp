@@ -169,7 +169,7 @@ TEST(QuantLinear, LeavesOutTheInputGradientThatIsNotWanted) {
 
 // Invariant 16 of the Quartet II notes: with a plain backward made from the forward, dX = E Wq and dW = E'
 // Xq.
-TEST(QuantLinear, WithoutBackwardQuantisationHasTheGradientsOfTheForwardsProduct) {
+TEST(QuantLinear, I16_WithoutBackwardQuantisationHasTheGradientsOfTheForwardsProduct) {
     const LinearInput input = random_input(48, 80, 64);
     for (const char* spec : {"nvfp4 1x16 scale=four-six:mse", "nvfp4 16x16", "mxfp4 1x32 scale=rceil",
                              "nvfp4 1x16 outer=1x128", "mxfp8:e4m3", "fp8:e5m2 tensor", "fp8:e4m3 row",
@@ -295,7 +295,7 @@ TEST(QuantLinear, QuantisesTheResultsThatTheRecipeNames) {
 
 // A rotated forward without quantisation error would give the plain gradients: rotation and its inverse
 // cancel. The rest of the error is that of the forward's quantiser.
-TEST(QuantLinear, TurnsGradientsBackFromTheForwardsSpace) {
+TEST(QuantLinear, T12_TurnsGradientsBackFromTheForwardsSpace) {
     const LinearInput input = random_input(64, 96, 64);
     const Exact exact(input);
     for (const char* spec : {"nvfp4 1x16 rotate=hadamard:32", "nvfp4 1x16 rotate=rht:32 signs=step"}) {
@@ -305,7 +305,7 @@ TEST(QuantLinear, TurnsGradientsBackFromTheForwardsSpace) {
     }
 }
 
-TEST(QuantLinear, MasksWhatTheForwardClipped) {
+TEST(QuantLinear, T12_MasksWhatTheForwardClipped) {
     const LinearInput input = random_input(32, 64, 32);
     Recipe recipe = with_backward(builtin("bf16"), Source::forward, "bf16");
     const char* clipping = "mxfp4 1x32 scale=quest:std mask=clip";  // not rotated: the mask is on dX itself
@@ -327,9 +327,19 @@ TEST(QuantLinear, MasksWhatTheForwardClipped) {
     expect_masked(masked.dw, whole.dw, only(all, "fprop.w").at(0));
 }
 
+// The last phase of FP4 All the Way keeps the forward and takes the gradients of a plain layer.
+TEST(QuantLinear, L19_InThePhaseAfterFp4HasItsForwardAndPlainGradients) {
+    const LinearInput input = random_input(64, 96, 64);
+    const LinearOutput fp4 = run(builtin("fp4-all-the-way"), input), plain = run(builtin("bf16"), input);
+    const LinearOutput after = run(builtin("fp4-all-the-way-qaf"), input);
+    EXPECT_EQ(after.y, fp4.y);
+    EXPECT_EQ(after.dx, plain.dx);
+    EXPECT_EQ(after.dw, plain.dw);
+}
+
 // --- rotations ---
 
-TEST(QuantLinear, BothOperandsOfAProductShareTheirSigns) {
+TEST(QuantLinear, T11_BothOperandsOfAProductShareTheirSigns) {
     // Quantisation noise alone is below 0.25; rotations that differ would give an error of about 1.4.
     const LinearInput input = random_input(128, 128, 128);
     const Exact exact(input);
@@ -345,7 +355,7 @@ TEST(QuantLinear, BothOperandsOfAProductShareTheirSigns) {
     }
 }
 
-TEST(QuantLinear, SignsThatDifferDoNotCancel) {
+TEST(QuantLinear, L13_SignsThatDifferDoNotCancel) {
     // The error that the test above would see.
     const LinearInput input = random_input(64, 64, 64);
     const QuantSpec spec = parse_spec("nvfp4 1x16 rotate=rht:64 signs=step");

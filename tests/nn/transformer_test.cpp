@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "numerics/philox.h"
+#include "support/measured.h"
 #include "transformer_fixture.h"
 
 namespace nibble {
@@ -109,10 +110,15 @@ TEST(Transformer, NamesItsParametersAndCountsThem) {
     }
 }
 
-TEST(Transformer, StartsNearTheLossOfAUniformGuess) {
-    const auto model = make_model(find_recipe("bf16"));
-    Batch batch(4, 32, 64, 3);
-    EXPECT_NEAR(evaluate(*model, batch) / 128, std::log(64.0), 0.05);
+TEST(Transformer, T17_StartsNearTheLossOfAUniformGuess) {
+    ModelConfig config = small_config();
+    config.hidden_size = 512;
+    config.vocab_size = 1024;
+    config.max_position_embeddings = 128;
+    const auto model = make_model(find_recipe("bf16"), DType::bf16, config);
+    Batch batch(4, 128, config.vocab_size, 3);
+    test::expect_published("mean loss, d = 512, V = 1024: ln V + 0.02² d / 2",
+                           std::log(1024.0) + .02 * .02 * 512 / 2, 0.05, evaluate(*model, batch) / 512);
 }
 
 // The gradient along random directions against central differences of the loss, everything in FP32.

@@ -71,7 +71,7 @@ TEST(Quantize, ExtremeInputsStayFinite) {
     }
 }
 
-TEST(Quantize, ZeroGivesZero) {
+TEST(Quantize, T14_I18_ZeroGivesZero) {
     for (const std::string& text : kSpecs) {
         Matrix x{5, 70, std::vector<float>(5 * 70, 0.0f)};
         x.values[3] = -0.0f;
@@ -160,7 +160,7 @@ RC_GTEST_PROP(Quantize, ScalesWithPowersOfTwo, ()) {
     }
 }
 
-RC_GTEST_PROP(Quantize, NearestRoundingIsOdd, ()) {
+RC_GTEST_PROP(Quantize, I03_NearestRoundingIsOdd, ()) {
     const QuantSpec spec = random_spec();
     RC_PRE(spec.round != Rounding::stochastic);
     Matrix x = random_matrix();
@@ -262,7 +262,7 @@ RC_GTEST_PROP(Quantize, RepresentableValuesOfFp32ScalesRoundTrip, ()) {
     RC_ASSERT(Quantized(spec, x.tensor()).values() == x.values);
 }
 
-TEST(Quantize, SquareBlocksQuantiseTheTransposeToTheTranspose) {
+TEST(Quantize, L14_SquareBlocksQuantiseTheTransposeToTheTranspose) {
     for (const char* text :
          {"nvfp4 16x16", "mxfp4 32x32", "mxfp8:e5m2 32x32", "fp4 32x32", "fp8:e4m3 128x128"}) {
         Matrix x{48, 160, test::normals(48 * 160, 13)};

@@ -179,6 +179,9 @@ TEST(Spec, PrintsTheWordsThatDifferFromTheDefaultsInOneOrder) {
               "nvfp4 1x16 range=16/17 round=stochastic rotate=rht:16 signs=te out=bf16"},
              {"mxfp4 mask=clip rotate=hadamard:32 scale=quest:std",
               "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"},
+             {"mxfp4 arithmetic=emulation rotate=hadamard:32 mask=clip scale=quest:std",
+              "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip arithmetic=emulation"},
+             {"nvfp4 arithmetic=emulation", "nvfp4 1x16 arithmetic=emulation"},
              {"mxfp4 scale=floor", "mxfp4 1x32"},
              {"nvfp4 round=stochastic outer=1x128", "nvfp4 1x16 round=stochastic outer=1x128"},
              {"mxfp8", "mxfp8:e4m3 1x32"},
@@ -250,6 +253,9 @@ TEST(Spec, RefusesForbiddenCombinations) {
                              "nvfp4 rotate=hadamard:16 signs=call",  //
                              "nvfp4 rotate=rht:32 signs=te",         // 16 signs
                              "nvfp4 out=bf16",                       // rounds rotated values
+                             "nvfp4 arithmetic=exact",
+                             "nvfp4 tensor=posthoc arithmetic=emulation",  // knows no amax
+                             "mxfp4 arithmetic=emulation",                 // changes rotations alone
                              "nvfp4 rotate=rht:8",
                              "nvfp4 rotate=rht:256",
                              "nvfp4 rotate=rht",

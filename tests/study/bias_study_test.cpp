@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "support/measured.h"
+
 namespace nibble {
 namespace {
 
@@ -59,7 +61,7 @@ TEST(AveragedGradient, OfOneRotationKeepsABiasOnHeavyTails) {
 
 // Random signs after the transform instead of before it cancel in the product and change no code: what is
 // left is a plain Hadamard transform with nearest rounding, the same in every draw. The study sees it.
-TEST(AveragedGradient, FindsSignsOnTheWrongSideOfTheRotation) {
+TEST(AveragedGradient, T09_FindsSignsOnTheWrongSideOfTheRotation) {
     Recipe right = find_recipe("quartet");
     right.fprop_x.spec = right.fprop_w.spec = parse_spec("bf16");
     Recipe wrong = right;
@@ -67,8 +69,9 @@ TEST(AveragedGradient, FindsSignsOnTheWrongSideOfTheRotation) {
         o->spec = parse_spec("mxfp4 1x32 scale=three-quarters rotate=hadamard:32");
     }
     const LayerData data = bias_data(BiasData::normal, 256, 64, 64);
-    EXPECT_NEAR(averaged_gradient(wrong, data, 64).excess(), 64, 1e-6);
-    EXPECT_LT(averaged_gradient(right, data, 64).excess(), 4);
+    test::expect_published("64 e(64) / e(1), signs after the rotation", 64, 1e-6,
+                           averaged_gradient(wrong, data, 64).excess());
+    test::expect_at_most("the same, signs before it", 4, averaged_gradient(right, data, 64).excess());
 }
 
 TEST(AveragedGradient, OfNearestRoundingNeverChanges) {

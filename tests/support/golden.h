@@ -34,6 +34,26 @@ std::vector<T> transposed(const std::vector<T>& x, int64_t rows, int64_t cols) {
     return y;
 }
 
+// The inputs that the recorded outputs belong to: tests/golden/inputs.
+inline const std::vector<std::string> kInputs = {"normal", "heavy", "ties", "small"};
+
+struct Input {
+    int64_t rows, cols;
+    std::vector<float> values;
+    Tensor tensor() { return view_of(values, {rows, cols}); }
+};
+
+inline Input input(const std::string& name, bool transpose = false) {
+    static const SafetensorsFile file = golden("inputs");
+    const Tensor& x = file.tensor("x." + name);
+    Input result{x.rows(), x.cols(), floats_of(x)};
+    if (transpose) {
+        result.values = transposed(result.values, x.rows(), x.cols());
+        std::swap(result.rows, result.cols);
+    }
+    return result;
+}
+
 // Codes 0 and 8 are both zero: comparisons treat them as equal.
 inline bool same_code(int a, int b) { return a == b || ((a | b) & 7) == 0; }
 

@@ -64,6 +64,8 @@ inline const std::vector<std::string> kSpecs = {
     "int4 tensor round=stochastic rotate=rht:16",
     "log4 row",
     "log4 tensor round=stochastic",
+    "nvfp4 1x16 scale=four-six:mse round=nearest-away arithmetic=emulation",
+    "mxfp4 1x32 scale=quest:std round=nearest-down rotate=hadamard:32 mask=clip arithmetic=emulation",
 };
 
 }  // namespace nibble::test

@@ -5,12 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "support/measured.h"
 #include "support/quantized.h"
 #include "support/samples.h"
 
 namespace nibble {
 namespace {
 
+using test::expect_published;
 using test::Quantized;
 
 // Sixteen codes of one row from `first`, one hexadecimal digit each.
@@ -37,17 +39,20 @@ std::vector<float> two_rows() {
     return x;
 }
 
-TEST(Published, Nvfp4OfTwoRows) {
+TEST(Published, T01_I02_L09_Nvfp4OfTwoRows) {
     std::vector<float> x = two_rows();
     const Quantized q("nvfp4", view_of(x, {2, 16}));
     EXPECT_EQ(q.scale(0, 0), 0x7a);
     EXPECT_EQ(q.scale(1, 0), 0x7e);
     EXPECT_EQ(digits(q, 0, 0), "ffeedca912456677");
     EXPECT_EQ(digits(q, 1, 0), "08091a2b4c5d6e7f");
-    EXPECT_NEAR(test::relative_mse(x, q.values()), 0.0088824, 1e-7);
+    const auto* bytes = q.matrix().codes.as<uint8_t>();  // the even element in the low nibble
+    const std::vector<uint8_t> first(bytes, bytes + 8);
+    EXPECT_EQ(first, (std::vector<uint8_t>{0xff, 0xee, 0xcd, 0x9a, 0x21, 0x54, 0x66, 0x77}));
+    expect_published("relative MSE", 0.0088824, 1e-7, test::relative_mse(x, q.values()));
 }
 
-TEST(Published, FourSixMeasuresDisagreeOnTheFirstRow) {
+TEST(Published, L10_FourSixMeasuresDisagreeOnTheFirstRow) {
     std::vector<float> x = two_rows();
     const Tensor tensor = view_of(x, {2, 16});
     const Quantized mse("nvfp4 scale=four-six:mse", tensor), mae("nvfp4 scale=four-six:mae", tensor);
@@ -57,16 +62,18 @@ TEST(Published, FourSixMeasuresDisagreeOnTheFirstRow) {
     EXPECT_EQ(e4m3_decode(mae.scale(1, 0)), 256.0f);
 }
 
-TEST(Published, Mxfp4OfTheSameValuesAsOneBlock) {
+TEST(Published, L11_Mxfp4OfTheSameValuesAsOneBlock) {
     std::vector<float> x = two_rows();
     for (const char* spec : {"mxfp4 scale=floor", "mxfp4 scale=rceil"}) {
         const Quantized q(spec, view_of(x, {1, 32}));
         EXPECT_EQ(e8m0_decode(q.scale(0, 0)), 0.5f) << spec;
-        EXPECT_NEAR(test::relative_mse(x, q.values()), 0.0139652, 1e-7) << spec;
+        expect_published(std::string("relative MSE, ") + spec, 0.0139652, 1e-7,
+                         test::relative_mse(x, q.values()));
     }
     const Quantized q("mxfp4 scale=three-quarters", view_of(x, {1, 32}));
     EXPECT_FLOAT_EQ(e8m0_decode(q.scale(0, 0)) * q.tensor_scale(), 2.0f / 3.0f);
-    EXPECT_NEAR(test::relative_mse(x, q.values()), 0.0129852, 1e-7);
+    expect_published("relative MSE, mxfp4 scale=three-quarters", 0.0129852, 1e-7,
+                     test::relative_mse(x, q.values()));
 }
 
 // --- the golden vector of Quartet II: 32 values in two groups, cap 255.99 for MS-EDEN ---
@@ -83,31 +90,31 @@ double squared_error(const std::vector<float>& x, const std::vector<float>& valu
     return sum;
 }
 
-TEST(Published, QuartetTwoNearest) {
+TEST(Published, I20_QuartetTwoNearest) {
     std::vector<float> x = two_groups();
     const Quantized q("nvfp4", view_of(x, {1, 32}));
-    EXPECT_NEAR(q.tensor_scale(), 0.01488095238, 1e-9);
+    expect_published("tensor scale, nvfp4", 0.01488095238, 1e-9, q.tensor_scale());
     EXPECT_EQ(q.scale(0, 0), 0x5f);
     EXPECT_EQ(q.scale(0, 16), 0x7e);
     EXPECT_EQ(unsigned_zeros(digits(q, 0, 0)), "1924d4704e16b1f5");
     EXPECT_EQ(digits(q, 0, 16), "3567bdef24679cee");
-    EXPECT_NEAR(squared_error(x, q.values(), 0), 0.27818, 1e-5);
-    EXPECT_NEAR(squared_error(x, q.values(), 16), 101.447, 1e-3);
+    expect_published("squared error of group 0, nvfp4", 0.27818, 1e-5, squared_error(x, q.values(), 0));
+    expect_published("squared error of group 1, nvfp4", 101.447, 1e-3, squared_error(x, q.values(), 16));
 }
 
-TEST(Published, QuartetTwoFourSixPicksFourInBothGroups) {
+TEST(Published, I20_QuartetTwoFourSixPicksFourInBothGroups) {
     std::vector<float> x = two_groups();
     const Quantized q("nvfp4 scale=four-six:mse", view_of(x, {1, 32}));
-    EXPECT_NEAR(q.tensor_scale(), 0.02604166667, 1e-9);
+    expect_published("tensor scale, four-six", 0.02604166667, 1e-9, q.tensor_scale());
     EXPECT_EQ(q.scale(0, 0), 0x5d);
     EXPECT_EQ(q.scale(0, 16), 0x7c);
     EXPECT_EQ(unsigned_zeros(digits(q, 0, 0)), "0912c3503d14a1e3");
     EXPECT_EQ(digits(q, 0, 16), "2456acde13469bdd");
-    EXPECT_NEAR(squared_error(x, q.values(), 0), 0.28242, 1e-5);
-    EXPECT_NEAR(squared_error(x, q.values(), 16), 67.78, 1e-2);
+    expect_published("squared error of group 0, four-six", 0.28242, 1e-5, squared_error(x, q.values(), 0));
+    expect_published("squared error of group 1, four-six", 67.78, 1e-2, squared_error(x, q.values(), 16));
 }
 
-TEST(Published, QuartetTwoMsEden) {
+TEST(Published, I08_I20_QuartetTwoMsEden) {
     std::vector<float> x = two_groups();
     const Tensor tensor = view_of(x, {1, 32});
     const Quantized before("nvfp4 cap=255.99 range=1600/1581", tensor);
@@ -126,14 +133,16 @@ TEST(Published, QuartetTwoMsEden) {
         up[0] += first == 20.0f;
         up[1] += second == 256.0f;
     }
-    EXPECT_NEAR(up[0] / double{kDraws}, 0.43783, 4.5 * 0.5 / std::sqrt(kDraws));
-    EXPECT_NEAR(up[1] / double{kDraws}, 0.84061, 4.5 * 0.37 / std::sqrt(kDraws));
+    expect_published("share of coins that take the upper scale, group 0", 0.43783,
+                     4.5 * 0.5 / std::sqrt(kDraws), up[0] / double{kDraws});
+    expect_published("share of coins that take the upper scale, group 1", 0.84061,
+                     4.5 * 0.37 / std::sqrt(kDraws), up[1] / double{kDraws});
 }
 
-TEST(Published, QuartetTwoPosthoc) {
+TEST(Published, I20_QuartetTwoPosthoc) {
     std::vector<float> x = two_groups();
     const Quantized q("nvfp4 scale=eden tensor=posthoc scale-round=nearest", view_of(x, {1, 32}));
-    EXPECT_NEAR(q.tensor_scale(), 0.0255126953, 1e-9);
+    expect_published("tensor scale, posthoc", 0.0255126953, 1e-9, q.tensor_scale());
     EXPECT_EQ(unsigned_zeros(digits(q, 0, 0)), "1924d4704e26b1f5");
     EXPECT_EQ(digits(q, 0, 16), "3567bdef24679cef");
     EXPECT_EQ(e4m3_decode(q.scale(0, 0)), 16.0f);  // of 16.842
@@ -142,7 +151,7 @@ TEST(Published, QuartetTwoPosthoc) {
 
 // --- the rotation of TransformerEngine ---
 
-TEST(Published, TransformerEngineRotation) {
+TEST(Published, L12_TransformerEngineRotation) {
     const QuantSpec spec = parse_spec("nvfp4 rotate=rht:16 signs=te");
     std::vector<float> x(32, 1.0f);
     for (int i = 0; i < 16; ++i) x[16 + i] = static_cast<float>(i);
@@ -158,7 +167,7 @@ TEST(Published, TransformerEngineRotation) {
 
 // --- Quartet: three-quarters and QuEST ---
 
-TEST(Published, QuartetThreeQuarters) {
+TEST(Published, T05_QuartetThreeQuarters) {
     const auto values = [](std::vector<float> x, std::string_view words) {
         x.resize(32, 0.0f);
         const Quantized q("mxfp4 scale=three-quarters " + std::string(words), view_of(x, {1, 32}));
@@ -187,7 +196,7 @@ TEST(Published, QuestClipsByTheSpreadOfTheBlock) {
     for (int i = 2; i < 32; ++i) EXPECT_TRUE(q.inside(0, i));
 }
 
-TEST(Published, QuestMaskIsStrict) {
+TEST(Published, T12_QuestMaskIsStrict) {
     std::vector<float> x(32, 0.0f);
     for (int i = 0; i < 16; ++i) x[i] = i % 2 == 0 ? 1.5f : -1.5f;  // rms 1.06: the scale is 1/2
     x[0] = 3.0f;
@@ -198,7 +207,7 @@ TEST(Published, QuestMaskIsStrict) {
     EXPECT_TRUE(q.inside(0, 1));
 }
 
-TEST(Published, QuestOfAConstantBlockClipsAboutTheMeanOnly) {
+TEST(Published, T14_QuestOfAConstantBlockClipsAboutTheMeanOnly) {
     std::vector<float> x(32, 1.0f);
     const Quantized std_deviation("mxfp4 scale=quest:std mask=clip", view_of(x, {1, 32}));
     EXPECT_EQ(e8m0_decode(std_deviation.scale(0, 0)), 0x1p-27f);
@@ -208,7 +217,7 @@ TEST(Published, QuestOfAConstantBlockClipsAboutTheMeanOnly) {
     for (int i = 0; i < 32; ++i) EXPECT_TRUE(rms.inside(0, i));
 }
 
-TEST(Published, QuestOfZerosIsZeroAndInside) {
+TEST(Published, T14_QuestOfZerosIsZeroAndInside) {
     std::vector<float> x(64, 0.0f);
     const Quantized q("mxfp4 scale=quest:std rotate=hadamard:32 mask=clip", view_of(x, {2, 32}));
     EXPECT_EQ(q.values(), x);
@@ -216,7 +225,7 @@ TEST(Published, QuestOfZerosIsZeroAndInside) {
 }
 
 // An outlier at position 0 becomes a constant under the rotation, which the standard deviation does not see.
-TEST(Published, QuestLosesAnOutlierAtPositionZeroAboutTheMean) {
+TEST(Published, T14_QuestLosesAnOutlierAtPositionZeroAboutTheMean) {
     const int64_t rows = 4096;
     const auto error = [&](std::string_view scale, int position) {
         std::vector<float> x = test::normals(rows * 32, 31);
@@ -228,14 +237,14 @@ TEST(Published, QuestLosesAnOutlierAtPositionZeroAboutTheMean) {
         rotate(context, 32, {}, view_of(rotated, {rows, 32}));
         return test::relative_mse(rotated, q.values());
     };
-    EXPECT_NEAR(error("quest:std", 0), 0.114, 0.004);
-    EXPECT_NEAR(error("quest:rms", 0), 0.0145, 0.0006);
-    EXPECT_NEAR(error("quest:std", 5), 0.0149, 0.0006);
+    expect_published("relative MSE, quest:std, outlier at 0", 0.114, 0.004, error("quest:std", 0));
+    expect_published("relative MSE, quest:rms, outlier at 0", 0.0145, 0.0006, error("quest:rms", 0));
+    expect_published("relative MSE, quest:std, outlier at 5", 0.0149, 0.0006, error("quest:std", 5));
 }
 
 // --- NVFP4 as a whole: 18 of quartet II's list ---
 
-TEST(Published, OneHugeOutlierLeavesTheOtherGroupsAlone) {
+TEST(Published, I18_OneHugeOutlierLeavesTheOtherGroupsAlone) {
     const int64_t rows = 256, cols = 256;
     const auto error = [&](float outlier) {
         std::vector<float> x = test::normals(rows * cols, 41);
@@ -245,31 +254,23 @@ TEST(Published, OneHugeOutlierLeavesTheOtherGroupsAlone) {
         values.erase(values.begin(), values.begin() + 16);
         return test::relative_mse(x, values);
     };
-    EXPECT_NEAR(error(1e4f), 9.4e-3, 2e-4);
-    EXPECT_NEAR(error(1e5f), 2.2e-2, 2e-3);
-    EXPECT_NEAR(error(1e7f), 1.0, 1e-6);  // the others' scales are zero
+    expect_published("relative MSE of the others, outlier 1e4", 9.4e-3, 2e-4, error(1e4f));
+    expect_published("relative MSE of the others, outlier 1e5", 2.2e-2, 2e-3, error(1e5f));
+    expect_published("relative MSE of the others, outlier 1e6", 1.0, 0.1, error(1e6f));
+    expect_published("relative MSE of the others, outlier 1e7", 1.0, 1e-6, error(1e7f));
 }
 
-// Nearest rounding: where the codes of N(0, 1) fall, and how often Four Over Six picks 4.
-TEST(Published, CodeHistogramOfNormalValues) {
+// Nearest rounding: where the codes of N(0, 1) fall.
+TEST(Published, I06_CodeHistogramOfNormalValues) {
     std::vector<float> x = test::normals(512 * 1024, 51);
     const Quantized q("nvfp4", view_of(x, {512, 1024}));
     double share[8] = {};
     for (int64_t i = 0; i < 512 * 1024; ++i) share[q.code(i / 1024, i % 1024) & 7] += 100.0 / (512 * 1024);
     const double expected[8] = {6.8, 13.5, 12.7, 11.7, 15.2, 15.3, 13.8, 11.2};
-    for (int code = 0; code < 8; ++code) EXPECT_NEAR(share[code], expected[code], 0.2) << code;
-}
-
-TEST(Published, FourSixPicksFourFor45PercentOfNormalGroups) {
-    std::vector<float> x = test::normals(512 * 1024, 52);
-    const Tensor tensor = view_of(x, {512, 1024});
-    const Quantized four_six("nvfp4 scale=four-six:mse", tensor), six("nvfp4 cap=256", tensor);
-    int64_t fours = 0;
-    for (int64_t i = 0; i < 512 * 1024; i += 16) {
-        // A scale one and a half times as large is four bytes on; rounding makes it three to five.
-        fours += four_six.scale(i / 1024, i % 1024) > six.scale(i / 1024, i % 1024) + 1;
+    for (uint8_t code = 0; code < 8; ++code) {
+        expect_published(fmt::format("percent of magnitude {}", e2m1_decode(code)), expected[code], 0.2,
+                         share[code]);
     }
-    EXPECT_NEAR(static_cast<double>(fours) / (512 * 1024 / 16), 0.452, 0.006);
 }
 
 }  // namespace
