@@ -108,10 +108,10 @@ class Source {
         return operand_.quantized->spec.scale == ScaleRule::three_quarters ? scale * kLost : scale;
     }
 
-    // A factor for each row of the product, or null.
+    // A factor for each row of the product, or null; null too in a dry run.
+    bool has_row_scales() const { return is_quantized() && operand_.quantized->spec.has_row_scales(); }
     const float* row_scales() const {
-        const bool has_some = is_quantized() && operand_.quantized->spec.has_row_scales();
-        return has_some ? operand_.quantized->fp32_scales.as<float>() : nullptr;
+        return has_row_scales() ? operand_.quantized->fp32_scales.as<float>() : nullptr;
     }
 
     // Tiles in the right dtype are read in place, but for pieces of rows, on which the library is slow. Of
@@ -349,8 +349,8 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
         const float of_row = options.alpha_row == nullptr ? alpha : alpha * options.alpha_row[row];
         return row_scales == nullptr ? of_row : of_row * row_scales[row];
     };
-    const float* col_factors = b.row_scales() == nullptr ? options.alpha_col : b.row_scales();
-    if (b.row_scales() != nullptr && options.alpha_col != nullptr) {
+    const float* col_factors = b.has_row_scales() ? b.row_scales() : options.alpha_col;
+    if (b.has_row_scales() && options.alpha_col != nullptr) {
         const Tensor both = context.arena.allocate(DType::f32, {cols});
         for (int64_t i = 0; i < cols && !context.planning(); ++i) {
             both.as<float>()[i] = b.row_scales()[i] * options.alpha_col[i];

@@ -30,7 +30,7 @@ class Fp32Scaled : public Passes {
         for_each_band(1, [&](Strip& strip) {
             float amax = 0.0f;
             for_each_strip_of_band(strip, kMaxWidth, [&](const Strip& part) {
-                amax = std::fmax(amax, part.amax(0, part.width));
+                amax = std::max(amax, part.amax(0, part.width));
             });
             const Fp32Scale row = scale_of(amax);
             out_.fp32_scales.as<float>()[strip.row] = row.scale;

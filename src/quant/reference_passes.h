@@ -21,7 +21,7 @@ struct Strip {
         float largest = 0.0f;
         for (int r = 0; r < rows; ++r) {
             for (int k = first_col; k < first_col + cols; ++k)
-                largest = std::fmax(largest, std::fabs(values[r][k]));
+                largest = std::max(largest, std::fabs(values[r][k]));
         }
         return largest;
     }

@@ -476,8 +476,8 @@ int QuantSpec::block_size() const {
 
 int64_t QuantSpec::padding() const {
     if (!is_quantized()) return 1;
-    const int block = outer_1x128 ? 128 : block_size();
-    return rotates_columns() ? std::lcm(block, rotation_size) : block;
+    const int cols = outer_1x128 ? 128 : block_size();
+    return rotates_columns() ? std::lcm(cols, rotation_size) : cols;
 }
 
 void validate_spec(const QuantSpec& spec) {

@@ -134,6 +134,52 @@ std::vector<Recipe> make_all() {
                         {kForward, "mxfp4 1x32 scale=rceil round=stochastic"},
                         {kOriginal, "mxfp4 1x32 scale=rceil round=stochastic"},
                         {kForward, "mxfp4 1x32 scale=rceil round=stochastic"}}));
+    // Its second version: NVFP4 with an FP32 scale for 128 elements, RHT of 16 with fresh signs in each call.
+    all.push_back(make("tetrajet2", "TetraJet-v2: NVFP4 with outer scales, stochastic backward with RHT",
+                       "TetraJet-v2, the authors' code",
+                       {{kOriginal, "nvfp4 1x16 outer=1x128"},
+                        {kOriginal, "nvfp4 1x16 outer=1x128"},
+                        {kOriginal, "nvfp4 1x16 round=stochastic outer=1x128 rotate=rht:16 signs=call"},
+                        {kForward, "nvfp4 1x16 round=stochastic outer=1x128 rotate=rht:16 signs=call"},
+                        {kOriginal, "nvfp4 1x16 round=stochastic outer=1x128 rotate=rht:16 signs=call"},
+                        {kForward, "nvfp4 1x16 round=stochastic outer=1x128 rotate=rht:16 signs=call"}}));
+    // Per-tensor scaling, as TransformerEngine's current scaling: the weight and x keep one copy for both
+    // products.
+    all.push_back(make("fp8", "FP8: E4M3 operands, E5M2 gradients, one current scale for a tensor",
+                       "arXiv 2209.05433",
+                       {{kOriginal, "fp8:e4m3 tensor"},
+                        {kOriginal, "fp8:e4m3 tensor"},
+                        {kOriginal, "fp8:e5m2 tensor"},
+                        {kSameBits, "fp8:e4m3 tensor"},
+                        {kOriginal, "fp8:e5m2 tensor"},
+                        {kSameBits, "fp8:e4m3 tensor"}}));
+    // TransformerEngine's MXFP8BlockScaling: both copies of every tensor from the original.
+    all.push_back(make("mxfp8", "MXFP8: E4M3 operands in blocks of 32", "TransformerEngine",
+                       {{kOriginal, "mxfp8:e4m3 1x32"},
+                        {kOriginal, "mxfp8:e4m3 1x32"},
+                        {kOriginal, "mxfp8:e4m3 1x32"},
+                        {kOriginal, "mxfp8:e4m3 1x32"},
+                        {kOriginal, "mxfp8:e4m3 1x32"},
+                        {kOriginal, "mxfp8:e4m3 1x32"}}));
+    // INT4 weights and activations; gradients as powers of two, stochastic also below the smallest.
+    all.push_back(make("luq", "LUQ: INT4 forward, logarithmic FP4 gradients without bias", "arXiv 2112.10769",
+                       {{kOriginal, "int4 row"},
+                        {kOriginal, "int4 row"},
+                        {kOriginal, "log4 tensor round=stochastic"},
+                        {kOriginal, "int4 row"},
+                        {kOriginal, "log4 tensor round=stochastic"},
+                        {kOriginal, "int4 row"}}));
+    // The data flow of Jetfire, which is INT8, with E2M1 elements: what a layer reads and gives is quantised.
+    all.push_back(make("jetfire", "Jetfire with FP4: square blocks, quantised results",
+                       "arXiv 2403.12422, with FP4",
+                       {{kOriginal, "fp4 32x32"},
+                        {kOriginal, "fp4 32x32"},
+                        {kOriginal, "fp4 32x32"},
+                        {kSameBits, "fp4 32x32"},
+                        {kOriginal, "fp4 32x32"},
+                        {kSameBits, "fp4 32x32"}}));
+    all.back().fprop_y = all.back().dgrad_dx = parse_spec("fp4 32x32");
+    validate(all.back());
     return all;
 }
 

@@ -8,7 +8,7 @@
 namespace nibble {
 
 // Over all elements, in the space in which they are quantised (rotated, if the spec rotates): x against its
-// value in 4 bits, q.
+// quantised value, q.
 struct QuantizerFigures {
     double relative_mse = 0;    // |q - x|² / |x|²
     double effective_bits = 0;  // -log2(relative_mse) / 2 (arXiv 2601.22813)

@@ -44,11 +44,17 @@ std::string format_of(const OperandSpec& operand) {
     return text.substr(0, text.find(' '));
 }
 
-// What multiplies the operands (nn/quant_linear.h, gemm/matmul.h).
-std::string executed(const OperandSpec& a, const OperandSpec& b) {
+// What multiplies the operands (nn/quant_linear.h, gemm/matmul.h). `forward`: what b is made from, if it is.
+std::string executed(const OperandSpec& a, const OperandSpec& b, const QuantSpec& forward = {}) {
     const bool quantized = a.spec.is_quantized() || b.spec.is_quantized();
-    const bool wide = a.spec.format == Format::fp32 || b.spec.format == Format::fp32;
-    return fmt::format("{} in {}, sums in f32", quantized ? "emulated: exact products" : "products",
+    const bool reads_forward = b.source != Source::original && !b.spec.is_quantized();
+    const bool has_fp32_scales =
+        a.spec.has_fp32_groups() || b.spec.has_fp32_groups() || (reads_forward && forward.has_fp32_scales());
+    const bool wide = has_fp32_scales || a.spec.format == Format::fp32 || b.spec.format == Format::fp32;
+    return fmt::format("{} in {}, sums in f32",
+                       has_fp32_scales ? "emulated: products of values with f32 scales"
+                       : quantized     ? "emulated: exact products"
+                                       : "products",
                        wide || bf16_product_dtype() == DType::f32 ? "f32" : "bf16");
 }
 
@@ -73,14 +79,15 @@ Json describe_machine() {
 Json describe_products(const Transformer& model) {
     const Recipe& recipe = model.recipe();
     Json all = Json::array();
-    const auto add = [&](const char* product, const OperandSpec& a, const OperandSpec& b) {
+    const auto add = [&](const char* product, const OperandSpec& a, const OperandSpec& b,
+                         const QuantSpec& forward = {}) {
         all.push_back({{"product", product},
                        {"requested", fmt::format("{} x {}", format_of(a), format_of(b))},
-                       {"executed", executed(a, b)}});
+                       {"executed", executed(a, b, forward)}});
     };
     add("fprop", recipe.fprop_x, recipe.fprop_w);
-    add("dgrad", recipe.dgrad_dy, recipe.dgrad_w);
-    add("wgrad", recipe.wgrad_dy, recipe.wgrad_x);
+    add("dgrad", recipe.dgrad_dy, recipe.dgrad_w, recipe.fprop_w.spec);
+    add("wgrad", recipe.wgrad_dy, recipe.wgrad_x, recipe.fprop_x.spec);
     OperandSpec head;
     if (model.options().activations == DType::f32) head.spec.format = Format::fp32;
     add("lm_head", head, head);

@@ -340,7 +340,7 @@ TEST(QuantLinear, L19_InThePhaseAfterFp4HasItsForwardAndPlainGradients) {
 // --- rotations ---
 
 TEST(QuantLinear, T11_BothOperandsOfAProductShareTheirSigns) {
-    // Quantisation noise alone is below 0.25; rotations that differ would give an error of about 1.4.
+    // Quantisation noise alone is below 0.35; rotations that differ would give an error of about 1.4.
     const LinearInput input = random_input(128, 128, 128);
     const Exact exact(input);
     for (const Recipe& recipe : builtin_recipes()) {
@@ -348,9 +348,9 @@ TEST(QuantLinear, T11_BothOperandsOfAProductShareTheirSigns) {
             continue;  // biased by their masks
         for (uint32_t step = 0; step < 3; ++step) {
             const LinearOutput out = run(recipe, input, {5, step});
-            EXPECT_LT(relative_error(out.y, exact.y), 0.25) << recipe.name;
-            EXPECT_LT(relative_error(out.dx, exact.dx), 0.25) << recipe.name;
-            EXPECT_LT(relative_error(out.dw, exact.dw), 0.25) << recipe.name;
+            EXPECT_LT(relative_error(out.y, exact.y), 0.35) << recipe.name;
+            EXPECT_LT(relative_error(out.dx, exact.dx), 0.35) << recipe.name;
+            EXPECT_LT(relative_error(out.dw, exact.dw), 0.35) << recipe.name;
         }
     }
 }
