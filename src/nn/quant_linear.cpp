@@ -62,10 +62,10 @@ class QuantLinear::Execution {
         return allocate_quantized(context_.arena, spec, rows, cols);
     }
 
-    // x: [out.rows, out.cols or fewer], or the transpose of that. Returns the amax for the history (0 unless
-    // tensor=delayed).
+    // x: [out.rows, out.cols or fewer], or the transpose of that; `scale` times x is meant. Returns the amax
+    // for the history (0 unless tensor=delayed).
     float quantize_into(Place place, uint32_t micro_step, const Tensor& x, QuantizedMatrix& out,
-                        bool is_transposed = false) const {
+                        bool is_transposed = false, float scale = 1) const {
         const ArenaScope scope(context_.arena);
         const QuantSpec& spec = at(place).spec;
         const SignBits sign_bits = signs(place, micro_step);
@@ -83,6 +83,8 @@ class QuantLinear::Execution {
         }
         const Tensor padded = is_transposed ? x : detail::padded_columns(context_, x, out.cols);
         quantize(context_, spec, padded, key(place, micro_step), out, options);
+        if (!context_.planning()) *out.tensor_scale_ptr() *= scale;
+        show({layer_.layer_, kOperandNames[place], &out, padded, is_transposed, scale, &sign_bits});
         return amax;
     }
 
@@ -93,22 +95,15 @@ class QuantLinear::Execution {
         const ArenaScope scope(context_.arena);
         const Tensor values = context_.arena.allocate(DType::bf16, {forward.padded_cols, forward.rows});
         dequantize_operand_transposed(context_, forward, values);
-        const float amax = quantize_into(place, micro_step, values.slice(0, out.rows), out);
-        if (!context_.planning()) *out.tensor_scale_ptr() *= *forward.tensor_scale_ptr();
-        return amax;
+        const float scale = context_.planning() ? 1.0f : *forward.tensor_scale_ptr();
+        return quantize_into(place, micro_step, values.slice(0, out.rows), out, false, scale);
     }
 
     float make_dgrad_w(const Weight& weight, uint32_t micro_step, QuantizedMatrix& out) const {
-        float amax = 0;
-        if (is_of_forward(kDgradW) && quantizes(kFpropW)) {
-            amax = requantize_into(kDgradW, micro_step, weight.fprop, out);
-        } else {
-            const ArenaScope scope(context_.arena);
-            const bool rounded = is_of_forward(kDgradW) && at(kFpropW).spec.format == Format::bf16;
-            amax = quantize_into(kDgradW, micro_step, rounded ? weight.bf16 : weight.master, out, true);
-        }
-        show(kDgradW, out);
-        return amax;
+        if (is_of_forward(kDgradW) && quantizes(kFpropW))
+            return requantize_into(kDgradW, micro_step, weight.fprop, out);
+        const bool rounded = is_of_forward(kDgradW) && at(kFpropW).spec.format == Format::bf16;
+        return quantize_into(kDgradW, micro_step, rounded ? weight.bf16 : weight.master, out, true);
     }
 
     void make_wgrad_x(const Saved& saved, QuantizedMatrix& out) const {
@@ -122,7 +117,6 @@ class QuantLinear::Execution {
             amax = quantize_into(kWgradX, context_.micro_step, x, out, true);
         }
         record(kWgradX, amax);
-        show(kWgradX, out);
     }
 
     // Rows of dgrad.w and wgrad.x: the padded ones too where the forward's space is rotated.
@@ -163,6 +157,9 @@ class QuantLinear::Execution {
         const int64_t contraction = std::max(a.contraction(), b.contraction());
         for (Factor* factor : {&a, &b}) {
             if (factor->quantized) continue;
+            show({layer_.layer_, kOperandNames[factor == &a ? place : other_side(place)], nullptr,
+                  factor->plain, factor->is_transposed,
+                  context_.planning() ? 1.0f : static_cast<float>(factor->scale_value()), nullptr});
             factor->plain = factor->is_transposed
                                 ? detail::padded_rows(context_, factor->plain, contraction)
                                 : detail::padded_columns(context_, factor->plain, contraction);
@@ -181,8 +178,8 @@ class QuantLinear::Execution {
         if (history_ != nullptr && records_)
             history_->current[place] = std::max(history_->current[place], amax);
     }
-    void show(Place place, const QuantizedMatrix& q) const {
-        if (layer_.observer_ && !context_.planning()) layer_.observer_(kOperandNames[place], q);
+    void show(const Observation& observation) const {
+        if (layer_.observer_) layer_.observer_(context_, observation);
     }
 
   private:
@@ -217,7 +214,6 @@ class QuantLinear::Execution {
         QuantizedMatrix q =
             transpose ? allocate(place, dy.cols(), dy.rows()) : allocate(place, dy.rows(), dy.cols());
         record(place, quantize_into(place, context_.micro_step, dy, q, transpose));
-        show(place, q);
         return {q, {}, false, {}};
     }
 
@@ -311,7 +307,6 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
     if (run.quantizes(kFpropW)) {
         weight.fprop = run.allocate(kFpropW, out_, in_);
         weight.amax[kFpropW] = run.quantize_into(kFpropW, 0, master, weight.fprop);
-        run.show(kFpropW, weight.fprop);
     }
     if (run.quantizes(kDgradW) && !is_fresh_each_call(dgrad_w.spec)) {
         weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_);
@@ -342,7 +337,6 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     if (run.quantizes(kFpropX)) {
         if (!keeps_bytes) quantized = run.allocate(kFpropX, x.rows(), in_);
         run.record(kFpropX, run.quantize_into(kFpropX, context.micro_step, x, quantized));
-        run.show(kFpropX, quantized);
         a.quantized = quantized;
     } else {
         a = run.plain_factor(kFpropX, x, false);
