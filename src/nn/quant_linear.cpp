@@ -65,10 +65,11 @@ class QuantLinear::Execution {
         return allocate_quantized(context_.arena, spec, rows, cols);
     }
 
-    // x: [out.rows, out.cols or fewer], or the transpose of that. Returns the amax for the history (0 unless
-    // tensor=delayed).
+    // x: [out.rows, out.cols or fewer], or the transpose of that; `scale` times x is meant. round_target:
+    // what the codes are rounded towards; no shape: as the spec says. Returns the amax for the history (0
+    // unless tensor=delayed).
     float quantize_into(Place place, uint32_t micro_step, const Tensor& x, QuantizedMatrix& out,
-                        bool is_transposed = false) const {
+                        bool is_transposed = false, float scale = 1, const Tensor& round_target = {}) const {
         const ArenaScope scope(context_.arena);
         const QuantSpec& spec = at(place).spec;
         const SignBits sign_bits = signs(place, micro_step);
@@ -86,12 +87,10 @@ class QuantLinear::Execution {
         }
         const Tensor padded = is_transposed ? x : detail::padded_columns(context_, x, out.cols);
         quantize(context_, spec, padded, key(place, micro_step), out, options);
+        if (round_target.shape.rank() > 0) round_towards(context_, x, round_target, sign_bits, out);
+        if (!context_.planning()) *out.tensor_scale_ptr() *= scale;
+        show({layer_.layer_, kOperandNames[place], &out, padded, is_transposed, scale, &sign_bits});
         return amax;
-    }
-
-    // Q(w) of prepare(), its codes chosen by the round target.
-    void round_weight(const Tensor& master, const Tensor& target, QuantizedMatrix& out) const {
-        round_towards(context_, master, target, signs(kFpropW, 0), out);
     }
 
     // The transpose of what the forward used: its exact code * scale, quantised again; the tensor scales
@@ -102,22 +101,15 @@ class QuantLinear::Execution {
         const Tensor values =
             context_.arena.allocate(forward_dtype(forward), {forward.padded_cols, forward.rows});
         dequantize_operand_transposed(context_, forward, values);
-        const float amax = quantize_into(place, micro_step, values.slice(0, out.rows), out);
-        if (!context_.planning()) *out.tensor_scale_ptr() *= *forward.tensor_scale_ptr();
-        return amax;
+        const float scale = context_.planning() ? 1.0f : *forward.tensor_scale_ptr();
+        return quantize_into(place, micro_step, values.slice(0, out.rows), out, false, scale);
     }
 
     float make_dgrad_w(const Weight& weight, uint32_t micro_step, QuantizedMatrix& out) const {
-        float amax = 0;
-        if (is_of_forward(kDgradW) && quantizes(kFpropW)) {
-            amax = requantize_into(kDgradW, micro_step, weight.fprop, out);
-        } else {
-            const ArenaScope scope(context_.arena);
-            const bool rounded = is_of_forward(kDgradW) && at(kFpropW).spec.format == Format::bf16;
-            amax = quantize_into(kDgradW, micro_step, rounded ? weight.bf16 : weight.master, out, true);
-        }
-        show(kDgradW, out);
-        return amax;
+        if (is_of_forward(kDgradW) && quantizes(kFpropW))
+            return requantize_into(kDgradW, micro_step, weight.fprop, out);
+        const bool rounded = is_of_forward(kDgradW) && at(kFpropW).spec.format == Format::bf16;
+        return quantize_into(kDgradW, micro_step, rounded ? weight.bf16 : weight.master, out, true);
     }
 
     void make_wgrad_x(const Saved& saved, QuantizedMatrix& out) const {
@@ -131,7 +123,6 @@ class QuantLinear::Execution {
             amax = quantize_into(kWgradX, context_.micro_step, x, out, true);
         }
         record(kWgradX, amax);
-        show(kWgradX, out);
     }
 
     // Rows of dgrad.w and wgrad.x: the padded ones too where the forward's space is rotated.
@@ -170,7 +161,7 @@ class QuantLinear::Execution {
         multiply(result);
         QuantizedMatrix q = allocate_quantized(context_.arena, spec, out.rows(), out.cols());
         quantize(context_, spec, result, {}, q, {.name = name});
-        if (layer_.observer_ && !context_.planning()) layer_.observer_(name, q);
+        show({layer_.layer_, name, &q, result, false, 1, nullptr});
         const Tensor values = context_.arena.allocate(DType::f32, {q.rows, q.padded_cols});
         dequantize(context_, q, values);
         detail::finish_gradient(context_, values, {}, nullptr, {}, out, false);
@@ -190,6 +181,9 @@ class QuantLinear::Execution {
         const int64_t contraction = std::max(a.contraction(), b.contraction());
         for (Factor* factor : {&a, &b}) {
             if (factor->quantized) continue;
+            show({layer_.layer_, kOperandNames[factor == &a ? place : other_side(place)], nullptr,
+                  factor->plain, factor->is_transposed,
+                  context_.planning() ? 1.0f : static_cast<float>(factor->scale_value()), nullptr});
             factor->plain = factor->is_transposed
                                 ? detail::padded_rows(context_, factor->plain, contraction)
                                 : detail::padded_columns(context_, factor->plain, contraction);
@@ -208,8 +202,8 @@ class QuantLinear::Execution {
         if (history_ != nullptr && records_)
             history_->current[place] = std::max(history_->current[place], amax);
     }
-    void show(Place place, const QuantizedMatrix& q) const {
-        if (layer_.observer_ && !context_.planning()) layer_.observer_(kOperandNames[place], q);
+    void show(const Observation& observation) const {
+        if (layer_.observer_) layer_.observer_(context_, observation);
     }
 
   private:
@@ -253,7 +247,6 @@ class QuantLinear::Execution {
         QuantizedMatrix q =
             transpose ? allocate(place, dy.cols(), dy.rows()) : allocate(place, dy.rows(), dy.cols());
         record(place, quantize_into(place, context_.micro_step, dy, q, transpose));
-        show(place, q);
         return {q, {}, false, {}};
     }
 
@@ -362,9 +355,7 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
     }
     if (run.quantizes(kFpropW)) {
         weight.fprop = run.allocate(kFpropW, out_, in_);
-        weight.amax[kFpropW] = run.quantize_into(kFpropW, 0, master, weight.fprop);
-        if (round_target.shape.rank() > 0) run.round_weight(master, round_target, weight.fprop);
-        run.show(kFpropW, weight.fprop);
+        weight.amax[kFpropW] = run.quantize_into(kFpropW, 0, master, weight.fprop, false, 1, round_target);
     }
     if (run.quantizes(kDgradW) && !is_fresh_each_call(dgrad_w.spec)) {
         weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_);
@@ -410,7 +401,6 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
             clamp(context, x, range, narrow);
         }
         run.record(kFpropX, run.quantize_into(kFpropX, context.micro_step, narrow, quantized));
-        run.show(kFpropX, quantized);
         a.quantized = quantized;
     } else {
         a = run.plain_factor(kFpropX, x, false);

@@ -75,8 +75,18 @@ class QuantLinear {
     int64_t out() const { return out_; }
     bool needs_history() const;
 
-    // Called with each quantised operand ("dgrad.w") when it is made: for statistics and tests.
-    using Observer = std::function<void(std::string_view operand, const QuantizedMatrix&)>;
+    // An operand of a product as it is made, and what it is made from: for statistics and tests.
+    struct Observation {
+        uint16_t layer;
+        std::string_view operand;          // "dgrad.w"
+        const QuantizedMatrix* quantized;  // null: the product reads `source` itself
+        Tensor source;                     // [rows, contraction]; padding may be missing
+        bool is_transposed;                // source is stored [contraction, rows]
+        float scale;                       // `scale` times source is meant
+        const SignBits* signs;             // of the rotation between source and quantized
+    };
+    // Called in planning passes, too: scratch comes from the context's arena.
+    using Observer = std::function<void(Context& context, const Observation& observation)>;
     void observe(Observer observer) { observer_ = std::move(observer); }
     // Fixes the rotation signs of a product instead of drawing them: for tests against recorded layers.
     void fix_signs(Gemm gemm, const SignBits& signs) { fixed_signs_[static_cast<size_t>(gemm)] = signs; }

@@ -102,6 +102,10 @@ void Transformer::set_recipe(const Recipe& recipe) {
     }
 }
 
+void Transformer::observe(const QuantLinear::Observer& observer) {
+    for (QuantLinear& layer : layers_) layer.observe(observer);
+}
+
 void Transformer::add_parameters() {
     const int64_t c = config_.hidden_size, f = config_.intermediate_size, v = config_.vocab_size;
     int64_t elements = 0;

@@ -84,6 +84,9 @@ class Transformer {
     const Recipe& recipe() const { return recipe_; }
     // Another method from the next begin_step() on; weights and histories stay.
     void set_recipe(const Recipe& recipe);
+    // Shows the operands of the recipe's layers to `observer` until it, or the recipe, is set again; an empty
+    // one ends that.
+    void observe(const QuantLinear::Observer& observer);
     const Options& options() const { return options_; }
     // True for blocks that the recipe keeps in bf16.
     bool is_kept(int block) const;

@@ -57,6 +57,8 @@ void take(RunLog& log, Json&& record) {
         log.recipe = log.header.value(Json::json_pointer("/recipe/name"), std::string());
     } else if (type == "phase") {
         log.recipe = record.at("recipe").at("name").get<std::string>();
+        if (record.contains("phase")) log.phases_begun.push_back(record.at("phase").get<size_t>());
+        if (record.contains("steps")) log.header["steps"] = record.at("steps");
     } else if (type == "step") {
         log.steps.push_back({record.at("step").get<int64_t>(), record.at("tokens").get<int64_t>(),
                              number(record, "loss"), number(record, "lr"), number(record, "grad_norm"),

@@ -4,8 +4,11 @@
 //               resumed run appends another, with "resumed_from": earlier steps beyond it no longer count.
 //   step        step (1 is the first), tokens so far, loss, lr, grad_norm, tokens_per_s, sol, time
 //   eval        step, tokens, forward (the recipe's name or "bf16"), loss, bits_per_byte, time
+//   health      step, noise, gradient_to_noise, layers with their operands (train/monitor.h), tokens, time
+//   phase       step, phase (1 is the first [[phase]]), after_step, recipe, what else it changes, steps, time
 //   checkpoint  step, path, time
-//   end         step, tokens, reason ("complete", "until", "interrupted", "failed"), tokens_per_s, sol, time
+//   end         step, tokens, reason ("complete", "until", "interrupted", "failed"), tokens_per_s, sol, time;
+//               health: the summary of the monitor
 //
 // Losses are nats per token; time is seconds of this run, earlier parts included; sol is the fraction of the
 // speed of light (train/speed_of_light.h).
@@ -45,9 +48,10 @@ struct RunLog {
         bool own = false;  // with the forward of the recipe (of the phase) that trained
         double loss = 0, bits_per_byte = 0;
     };
-    nlohmann::ordered_json header;  // the last one
-    std::string recipe;             // that trained last
-    nlohmann::ordered_json end;     // null while the run is not over
+    nlohmann::ordered_json header;     // the last one
+    std::string recipe;                // that trained last
+    std::vector<size_t> phases_begun;  // 1 is the first [[phase]]
+    nlohmann::ordered_json end;        // null while the run is not over
     std::vector<Step> steps;
     std::vector<Eval> evals;
 };

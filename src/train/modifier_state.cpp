@@ -4,11 +4,8 @@
 
 namespace nibble {
 
-ModifierState::ModifierState(Transformer& model, const std::vector<Phase>& phases, int64_t steps)
-    : model_(model),
-      steps_(steps),
-      layers_(model.layers()),
-      counts_(DType::i32, {2, static_cast<int64_t>(layers_.size())}) {
+ModifierState::ModifierState(Transformer& model, const std::vector<Phase>& phases)
+    : model_(model), layers_(model.layers()), counts_(DType::i32, {2, static_cast<int64_t>(layers_.size())}) {
     for (size_t id = 0; id < layers_.size(); ++id) {
         const Shape shape = model.matrix_of(id).master.shape;
         Layer& layer = layers_[id];
@@ -40,7 +37,8 @@ void ModifierState::round_weights(const Context& context) {
     }
 }
 
-std::optional<int64_t> ModifierState::after_update(Context& context, int64_t update, double lr) {
+std::optional<int64_t> ModifierState::after_update(Context& context, int64_t update, int64_t steps,
+                                                   double lr) {
     std::optional<int64_t> resets;
     for (size_t id = 0; id < layers_.size(); ++id) {
         const Tensor& w = model_.matrix_of(id).master;
@@ -51,11 +49,11 @@ std::optional<int64_t> ModifierState::after_update(Context& context, int64_t upd
                                .gemm = Gemm::fprop,
                                .side = Side::b};
         if (const auto* cage = active<Cage>(id))
-            cage_update(context, spec, key, lr * cage_lambda(*cage, update, steps_), w);
+            cage_update(context, spec, key, lr * cage_lambda(*cage, update, steps), w);
         const auto* oscireset = active<OsciReset>(id);
         if (oscireset == nullptr) {
             watched(id) = 0;
-        } else if (const auto set = watch(context, *oscireset, id, key, update)) {
+        } else if (const auto set = watch(context, *oscireset, id, key, update, steps)) {
             resets = resets.value_or(0) + *set;
         }
         // Last: the average is of the weights that the next step begins with.
@@ -70,7 +68,7 @@ std::optional<int64_t> ModifierState::after_update(Context& context, int64_t upd
 }
 
 std::optional<int64_t> ModifierState::watch(Context& context, const OsciReset& options, size_t layer,
-                                            const RandomKey& key, int64_t update) {
+                                            const RandomKey& key, int64_t update, int64_t steps) {
     const Tensor& w = model_.matrix_of(layer).master;
     const QuantSpec& spec = model_.recipe().fprop_w.spec;
     const Oscillation seen = layers_[layer].oscillation();
@@ -81,7 +79,7 @@ std::optional<int64_t> ModifierState::watch(Context& context, const OsciReset& o
         resets = oscireset_reset(context, spec, key, options.threshold, w, seen);
     if (context.planning()) return {};
     count = resets || count == 0 ? 0 : count + 1;
-    if (oscireset_begins(options, update, steps_)) {
+    if (oscireset_begins(options, update, steps)) {
         oscireset_begin(context, w, seen);
         count = 1;
     }

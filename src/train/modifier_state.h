@@ -22,16 +22,16 @@ namespace nibble {
 class ModifierState {
   public:
     // Takes memory, zero, for what the modifiers of all phases remember. `model` must outlive this.
-    ModifierState(Transformer& model, const std::vector<Phase>& phases, int64_t steps);
+    ModifierState(Transformer& model, const std::vector<Phase>& phases);
     // How many bytes a weight that will be, at most.
     static size_t bytes_per_weight(const std::vector<Phase>& phases);
 
     // Tells the model what its next begin_step() rounds weights towards.
     void round_weights(const Context& context);
-    // Update number `update` (1 is the first) has been made, at this rate, under context.step. A planning
-    // pass takes the scratch of every hook. Returns how many weights oscireset has set, nothing where no
-    // window ended.
-    std::optional<int64_t> after_update(Context& context, int64_t update, double lr);
+    // Update number `update` (1 is the first) of `steps` has been made, at this rate, under context.step. A
+    // planning pass takes the scratch of every hook. Returns how many weights oscireset has set, nothing
+    // where no window ended.
+    std::optional<int64_t> after_update(Context& context, int64_t update, int64_t steps, double lr);
 
     // What a checkpoint holds of it: nothing without such modifiers.
     std::vector<NamedTensor> tensors() const;
@@ -55,10 +55,9 @@ class ModifierState {
     int32_t& averaged(size_t layer) const { return counts_.tensor().as<int32_t>()[layer]; }
     int32_t& watched(size_t layer) const { return counts_.tensor().as<int32_t>()[layers_.size() + layer]; }
     std::optional<int64_t> watch(Context& context, const OsciReset& options, size_t layer,
-                                 const RandomKey& key, int64_t update);
+                                 const RandomKey& key, int64_t update, int64_t steps);
 
     Transformer& model_;
-    int64_t steps_;
     std::vector<Layer> layers_;
     Buffer counts_;  // I32 [2, layers]
 };

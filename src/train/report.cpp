@@ -1,6 +1,7 @@
 #include "train/report.h"
 
 #include "io/plot.h"
+#include "train/monitor.h"
 #include "train/run_charts.h"
 
 namespace nibble {
@@ -100,6 +101,8 @@ std::string html_details(const ReportedRun& run) {
         for (const Json& gemm : header.at("gemms"))
             executed += fmt::format("{:<6} requested {}, executed {}\n", gemm.value("product", ""),
                                     gemm.value("requested", ""), gemm.value("executed", ""));
+    if (run.log.end.contains("health"))
+        html += fmt::format("<pre>{}</pre>\n", escaped(health_text(run.log.end.at("health"))));
     html += fmt::format("<details><summary>Products, device, data</summary><pre>{}\n{}{}{}</pre></details>\n",
                         escaped(executed),
                         escaped(flat_config({{"device", header.value("device", Json::object())}})),

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "train/phase_config.h"
+
 namespace nibble {
 
 using Json = nlohmann::ordered_json;
@@ -155,69 +157,6 @@ void set_key(RunConfig& config, const std::string& name, const toml::node& value
     if (const std::string broken = broken_limit(*key, slot); !broken.empty())
         fail_usage("{}: {} {}", origin, name, broken);
     config.origins[static_cast<size_t>(key - config_keys().data())] = origin;
-}
-
-// The keys of a phase that are given, but for its place.
-std::vector<std::pair<std::string, Json>> values_of(const PhaseConfig& phase) {
-    std::vector<std::pair<std::string, Json>> given = {
-        {"recipe", phase.recipe}, {"fprop", phase.fprop}, {"dgrad", phase.dgrad}, {"wgrad", phase.wgrad}};
-    std::erase_if(given, [](const auto& entry) { return entry.second == ""; });
-    if (phase.modifiers != PhaseConfig{}.modifiers) given.emplace_back("modifiers", phase.modifiers);
-    return given;
-}
-
-PhaseConfig read_phase(const toml::table& table, const std::string& file) {
-    PhaseConfig phase;
-    phase.origin = fmt::format("{}:{}", file, table.source().begin.line);
-    for (const auto& entry : table) {
-        const std::string_view key = entry.first.str();
-        const toml::node& value = entry.second;
-        const std::string origin = fmt::format("{}:{}", file, entry.first.source().begin.line);
-        const auto text = [&] {
-            const std::string given = value.value<std::string>().value_or("");
-            if (given.empty()) fail_usage("{}: {} of a phase must be a text", origin, key);
-            return given;
-        };
-        const auto precision = [&] {
-            const std::string given = text();
-            if (given != "bf16")
-                fail_usage(
-                    "{}: {} of a phase can be \"bf16\", not \"{}\"; recipe = \"NAME\" takes another recipe",
-                    origin, key, given);
-            return given;
-        };
-        if (key == "at") {
-            phase.at = value.value<double>().value_or(-1);
-            if (!(phase.at > 0 && phase.at < 1))
-                fail_usage("{}: at of a phase is a fraction of the run between 0 and 1", origin);
-        } else if (key == "at_step") {
-            phase.at_step = value.value<int64_t>().value_or(-1);
-            if (phase.at_step < 1)
-                fail_usage("{}: at_step of a phase is a number of steps from 1 up", origin);
-        } else if (key == "recipe") {
-            phase.recipe = text();
-        } else if (key == "fprop") {
-            phase.fprop = precision();
-        } else if (key == "dgrad") {
-            phase.dgrad = precision();
-        } else if (key == "wgrad") {
-            phase.wgrad = precision();
-        } else if (key == "modifiers") {
-            if (!assign(&phase.modifiers, value))
-                fail_usage("{}: modifiers of a phase must be a list of texts", origin);
-        } else {
-            fail_usage(
-                "{}: unknown key \"{}\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad, "
-                "modifiers",
-                origin, key);
-        }
-    }
-    if ((phase.at > 0) == (phase.at_step > 0))
-        fail_usage("{}: a phase needs one of at and at_step", phase.origin);
-    if (values_of(phase).empty())
-        fail_usage("{}: a phase needs recipe, fprop, dgrad, wgrad or modifiers: what it changes",
-                   phase.origin);
-    return phase;
 }
 
 void set_table(RunConfig& config, const toml::table& table, const std::string& prefix,
@@ -377,9 +316,7 @@ std::string to_annotated_toml(const RunConfig& config) {
     }
     for (const PhaseConfig& phase : config.phases) {
         text += fmt::format("\n[[phase]]  # {}\n", phase.origin);
-        text += phase.at_step > 0 ? fmt::format("at_step = {}\n", phase.at_step)
-                                  : fmt::format("at = {}\n", phase.at);
-        for (const auto& [key, value] : values_of(phase)) text += fmt::format("{} = {}\n", key, value.dump());
+        text += to_toml(phase);
     }
     return text;
 }
@@ -391,11 +328,7 @@ Json to_json(const RunConfig& config) {
         const auto [section, word] = split_name(key.name);
         (section.empty() ? json[word] : json[section][word]) = slot_json(key.slot(copy));
     }
-    for (const PhaseConfig& phase : config.phases) {
-        Json written = phase.at_step > 0 ? Json{{"at_step", phase.at_step}} : Json{{"at", phase.at}};
-        for (const auto& [key, value] : values_of(phase)) written[key] = value;
-        json["phase"].push_back(written);
-    }
+    for (const PhaseConfig& phase : config.phases) json["phase"].push_back(to_json(phase));
     return json;
 }
 

@@ -64,6 +64,10 @@ struct RunConfig {
         int64_t eval_every = 50, eval_batches = 0;
     } train;
     struct {
+        int64_t every = 50;
+        std::string noise = "predicted";
+    } monitor;
+    struct {
         int64_t every = 100, keep = 3;
     } checkpoint;
     struct {

@@ -123,6 +123,16 @@ const std::vector<ConfigKey>& config_keys() {
         {"train.eval_batches", NIBBLE_SLOT(train.eval_batches),
          "micro-batches in an evaluation; 0: all of data.validation", kFree, 0, kOneBillion},
 
+        {"monitor.every", NIBBLE_SLOT(monitor.every),
+         "steps between samples of the gradient-to-noise ratio and of the operands; 0: none", kFree, 0, 4e9},
+        {"monitor.noise",
+         NIBBLE_SLOT(monitor.noise),
+         "from the operands' errors, or from a second pass with other random numbers",
+         kFree,
+         0,
+         0,
+         {"predicted", "two-pass"}},
+
         {"checkpoint.every", NIBBLE_SLOT(checkpoint.every),
          "steps between checkpoints; 0: only when the run ends or is stopped", kFree, 0, 4e9},
         {"checkpoint.keep", NIBBLE_SLOT(checkpoint.keep), "newest checkpoints that are kept; 0: all", kFree,

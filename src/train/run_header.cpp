@@ -94,6 +94,14 @@ Json describe_products(const Transformer& model) {
     return all;
 }
 
+Json describe(const Phase& phase) {
+    Json json = to_json(phase.written);
+    for (const char* key : {"at", "at_step", "fprop", "dgrad", "wgrad"}) json.erase(key);
+    if (phase.first_step != Phase::kNotBegun) json["after_step"] = phase.first_step;
+    json["recipe"] = phase.recipe.name;
+    return json;
+}
+
 Json make_header(const HeaderParts& parts) {
     const Transformer& model = parts.model;
     const Recipe& recipe = model.recipe();
@@ -107,14 +115,13 @@ Json make_header(const HeaderParts& parts) {
     data["vocabulary"] = fmt::format("{:016x}", parts.train.vocabulary_hash());
     Json phases = Json::array();
     for (const Phase& phase : parts.all_phases)
-        if (phase.first_step > 0)
-            phases.push_back({{"after_step", phase.first_step}, {"recipe", phase.recipe.name}});
+        if (phase.first_step > 0) phases.push_back(describe(phase));
     return {
         {"type", "header"},
         {"name", parts.config.name},
         {"command", parts.command},
         {"started", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
-        {"steps", parts.config.steps()},
+        {"steps", parts.steps},
         {"tokens_per_step", parts.config.tokens_per_step()},
         {"config", to_json(parts.config)},
         {"recipe",
@@ -138,11 +145,28 @@ Json make_header(const HeaderParts& parts) {
           {"gradients", parts.memory.gradients},
           {"moments", parts.memory.moments},
           {"batch", parts.memory.batch},
+          {"monitor", parts.memory.monitor},
           {"step", parts.memory.step},
           {"modifiers", parts.memory.modifiers},
           {"total", parts.memory.total()},
           {"available", available_memory()}}},
     };
+}
+
+std::string phase_text(const Json& phase) {
+    std::string text = phase.contains("when") ? "when " + phase.at("when").get<std::string>() : "";
+    if (phase.contains("after_step"))
+        text += fmt::format("{}after step {}", text.empty() ? "" : ", ", phase.at("after_step").dump());
+    text += ": recipe " + phase.at("recipe").get<std::string>();
+    if (phase.contains("schedule")) {
+        const Json& schedule = phase.at("schedule");
+        text += fmt::format("; schedule {}, warm-up of {} steps", schedule.at("name").get<std::string>(),
+                            schedule.at("warmup_steps").dump());
+        if (schedule.contains("lr")) text += fmt::format(", lr {}", schedule.at("lr").dump());
+        if (schedule.contains("final")) text += fmt::format(", final {}", schedule.at("final").dump());
+    }
+    if (phase.contains("extra_steps")) text += fmt::format("; {} steps more", phase.at("extra_steps").dump());
+    return text;
 }
 
 std::string to_text(const Json& header) {
@@ -156,9 +180,7 @@ std::string to_text(const Json& header) {
     for (const Json& gemm : header.at("gemms"))
         text += fmt::format("{:<8} requested {}, executed {}\n", gemm.at("product").get<std::string>(),
                             gemm.at("requested").get<std::string>(), gemm.at("executed").get<std::string>());
-    for (const Json& phase : header.at("phases"))
-        text += fmt::format("phase    after step {}: recipe {}\n", phase.at("after_step").dump(),
-                            phase.at("recipe").get<std::string>());
+    for (const Json& phase : header.at("phases")) text += fmt::format("phase    {}\n", phase_text(phase));
     if (!header.at("kept_blocks").empty())
         text += fmt::format("blocks   {} kept: bf16 requested, products executed as those of lm_head\n",
                             header.at("kept_blocks").dump());
@@ -174,12 +196,13 @@ std::string to_text(const Json& header) {
                                 data.at(part).at("tokens").dump(), data.at(part).at("text_bytes").dump(),
                                 data.at(part).at("hash").get<std::string>());
     const auto bytes = [&](const char* key) { return bytes_text(memory.at(key).get<double>()); };
-    const bool has_modifiers = memory.at("modifiers").get<size_t>() > 0;
-    text +=
-        fmt::format("memory   {}: masters {}, gradients {}, moments {}, {}step {}, batch {}; {} available",
-                    bytes("total"), bytes("masters"), bytes("gradients"), bytes("moments"),
-                    has_modifiers ? fmt::format("modifiers {}, ", bytes("modifiers")) : "", bytes("step"),
-                    bytes("batch"), bytes("available"));
+    std::string parts;
+    for (const char* key : {"masters", "gradients", "moments", "modifiers", "step", "batch", "monitor"}) {
+        const bool is_optional = key == std::string_view("modifiers") || key == std::string_view("monitor");
+        if (is_optional && memory.at(key).get<size_t>() == 0) continue;
+        parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", key, bytes(key));
+    }
+    text += fmt::format("memory   {}: {}; {} available", bytes("total"), parts, bytes("available"));
     return text;
 }
 

@@ -20,10 +20,10 @@ nlohmann::ordered_json describe_products(const Transformer& model);
 
 // Bytes of a run, by what they are for.
 struct MemoryPlan {
-    size_t masters = 0, gradients = 0, moments = 0, batch = 0;
+    size_t masters = 0, gradients = 0, moments = 0, batch = 0, monitor = 0;
     size_t step = 0;       // the arena: weights in 4 bits, activations, scratch
     size_t modifiers = 0;  // their state
-    size_t total() const { return masters + gradients + moments + batch + step + modifiers; }
+    size_t total() const { return masters + gradients + moments + batch + monitor + step + modifiers; }
 };
 
 struct HeaderParts {
@@ -33,10 +33,15 @@ struct HeaderParts {
     const TokenShards& train;
     const TokenShards* validation;  // or null
     MemoryPlan memory;
+    int64_t steps;     // of the run, as far as it is known
     double gemm_peak;  // FLOP/s
     std::string command;
 };
+// {"recipe": NAME, "after_step" or "when": ..., what else it changes}: of a phase, for the log.
+nlohmann::ordered_json describe(const Phase& phase);
 nlohmann::ordered_json make_header(const HeaderParts& parts);
+// A phase as describe() gives it, in one line for a person.
+std::string phase_text(const nlohmann::ordered_json& phase);
 // Some lines for a person.
 std::string to_text(const nlohmann::ordered_json& header);
 

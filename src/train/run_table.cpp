@@ -81,8 +81,15 @@ std::string text_at(const Json& json, const std::string& pointer) {
 
 std::string recipe_of(const ReportedRun& run) {
     std::string name = text_at(run.log.header, "/recipe/name");
-    if (run.log.header.contains("phases"))
-        for (const Json& phase : run.log.header.at("phases")) name += ", then " + text_at(phase, "/recipe");
+    if (!run.log.header.contains("phases")) return name;
+    const std::vector<size_t>& begun = run.log.phases_begun;
+    size_t number = 0;
+    for (const Json& phase : run.log.header.at("phases")) {
+        // One that waits for the monitor may never begin.
+        ++number;
+        if (!phase.contains("when") || std::find(begun.begin(), begun.end(), number) != begun.end())
+            name += ", then " + text_at(phase, "/recipe");
+    }
     return name;
 }
 

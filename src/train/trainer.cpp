@@ -40,30 +40,51 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     // The mean over all targets of the batch, whatever the micro-batches hold.
     const auto targets = static_cast<double>(counted_targets(targets_.tensor()));
 
+    const bool sampled = monitor_ && (context_.planning() || monitor_->is_due(step_ + 1));
+    if (sampled && monitor_->takes_two_passes()) take_other_pass(targets);
+    std::optional<Monitor::Sample> sample;
+    if (sampled) sample.emplace(*monitor_);
+    const std::optional<double> loss_sum = accumulate_gradients(targets);
+    if (!loss_sum) {
+        model_->amax_history() = history;
+        return {};
+    }
+
+    const GradientNorm gradient = global_norm(context_, gradients_);
+    StepResult result{*loss_sum / targets, schedule_->lr(step_ - schedule_begin_), gradient.norm, {}};
+    if (sample && result.is_finite()) sample->finish(context_, step_ + 1);
+    if (context_.planning() || !result.is_finite()) model_->amax_history() = history;
+    if (!result.is_finite() && !context_.planning()) return result;
+    optimizer_->update(context_, step_ + 1, result.lr,
+                       clip_factor(gradient.norm, config_.optimizer.grad_clip));
+    result.resets = modifiers_->after_update(context_, step_ + 1, steps_, result.lr);
+    return result;
+}
+
+std::optional<double> Trainer::accumulate_gradients(double targets) {
     model_->zero_gradients();
     modifiers_->round_weights(context_);
     model_->begin_step(context_);  // quantises the weights, once for all micro-steps
     double loss_sum = 0;
     for (int64_t micro_step = 0; micro_step < config_.micro_steps(); ++micro_step) {
-        if (stop_requested()) {
-            model_->amax_history() = history;
-            return {};
-        }
+        if (stop_requested()) return {};
         context_.micro_step = static_cast<uint32_t>(micro_step);
         const HeadLoss loss =
             model_->forward_backward(context_, micro_batch(tokens_, micro_step),
                                      micro_batch(targets_, micro_step), static_cast<float>(1 / targets));
         loss_sum += loss.loss_sum;
     }
+    return loss_sum;
+}
 
-    const GradientNorm gradient = global_norm(context_, gradients_);
-    StepResult result{loss_sum / targets, schedule_->lr(step_), gradient.norm, {}};
-    if (context_.planning() || !result.is_finite()) model_->amax_history() = history;
-    if (!result.is_finite() && !context_.planning()) return result;
-    optimizer_->update(context_, step_ + 1, result.lr,
-                       clip_factor(gradient.norm, config_.optimizer.grad_clip));
-    result.resets = modifiers_->after_update(context_, step_ + 1, result.lr);
-    return result;
+void Trainer::take_other_pass(double targets) {
+    const ArenaScope scope(arena_);
+    const std::vector<AmaxHistory> history = model_->amax_history();
+    context_.seed = ~context_.seed;  // keys every coin and every rotation
+    const std::optional<double> loss_sum = accumulate_gradients(targets);
+    context_.seed = ~context_.seed;
+    model_->amax_history() = history;
+    if (loss_sum) monitor_->keep_other_pass();
 }
 
 TextLoss Trainer::evaluate(Transformer::Execution execution) {
@@ -76,10 +97,10 @@ TextLoss Trainer::evaluate(Transformer::Execution execution) {
 void Trainer::run() {
     prepare_output();
     const InterruptScope interrupts;
-    const int64_t last = options_.until > 0 ? std::min(options_.until, steps_) : steps_;
+    const auto last = [&] { return options_.until > 0 ? std::min(options_.until, steps_) : steps_; };
     const auto due = [](int64_t step, int64_t every) { return every > 0 && step % every == 0; };
 
-    while (step_ < last && !stop_requested()) {
+    while (step_ < last() && !stop_requested()) {
         take_step();
         if (due(step_, config_.train.eval_every) && step_ < steps_)
             log_evaluation(Transformer::Execution::recipe);
@@ -96,19 +117,43 @@ void Trainer::run() {
 }
 
 void Trainer::enter_phase() {
-    size_t next = phase_;
-    while (next + 1 < phases_.size() && phases_[next + 1].first_step <= step_) ++next;
+    const size_t next = phase_at(phases_, step_);
     if (next == phase_) return;
     phase_ = next;
-    const Recipe& recipe = phases_[phase_].recipe;
-    model_->set_recipe(recipe);
-    log_->write({{"type", "phase"},
-                 {"step", step_},
-                 {"recipe", {{"name", recipe.name}, {"table", to_table(recipe)}, {"toml", to_toml(recipe)}}},
-                 {"gemms", describe_products(*model_)},
-                 {"time", elapsed()}});
-    status_.note(fmt::format("step {}: phase {} of {}, recipe {}\n{}", step_ + 1, phase_ + 1, phases_.size(),
-                             recipe.name, to_table(recipe)));
+    const Phase& phase = phases_[phase_];
+    model_->set_recipe(phase.recipe);
+    set_schedule();
+    if (monitor_ && phase.first_step == step_) monitor_->begin_phase();
+    Json record = {{"type", "phase"}, {"step", step_}, {"phase", phase_}};
+    record.update(describe(phase));
+    record["recipe"] = {
+        {"name", phase.recipe.name}, {"table", to_table(phase.recipe)}, {"toml", to_toml(phase.recipe)}};
+    if (phase.is_conditional()) record["gradient_to_noise"] = phase.gradient_to_noise;
+    record["steps"] = steps_;
+    record["gemms"] = describe_products(*model_);
+    record["time"] = elapsed();
+    log_->write(record);
+    status_.note(fmt::format("step {} of {}: phase {} of {}, {}\n{}", step_ + 1, steps_, phase_ + 1,
+                             phases_.size(), phase_text(describe(phase)), to_table(phase.recipe)));
+}
+
+void Trainer::decide_phase() {
+    if (!monitor_ || !monitor_->is_due(step_) || phase_ + 1 == phases_.size()) return;
+    Phase& next = phases_[phase_ + 1];
+    const bool is_too_late =
+        phase_at(phases_, step_) != phase_ || (step_ == steps_ && next.written.extra_steps == 0);
+    if (!next.is_conditional() || is_too_late) return;
+    const std::optional<double> ratio = monitor_->gradient_to_noise();
+    if (!ratio || !(*ratio < next.written.when)) return;
+    next.first_step = step_;
+    next.gradient_to_noise = *ratio;
+    steps_ = run_steps(phases_, config_);
+}
+
+void Trainer::set_schedule() {
+    const PhaseRate rate = rate_of_phase(phases_, phase_, config_);
+    schedule_.emplace(rate.options);
+    schedule_begin_ = rate.first_step;
 }
 
 void Trainer::take_step() {
@@ -129,6 +174,8 @@ void Trainer::take_step() {
             first_non_finite());
     ++step_;
     log_step(*result, seconds_since(begin));
+    if (monitor_ && monitor_->is_due(step_)) log_health();
+    decide_phase();
 }
 
 void Trainer::log_step(const StepResult& result, double seconds) {
@@ -158,6 +205,13 @@ void Trainer::log_step(const StepResult& result, double seconds) {
     status_.show(
         fmt::format("step {}/{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} % of the speed of light  {} left",
                     step_, steps_, result.loss, tokens_per_s, 100 * sol, clock_text(seconds_left)));
+}
+
+void Trainer::log_health() {
+    Json record = monitor_->last();
+    record["tokens"] = step_ * config_.tokens_per_step();
+    record["time"] = elapsed();
+    log_->write(record);
 }
 
 void Trainer::log_evaluation(Transformer::Execution execution) {
@@ -197,13 +251,19 @@ void Trainer::finish() {
 void Trainer::end(const char* reason) {
     const auto done = static_cast<double>((step_ - resumed_from_) * config_.tokens_per_step());
     const double tokens_per_s = work_seconds_ > 0 ? done / work_seconds_ : 0;
-    log_->write({{"type", "end"},
-                 {"step", step_},
-                 {"tokens", step_ * config_.tokens_per_step()},
-                 {"reason", reason},
-                 {"tokens_per_s", tokens_per_s},
-                 {"sol", work_seconds_ > 0 ? light_seconds_ / work_seconds_ : 0},
-                 {"time", elapsed()}});
+    Json record = {{"type", "end"},
+                   {"step", step_},
+                   {"tokens", step_ * config_.tokens_per_step()},
+                   {"reason", reason},
+                   {"tokens_per_s", tokens_per_s},
+                   {"sol", work_seconds_ > 0 ? light_seconds_ / work_seconds_ : 0},
+                   {"time", elapsed()}};
+    const Json health = monitor_ ? monitor_->summary() : Json();
+    if (!health.is_null()) {
+        record["health"] = health;
+        status_.note(health_text(health));
+    }
+    log_->write(record);
     status_.clear();
 }
 
@@ -237,16 +297,18 @@ void Trainer::fail_interrupted() {
 void Trainer::save_checkpoint() {
     if (saved_step_ == step_) return;
     status_.clear();
-    const Json state = {{"seed", config_.seed},
-                        {"tokens", step_ * config_.tokens_per_step()},
-                        {"seconds", elapsed()},
-                        {"config", to_json(config_)},
-                        {"model", Json::parse(to_json(model_->config()))},
-                        {"recipe", to_toml(phases_.front().recipe)},
-                        {"phases", describe(phases_)},
-                        {"data", fmt::format("{:016x}", train_shards_->hash())},
-                        {"vocabulary", fmt::format("{:016x}", train_shards_->vocabulary_hash())},
-                        {"machine", describe_machine()}};
+    Json state = {{"seed", config_.seed},
+                  {"tokens", step_ * config_.tokens_per_step()},
+                  {"seconds", elapsed()},
+                  {"config", to_json(config_)},
+                  {"model", Json::parse(to_json(model_->config()))},
+                  {"recipe", to_toml(phases_.front().recipe)},
+                  {"phases", describe(phases_)},
+                  {"decisions", decisions(phases_)},
+                  {"data", fmt::format("{:016x}", train_shards_->hash())},
+                  {"vocabulary", fmt::format("{:016x}", train_shards_->vocabulary_hash())},
+                  {"machine", describe_machine()}};
+    if (monitor_) state["monitor"] = monitor_->state();
     const fs::path path = write_checkpoint(out("checkpoints"), step_, state, masters(), optimizer_state(),
                                            config_.checkpoint.keep);
     saved_step_ = step_;

@@ -14,6 +14,7 @@
 #include "train/evaluation.h"
 #include "train/metrics_log.h"
 #include "train/modifier_state.h"
+#include "train/monitor.h"
 #include "train/run_config.h"
 #include "train/run_header.h"
 #include "train/status_line.h"
@@ -45,6 +46,11 @@ class Trainer {
         bool is_finite() const;
     };
 
+    // Adds the gradients of the batch that is loaded. Nothing if it was interrupted; otherwise the summed
+    // loss.
+    std::optional<double> accumulate_gradients(double targets);
+    // The gradients of the batch with other random numbers, for the monitor.
+    void take_other_pass(double targets);
     // One optimizer step. Nothing if it was interrupted: the run then stands where it stood before the step.
     std::optional<StepResult> train_step();
     // The validation loss with the present weights.
@@ -60,8 +66,12 @@ class Trainer {
 
     // Makes the recipe of the next step the model's; says so in the log where it is another.
     void enter_phase();
+    // Begins the next phase with the next step if that waits for the monitor and is due.
+    void decide_phase();
+    void set_schedule();
     void take_step();
     void log_step(const StepResult& result, double seconds);
+    void log_health();
     void log_evaluation(Transformer::Execution execution);
     void save_checkpoint();
     void finish();
@@ -78,8 +88,8 @@ class Trainer {
 
     RunConfig config_;
     TrainOptions options_;
-    const int64_t steps_;
-    int64_t step_ = 0;  // steps done
+    int64_t steps_ = 0;  // of the run; a phase that begins may add some
+    int64_t step_ = 0;   // steps done
 
     std::optional<Tokenizer> tokenizer_;
     std::vector<int32_t> text_bytes_;  // of each token
@@ -94,9 +104,12 @@ class Trainer {
     std::optional<AdamW> optimizer_;
     std::optional<ModifierState> modifiers_;
     std::optional<Schedule> schedule_;
+    int64_t schedule_begin_ = 0;  // steps done before its first
     Arena arena_;
     Context context_{arena_};
     MemoryPlan memory_;
+
+    std::optional<Monitor> monitor_;  // unless monitor.every is 0
 
     double gemm_peak_ = 0, flops_per_token_ = 0;
     double peak_measured_at_ = 0;  // in work_seconds_

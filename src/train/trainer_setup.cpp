@@ -25,31 +25,26 @@ ModelConfig model_shape(const RunConfig& config) {
     return parse_model_config(read_text(config.model.config), config.model.config);
 }
 
-ScheduleOptions schedule_options(const RunConfig& config, int64_t steps) {
-    ScheduleOptions options;
-    options.shape = parse_schedule_shape(config.schedule.name);
-    options.lr = config.optimizer.lr;
-    options.steps = steps;
-    // At least one step is left after the warm-up, and one for the decay, however short the run.
-    options.warmup_steps = std::min(fraction_of_steps(config.schedule.warmup, steps), steps - 1);
-    options.decay_steps =
-        std::clamp<int64_t>(fraction_of_steps(config.schedule.decay, steps), 1, steps - options.warmup_steps);
-    options.final = config.schedule.final;
-    return options;
-}
-
 }  // namespace
 
-Trainer::Trainer(const RunConfig& config, const TrainOptions& options)
-    : config_(config), options_(options), steps_(config.steps()) {
-    if (options.until > steps_)
-        fail_usage("--until {} lies beyond the run, which has {} steps", options.until, steps_);
+Trainer::Trainer(const RunConfig& config, const TrainOptions& options) : config_(config), options_(options) {
+    phases_ = resolve_phases(config_);
+    steps_ = run_steps(phases_, config_);
+    int64_t most_steps = config_.steps();
+    for (const Phase& phase : phases_) most_steps += phase.written.extra_steps;
+    if (options.until > most_steps)
+        fail_usage("--until {} lies beyond the run, which has {} steps", options.until, most_steps);
     if (options.resume && options.overwrite) fail_usage("--resume and --overwrite exclude each other");
     check_output();
     context_.seed = static_cast<uint64_t>(config_.seed);
     read_data();
     make_model();
     make_optimizer();
+    if (config_.monitor.every > 0)
+        monitor_.emplace(
+            *model_, config_.monitor.every,
+            config_.monitor.noise == "two-pass" ? Monitor::Noise::two_pass : Monitor::Noise::predicted,
+            config_.train.micro_batch_size * config_.data.sequence_length);
     plan_memory();
     if (options.resume) resume();
     gemm_peak_ = measure_gemm_peak();
@@ -83,7 +78,6 @@ void Trainer::make_model() {
     require(config_.data.sequence_length <= shape.max_position_embeddings,
             "data.sequence_length {} exceeds the {} positions of {}", config_.data.sequence_length,
             shape.max_position_embeddings, where);
-    phases_ = resolve_phases(config_);
     constexpr size_t kBytesPerParameter = 16;  // master, gradient, two moments
     require_memory(static_cast<size_t>(shape.parameters()) *
                        (kBytesPerParameter + ModifierState::bytes_per_weight(phases_)),
@@ -112,8 +106,8 @@ void Trainer::make_optimizer() {
     options.epsilon = config_.optimizer.eps;
     options.weight_decay = config_.optimizer.weight_decay;
     optimizer_.emplace(std::move(tensors), options);
-    modifiers_.emplace(*model_, phases_, steps_);
-    schedule_.emplace(schedule_options(config_, steps_));
+    modifiers_.emplace(*model_, phases_);
+    set_schedule();
 }
 
 // A dry run of what the run will do, with an arena that only counts.
@@ -131,8 +125,13 @@ void Trainer::plan_memory() {
 
     size_t parameters = 0;
     for (const Tensor& gradient : gradients_) parameters += gradient.bytes();
-    memory_ = {parameters,    parameters,         2 * parameters, tokens_.bytes() + targets_.bytes(),
-               arena_.peak(), modifiers_->bytes()};
+    memory_ = {parameters,
+               parameters,
+               2 * parameters,
+               tokens_.bytes() + targets_.bytes(),
+               monitor_ ? monitor_->bytes() : 0,
+               arena_.peak(),
+               modifiers_->bytes()};
     require_memory(arena_.peak(),
                    "lower train.micro_batch_size or data.sequence_length, or choose a smaller model");
     arena_.commit();
@@ -181,7 +180,10 @@ void Trainer::resume() {
         same("data", fmt::format("{:016x}", train_shards_->hash()), "text",
              "restore data.train or start a new run");
         for (const ConfigDifference& d : differences(state.at("config"), to_json(config_))) {
-            if (d.on_resume == OnResume::fixed)
+            const bool decides =
+                d.key.starts_with("monitor.") &&
+                std::ranges::any_of(phases_, [](const Phase& p) { return p.is_conditional(); });
+            if (d.on_resume == OnResume::fixed || decides)
                 fail("{} was written with {} = {}, now it is {}; restore it or start a new run", where, d.key,
                      d.then, d.now);
             log()->warn("{} was {} before, now it is {}", d.key, d.then, d.now);
@@ -192,6 +194,9 @@ void Trainer::resume() {
                 log()->warn("{} was {} before, now it is {}: the run goes on, but not to the bit", key,
                             state.at("machine").value(key, Json()).dump(), now.dump());
         earlier_seconds_ = state.at("seconds").get<double>();
+        if (state.contains("decisions")) restore_decisions(phases_, state.at("decisions"));
+        steps_ = run_steps(phases_, config_);
+        if (monitor_ && state.contains("monitor")) monitor_->restore(state.at("monitor"));
     } catch (const Json::exception& error) {
         fail("{}: {}", where, error.what());
     }
@@ -215,8 +220,8 @@ void Trainer::prepare_output() {
     fs::create_directories(config_.output.dir);
     log_.emplace(out("log.jsonl"));
     Json header = make_header({config_, phases_, *model_, *train_shards_,
-                               validation_shards_ ? &*validation_shards_ : nullptr, memory_, gemm_peak_,
-                               options_.command});
+                               validation_shards_ ? &*validation_shards_ : nullptr, memory_, steps_,
+                               gemm_peak_, options_.command});
     if (options_.resume) header["resumed_from"] = resumed_from_;
     log_->write(header);
     status_.note(to_text(header));

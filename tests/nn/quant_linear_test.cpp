@@ -177,7 +177,9 @@ TEST(QuantLinear, I16_WithoutBackwardQuantisationHasTheGradientsOfTheForwardsPro
         Recipe recipe = with_backward(uniform(spec), Source::forward, "bf16");
         QuantLinear layer(recipe, 80, 64, 7);
         std::vector<std::vector<float>> used;  // x, w as the forward multiplied them
-        layer.observe([&](std::string_view name, const QuantizedMatrix& q) {
+        layer.observe([&](Context& running, const QuantLinear::Observation& seen) {
+            if (running.planning() || seen.quantized == nullptr) return;
+            const QuantizedMatrix& q = *seen.quantized;
             std::vector<float> padded(static_cast<size_t>(q.rows * q.padded_cols)), values;
             Arena arena(64);
             Context context{arena};
@@ -186,8 +188,8 @@ TEST(QuantLinear, I16_WithoutBackwardQuantisationHasTheGradientsOfTheForwardsPro
                 const auto row = padded.begin() + r * q.padded_cols;
                 values.insert(values.end(), row, row + q.cols);
             }
-            (name == "fprop.x" ? used.at(1) : used.emplace_back()) = values;
-            if (name == "fprop.w") used.emplace_back();
+            (seen.operand == "fprop.x" ? used.at(1) : used.emplace_back()) = values;
+            if (seen.operand == "fprop.w") used.emplace_back();
         });
         const LinearOutput out = test::run_linear(layer, input);
         const Exact exact(

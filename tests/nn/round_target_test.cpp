@@ -19,9 +19,10 @@ Operands prepared(std::string_view recipe_name, std::vector<float> target) {
     Operands values;
     Arena arena(1 << 20), scratch(1 << 16);
     Context context{arena};
-    layer.observe([&](std::string_view operand, const QuantizedMatrix& q) {
+    layer.observe([&](Context&, const QuantLinear::Observation& seen) {
         Context other{scratch};
-        std::vector<float>& to = values[std::string(operand)];
+        const QuantizedMatrix& q = *seen.quantized;
+        std::vector<float>& to = values[std::string(seen.operand)];
         to.resize(static_cast<size_t>(q.rows * q.padded_cols));
         dequantize(other, q, view_of(to, {q.rows, q.padded_cols}));
     });

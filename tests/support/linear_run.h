@@ -152,10 +152,12 @@ inline std::vector<uint8_t> bytes_of(const Tensor& t) {
 }
 
 inline void collect_operands(QuantLinear& layer, std::vector<Bytes>& into) {
-    layer.observe([&into](std::string_view name, const QuantizedMatrix& q) {
-        into.push_back({std::string(name), q.rows, q.padded_cols, bytes_of(q.codes), bytes_of(q.scales),
-                        bytes_of(q.fp32_scales), q.spec.mask_clip ? bytes_of(q.mask) : std::vector<uint8_t>(),
-                        *q.tensor_scale_ptr()});
+    layer.observe([&into](Context& context, const QuantLinear::Observation& seen) {
+        if (context.planning() || seen.quantized == nullptr) return;
+        const QuantizedMatrix& q = *seen.quantized;
+        into.push_back({std::string(seen.operand), q.rows, q.padded_cols, bytes_of(q.codes),
+                        bytes_of(q.scales), bytes_of(q.fp32_scales),
+                        q.spec.mask_clip ? bytes_of(q.mask) : std::vector<uint8_t>(), *q.tensor_scale_ptr()});
     });
 }
 

@@ -152,16 +152,35 @@ TEST_F(RunConfigFile, RefusesWrongTypesAndValues) {
     EXPECT_EQ(error("optimizer.betas = [0.9, 1.0]\n"),
               "FILE:1: optimizer.betas each element must be from 0 to 0.9999999, not 1");
     EXPECT_EQ(error("seed = 2\n[[phase]]\nat = 1.5\n"),
-              "FILE:3: at of a phase is a fraction of the run between 0 and 1");
-    EXPECT_EQ(error("[[phase]]\nfprop = 'bf16'\n"), "FILE:1: a phase needs one of at and at_step");
-    EXPECT_EQ(error("[[phase]]\nat = 0.5\nforward = 'bf16'\n"),
-              "FILE:3: unknown key \"forward\" of a phase; it has at, at_step, recipe, fprop, dgrad, wgrad, "
-              "modifiers");
+              "FILE:3: at of a phase is a fraction of train.steps above 0 and at most 1");
+    EXPECT_EQ(error("[[phase]]\nfprop = 'bf16'\n"), "FILE:1: a phase needs one of at, at_step and when");
+    EXPECT_EQ(error("[[phase]]\nat = 0.5\nwhen = 'gradient_to_noise < 2'\nfprop = 'bf16'\n"),
+              "FILE:1: a phase needs one of at, at_step and when");
+    EXPECT_EQ(
+        error("[[phase]]\nat = 0.5\nforward = 'bf16'\n"),
+        "FILE:3: unknown key \"forward\" of a phase; it has at, at_step, when, recipe, fprop, dgrad, wgrad, "
+        "schedule, extra_steps");
     EXPECT_EQ(
         error("[[phase]]\nat = 0.5\nfprop = 'fp8'\n"),
         "FILE:3: fprop of a phase can be \"bf16\", not \"fp8\"; recipe = \"NAME\" takes another recipe");
     EXPECT_EQ(error("[[phase]]\nat = 0.5\n"),
-              "FILE:1: a phase needs recipe, fprop, dgrad, wgrad or modifiers: what it changes");
+              "FILE:1: a phase needs recipe, fprop, dgrad, wgrad, modifiers, schedule or extra_steps: what "
+              "it changes");
+    for (const char* when : {"gradient_to_noise > 2", "gradient_to_noise < 2 now", "loss < 2", "2"})
+        EXPECT_EQ(error(fmt::format("[[phase]]\nwhen = '{}'\nfprop = 'bf16'\n", when)),
+                  fmt::format("FILE:2: when of a phase is \"gradient_to_noise < NUMBER\", not \"{}\"", when));
+    EXPECT_EQ(error("[[phase]]\nat = 1\nextra_steps = 0\n"),
+              "FILE:3: extra_steps of a phase is a number of steps from 1 up");
+    EXPECT_EQ(error("[[phase]]\nat = 1\nschedule = 'cosine'\n"),
+              "FILE:3: schedule of a phase is a table like { name = \"cosine\", warmup_steps = 40 }");
+    EXPECT_EQ(error("[[phase]]\nat = 0.5\nschedule = { name = 'cosin' }\n"),
+              "FILE:3: there is no schedule \"cosin\"; did you mean \"cosine\"?");
+    EXPECT_EQ(error("[[phase]]\nat = 0.5\nschedule = { lr = 1e-3 }\n"),
+              "FILE:3: schedule of a phase needs a name");
+    EXPECT_EQ(
+        error("[[phase]]\nat = 0.5\nschedule = { name = 'cosine', warmup = 0.1 }\n"),
+        "FILE:3: unknown key \"warmup\" of a phase's schedule; it has name, warmup_steps, decay_steps, lr, "
+        "final");
     EXPECT_EQ(error("[[phase]]\nat = 0.5\nmodifiers = 'cage'\n"),
               "FILE:3: modifiers of a phase must be a list of texts");
     EXPECT_EQ(error("[phase]\nat = 0.5\n"), "FILE:2: phases are tables of a file, each begun by [[phase]]");
@@ -203,6 +222,98 @@ TEST_F(RunConfigFile, ReportsWhichKeysDiffer) {
     EXPECT_EQ(found[1].then, "0.001");
     EXPECT_EQ(found[1].now, "0.002");
     EXPECT_EQ(found[1].on_resume, OnResume::free);
+}
+
+// --- phases ---
+
+class PhasedConfig : public RunConfigFile {
+  protected:
+    std::vector<Phase> phases(const std::string& text) {
+        config_ = load("recipe.name = 'fp4-all-the-way'\n" + std::string(kComplete) + text);
+        return resolve_phases(config_);
+    }
+    std::string refusal(const std::string& text) {
+        try {
+            phases(text);
+        } catch (const UsageError& e) {
+            return e.what();
+        }
+        return "no error";
+    }
+    double rate(const std::vector<Phase>& all, size_t phase, int64_t step) const {
+        const PhaseRate rate = rate_of_phase(all, phase, config_);
+        return Schedule(rate.options).lr(step - rate.first_step);
+    }
+    RunConfig config_;
+};
+
+TEST_F(PhasedConfig, PrintsWhatItReads) {
+    const std::string text =
+        "[[phase]]\nat = 1\ndgrad = 'bf16'\nschedule = { name = 'wsd', warmup_steps = 4, decay_steps = 3, lr "
+        "= "
+        "1e-4, final = 0.5 }\nextra_steps = 10\n"
+        "[[phase]]\nwhen = ' gradient_to_noise<1.732 '\nrecipe = 'bf16'\n";
+    const RunConfig config = load(text);
+    const RunConfig again = load(to_annotated_toml(config));
+    EXPECT_EQ(to_json(again).at("phase").dump(), to_json(config).at("phase").dump());
+    EXPECT_EQ(again.phases.at(1).when, 1.732);
+    EXPECT_EQ(again.phases.at(0).schedule->decay_steps, 3);
+    EXPECT_EQ(again.phases.at(0).schedule->lr, 1e-4);
+}
+
+TEST_F(PhasedConfig, ExtraStepsLengthenTheRunBehindItsOwnSchedule) {
+    const std::vector<Phase> all = phases(
+        "[[phase]]\nat = 1.0\ndgrad = 'bf16'\nextra_steps = 5\n"
+        "schedule = { name = 'linear', warmup_steps = 2, lr = 0.5, final = 0 }\n");
+    EXPECT_EQ(run_steps(all, config_), 15);
+    EXPECT_EQ(all.at(1).first_step, 10);
+    EXPECT_DOUBLE_EQ(rate(all, 0, 9), 1e-3 * 0.1);  // the run's own has ended
+    EXPECT_DOUBLE_EQ(rate(all, 1, 10), 0.25);
+    EXPECT_DOUBLE_EQ(rate(all, 1, 11), 0.5);
+    EXPECT_DOUBLE_EQ(rate(all, 1, 14), 0);
+}
+
+TEST_F(PhasedConfig, AScheduleReachesTheNextPhaseThatHasOne) {
+    const std::vector<Phase> all = phases(
+        "[[phase]]\nat_step = 4\nschedule = { name = 'linear', lr = 1, final = 0.5 }\n"
+        "[[phase]]\nat_step = 6\nfprop = 'bf16'\n"
+        "[[phase]]\nat_step = 8\nschedule = { name = 'constant', lr = 3 }\n");
+    EXPECT_DOUBLE_EQ(rate(all, 1, 7), 0.5);
+    EXPECT_DOUBLE_EQ(rate(all, 2, 7), 0.5);  // a phase without one goes on with it
+    EXPECT_DOUBLE_EQ(rate(all, 3, 8), 3);
+}
+
+TEST_F(PhasedConfig, AConditionalPhaseCountsOnceItHasBegun) {
+    std::vector<Phase> all = phases(
+        "[[phase]]\nwhen = 'gradient_to_noise < 2'\ndgrad = 'bf16'\nextra_steps = 7\n"
+        "schedule = { name = 'constant', lr = 2 }\n"
+        "[[phase]]\nat_step = 8\nfprop = 'bf16'\n");
+    EXPECT_EQ(run_steps(all, config_), 10);
+    EXPECT_EQ(phase_at(all, 7), 0u);
+    EXPECT_EQ(phase_at(all, 8), 2u);  // the conditional one is passed over,
+    EXPECT_EQ(all.at(2).recipe.name, "fp4-all-the-way+dgrad=bf16+fprop=bf16");  // but for its recipe
+    EXPECT_DOUBLE_EQ(rate(all, 2, 9), 1e-3 * 0.1);
+    const nlohmann::ordered_json plan = describe(all);
+    all[1].first_step = 5, all[1].gradient_to_noise = 1.5;
+    EXPECT_EQ(run_steps(all, config_), 17);
+    EXPECT_EQ(phase_at(all, 7), 1u);
+    EXPECT_DOUBLE_EQ(rate(all, 2, 9), 2);
+    EXPECT_EQ(describe(all), plan);
+    std::vector<Phase> resumed = resolve_phases(config_);
+    restore_decisions(resumed, decisions(all));
+    EXPECT_EQ(resumed.at(1).first_step, 5);
+    EXPECT_EQ(resumed.at(1).gradient_to_noise, 1.5);
+}
+
+TEST_F(PhasedConfig, RefusesPlacesOutsideTheRunAndConditionsWithoutMeasurement) {
+    const std::string when = "[[phase]]\nwhen = 'gradient_to_noise < 2'\nfprop = 'bf16'\n";
+    EXPECT_NE(refusal("[[phase]]\nat = 1.0\nfprop = 'bf16'\n").find("after 10 of 10 steps"),
+              std::string::npos);
+    EXPECT_NE(refusal("[monitor]\nevery = 0\n" + when).find("needs the monitor; set monitor.every"),
+              std::string::npos);
+    EXPECT_NE(refusal("[[phase]]\nat = 0.5\nwgrad = 'bf16'\n" + when).find("would never begin"),
+              std::string::npos);
+    EXPECT_EQ(refusal(when), "no error");
 }
 
 }  // namespace
