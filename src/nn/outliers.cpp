@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 
+#include "gemm/row_kernels.h"
 #include "nn/element.h"
 
 namespace nibble {
@@ -83,8 +84,16 @@ void with_element(const Tensor& x, Body&& body) {
 
 int64_t rows_per_task(int64_t cols) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(cols, 1)); }
 
+// Nearly every element is inside, so loops ask this first.
+bool is_inside(float x, ClampRange range) { return x >= range.low && x <= range.high; }
+
 float clamped(float x, ClampRange range) {
-    return std::isfinite(x) ? std::min(std::max(x, range.low), range.high) : x;
+    return std::isfinite(x) ? std::clamp(x, range.low, range.high) : x;
+}
+
+void store_row(const float* from, Bf16* to, int64_t count) { to_bf16(from, to, count); }
+void store_row(const float* from, float* to, int64_t count) {
+    if (from != to) std::copy_n(from, count, to);
 }
 
 // row <- row + r w
@@ -118,8 +127,10 @@ void clamp(Context& context, const Tensor& x, ClampRange range, const Tensor& ou
     with_element(x, [&]<typename Element>(const Element* from) {
         auto* const to = static_cast<Element*>(out.data);
         parallel_for(x.count(), 1 << 14, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i)
-                to[i] = store_as<Element>(clamped(load_as<float>(from[i]), range));
+            for (int64_t i = begin; i < end; ++i) {
+                const float v = load_as<float>(from[i]);
+                to[i] = is_inside(v, range) ? from[i] : store_as<Element>(clamped(v, range));
+            }
         });
     });
 }
@@ -134,16 +145,16 @@ void add_outlier_product(Context& context, const Tensor& x, ClampRange range, co
     if (context.planning()) return;
     with_element(x, [&](const auto* values) {
         with_element(w_transposed, [&](const auto* weights) {
-            with_element(y, [&]<typename Element>(Element* out) {
+            with_element(y, [&](auto* out) {
                 parallel_for(rows, rows_per_task(cols), [&](int64_t begin, int64_t end) {
                     for (int64_t t = begin; t < end; ++t) {
                         float* const row = product.as<float>() + t * cols;
                         for (int64_t k = 0; k < inner; ++k) {
                             const float v = load_as<float>(values[t * inner + k]);
-                            const float rest = v - clamped(v, range);
-                            if (rest != 0.0f) add_scaled(rest, weights + k * cols, row, cols);
+                            if (is_inside(v, range)) continue;
+                            add_scaled(v - clamped(v, range), weights + k * cols, row, cols);
                         }
-                        for (int64_t n = 0; n < cols; ++n) out[t * cols + n] = store_as<Element>(row[n]);
+                        store_row(row, out + t * cols, cols);
                     }
                 });
             });

@@ -180,6 +180,26 @@ std::vector<Recipe> make_all() {
                         {kSameBits, "fp4 32x32"}}));
     all.back().fprop_y = all.back().dgrad_dx = parse_spec("fp4 32x32");
     validate(all.back());
+    // Sections 3.1 and 3.2: one scale for a token and for an output channel, backward products in BF16.
+    all.push_back(make("dge-occ", "DGE and OCC: FP4 forward, outliers apart, dW follows the rounding",
+                       "arXiv 2501.17116",
+                       {{kOriginal, "fp4 row"},
+                        {kOriginal, "fp4 row"},
+                        {kOriginal, "bf16"},
+                        {kOriginal, "bf16"},
+                        {kOriginal, "bf16"},
+                        {kOriginal, "bf16"}}));
+    all.back().outliers = Outliers{};
+    all.back().wgrad_factor = Dge{};
+    validate(all.back());
+    // HALO-2: dY is rotated over the tokens in dgrad; wgrad is not rotated.
+    all.push_back(make("halo", "HALO-2 in FP4: one scale a tensor, Hadamard rotations", "arXiv 2501.02625",
+                       {{kOriginal, "fp4 tensor rotate=hadamard:128"},
+                        {kOriginal, "fp4 tensor rotate=hadamard:128"},
+                        {kOriginal, "fp4 tensor rotate=hadamard:128@rows"},
+                        {kOriginal, "fp4 tensor"},
+                        {kOriginal, "fp4 tensor"},
+                        {kOriginal, "fp4 tensor"}}));
     return all;
 }
 

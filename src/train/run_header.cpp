@@ -86,6 +86,11 @@ Json describe_products(const Transformer& model) {
                        {"executed", executed(a, b, forward)}});
     };
     add("fprop", recipe.fprop_x, recipe.fprop_w);
+    if (recipe.outliers) {  // nn/outliers.h
+        all.push_back({{"product", "outliers"},
+                       {"requested", fmt::format("fp32 x {}", to_string(recipe.outliers->product))},
+                       {"executed", "over elements that are not zero, products and sums in f32"}});
+    }
     add("dgrad", recipe.dgrad_dy, recipe.dgrad_w, recipe.fprop_w.spec);
     add("wgrad", recipe.wgrad_dy, recipe.wgrad_x, recipe.fprop_x.spec);
     OperandSpec head;

@@ -166,12 +166,14 @@ TEST(CodecCommand, WritesTheScalesThatAFormatHas) {
 TEST(CodecCommand, RotatesBackWithTheSignsOfItsSeed) {
     Case c;
     c.write();
-    ASSERT_EQ(c.encode("nvfp4 1x16 rotate=rht:64", {"--seed", "77"}).exit_code, 0);
-    ASSERT_EQ(c.decode({"--unrotate"}).exit_code, 0);
-    const SafetensorsFile y = c.file("y.safetensors");
-    ASSERT_EQ(y.tensor("v").shape, (Shape{3, 20}));
-    EXPECT_LT(relative_error(view_of(c.w, {8, 64}), y.tensor("w")), 0.03);
-    EXPECT_LT(relative_error(view_of(c.v, {3, 20}), y.tensor("v")), 0.03);
+    for (const char* spec : {"nvfp4 1x16 rotate=rht:64", "nvfp4 1x16 rotate=rht:16@rows"}) {
+        ASSERT_EQ(c.encode(spec, {"--seed", "77"}).exit_code, 0);
+        ASSERT_EQ(c.decode({"--unrotate"}).exit_code, 0);
+        const SafetensorsFile y = c.file("y.safetensors");
+        ASSERT_EQ(y.tensor("v").shape, (Shape{3, 20})) << spec;
+        EXPECT_LT(relative_error(view_of(c.w, {8, 64}), y.tensor("w")), 0.03) << spec;
+        EXPECT_LT(relative_error(view_of(c.v, {3, 20}), y.tensor("v")), 0.03) << spec;
+    }
 }
 
 TEST(CodecCommand, LeavesTheRotatedSpaceAloneUnlessAsked) {

@@ -90,6 +90,18 @@ TEST_F(FinishedRun, SaysInTheHeaderWhatRanOnWhatWithWhat) {
     EXPECT_EQ(result_->out, "");
 }
 
+TEST_F(FinishedRun, CanBeOfARecipeThatIsMoreThanItsOperands) {
+    for (const std::string recipe : {"dge-occ", "halo"}) {
+        const RunResult result =
+            run_->train({"--set", "recipe.name=" + recipe, "--set", "output.dir=" + recipe});
+        expect_success(result);
+        const std::string second = "outliers requested fp32 x bf16, executed over elements that are not zero";
+        EXPECT_EQ(result.err.find(second) != std::string::npos, recipe == "dge-occ") << result.err;
+        const RunLog log = run_->log(recipe);
+        EXPECT_LT(log.steps.back().loss, log.steps.front().loss - 1.0) << recipe;
+    }
+}
+
 TEST_F(FinishedRun, PlansItsMemoryBeforeTheFirstStep) {
     const Json memory = records("header")[0].at("memory");
     // 300 * 40 embedding, 2 * (80*40 + 40*40 + 144*40 + 40*72) matrices, 5 * 40 norms

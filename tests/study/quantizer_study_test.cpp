@@ -39,7 +39,8 @@ TEST(QuantizerStudy, OfExactValuesFindsNoError) {
 
 TEST(QuantizerStudy, ComparesInTheRotatedSpaceAndPadsRows) {
     const std::vector<float> x = test::normals(64 * 100);
-    for (const char* spec : {"nvfp4 1x16 rotate=rht:128", "nvfp4 1x16 scale=eden rotate=rht2:64"}) {
+    for (const char* spec : {"nvfp4 1x16 rotate=rht:128", "nvfp4 1x16 scale=eden rotate=rht2:64",
+                             "nvfp4 1x16 rotate=rht:128@rows"}) {
         EXPECT_NEAR(figures_of(spec, x, 100).relative_mse, .009, .0015) << spec;
     }
 }
