@@ -80,7 +80,7 @@ struct Grammar {
     Element element = Element::e2m1;
     std::span<const Named<Element>> elements = {};  // where there is a choice
 };
-const Grammar kGrammars[] = {
+constexpr Grammar kGrammars[] = {
     {Format::nvfp4, "nvfp4", kNvfp4Blocks, kNvfp4Scales, kNvfp4Words},
     {Format::mxfp4, "mxfp4", kMxBlocks, kMxfp4Scales, kMxfp4Words},
     {Format::mxfp8, "mxfp8", kMxBlocks, kMxfp8Scales, kMxfp8Words, Element::e4m3, kFp8Elements},
