@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Every built-in recipe, or those named, on the demo's model, data and learning rate, with several seeds.
 
-usage: compare_methods.py PROGRAM [--seeds 1,2,3] [--jobs N] [--recipes A,B.toml] [--out DIR]
+usage: compare_methods.py PROGRAM [--seeds 1,2,3] [--jobs N] [--threads N] [--recipes A,B.toml] [--out DIR]
 
-Trains what is not in DIR (runs/methods) yet, N runs of one thread each at a time, with the program's --resume where a
+Trains what is not in DIR (runs/methods) yet, --jobs runs of --threads (1) each at a time, with the program's --resume where a
 run was cut off. Then prints the table of docs/methods/README.md and the rank correlation between the recipes' layer
 errors and their gaps, the loss of a bigram model of the same tokens, and writes the losses by seed to configs/runs/demo-spread.json, which `make demo` prints
 beside its gaps. Run `make demo` first: it makes the data.
@@ -34,7 +34,7 @@ def is_complete(folder):
     return bool(lines) and lines[-1]["type"] == "end" and lines[-1]["reason"] == "complete"
 
 
-def train(program, recipe, seed, folder):
+def train(program, recipe, seed, folder, threads):
     if is_complete(folder):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def train(program, recipe, seed, folder):
     if folder.exists():
         command.append("--resume")
     with open(f"{folder}.txt", "w") as output:
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=output,
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdout=output,
                        stderr=subprocess.STDOUT, check=False)
     print(f"{folder.name}: {'done' if is_complete(folder) else 'NOT complete, see ' + str(folder) + '.txt'}",
           file=sys.stderr, flush=True)
@@ -107,6 +107,7 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--recipes", default="")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs/methods")
     options = parser.parse_args()
@@ -120,7 +121,7 @@ def main():
               for recipe in recipes for seed in seeds}
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda key: train(program, *key, folder[key]), folder))
+        list(pool.map(lambda key: train(program, *key, folder[key], options.threads), folder))
 
     losses = {}
     for recipe in recipes:

@@ -246,4 +246,19 @@ void row_powers(const Tensor& x, float scale, double* out) {
     });
 }
 
+void column_powers(const Tensor& x, float scale, double* out) {
+    const int64_t rows = x.rows(), cols = x.cols();
+    with_elements(x, [&](const auto* from) {
+        parallel_for(cols, kTile, [&](int64_t begin, int64_t end) {
+            std::fill(out + begin, out + end, 0.0);
+            for (int64_t r = 0; r < rows; ++r) {
+                for (int64_t k = begin; k < end; ++k) {
+                    const double value = decode(from[r * cols + k]);
+                    out[k] += double{scale} * scale * value * value;
+                }
+            }
+        });
+    });
+}
+
 }  // namespace nibble

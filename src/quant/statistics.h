@@ -40,5 +40,7 @@ QuantStatistics measure_quantized(Context& context, const QuantizedMatrix& q, co
 
 // out[r] <- scale² times the sum of squares of row r of x, F32 or BF16.
 void row_powers(const Tensor& x, float scale, double* out);
+// The same of column c.
+void column_powers(const Tensor& x, float scale, double* out);
 
 }  // namespace nibble

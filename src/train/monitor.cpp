@@ -106,9 +106,10 @@ void Monitor::observe(Context& context, const QuantLinear::Observation& seen) {
         layers_[seen.layer].operands[place] += s;
         if (is_wgrad) powers.tokens = seen.quantized->padded_cols, powers.relative_mse = s.relative_mse();
     } else if (is_wgrad) {
-        require(seen.is_transposed, "{} is not stored token by token", seen.operand);
-        if (!context.planning()) row_powers(seen.source, seen.scale, powers.of_token);
-        powers.tokens = seen.source.rows(), powers.relative_mse = 0;
+        const auto of_tokens = seen.is_transposed ? row_powers : column_powers;
+        if (!context.planning()) of_tokens(seen.source, seen.scale, powers.of_token);
+        powers.tokens = seen.is_transposed ? seen.source.rows() : seen.source.cols();
+        powers.relative_mse = 0;
     }
     if (is_wgrad) add_noise(seen.layer);
 }

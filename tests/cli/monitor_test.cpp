@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "cli/tiny_run.h"
+#include "recipe/recipe.h"
 #include "train/model_directory.h"
 
 namespace nibble {
@@ -42,6 +43,14 @@ TEST_F(MonitoredRun, TrainsTheSameBitsAsOneThatNobodyWatches) {
             EXPECT_EQ(lines("on", "health").size(), 13u);
             expect_same_training(run_, "off", "on");
         }
+    }
+}
+
+TEST_F(MonitoredRun, CanBeOfEveryRecipe) {
+    for (const Recipe& recipe : builtin_recipes()) {
+        train(recipe.name,
+              {"--set", "recipe.name=" + recipe.name, "--set", "monitor.every=1", "--until", "2"});
+        EXPECT_EQ(lines(recipe.name, "health").size(), 2u) << recipe.name;
     }
 }
 

@@ -6,6 +6,7 @@
 
 #include "support/quantized.h"
 #include "support/samples.h"
+#include "support/specs.h"
 
 namespace nibble {
 namespace {
@@ -65,8 +66,9 @@ TEST(QuantStatistics, FindThePublishedShareOfBlocksScaledToFour) {
 }
 
 TEST(QuantStatistics, AreThoseOfTheDefinitionOverAnyNumberOfBands) {
-    for (const char* spec : {"nvfp4 1x16", "mxfp4 1x32 scale=rceil", "nvfp4 16x16"}) {
-        const int64_t rows = 600, cols = 992;
+    for (const std::string& spec : test::kSpecs) {
+        if (parse_spec(spec).rotation != Rotation::none) continue;  // values() are then those after it
+        const int64_t rows = 600, cols = 896;
         const std::vector<float> x = test::normals(rows * cols, 3);
         std::vector<float> copy = x;
         const std::vector<float> values = test::Quantized(spec, view_of(copy, {rows, cols})).values();
@@ -79,6 +81,15 @@ TEST(QuantStatistics, AreThoseOfTheDefinitionOverAnyNumberOfBands) {
         EXPECT_NEAR(s.error, error, 1e-5 * error) << spec;
         EXPECT_NEAR(s.power, power, 1e-5 * power) << spec;
         EXPECT_EQ(s.flushed, flushed) << spec;
+    }
+}
+
+// A rotation keeps the power, and moves the error by little: what is measured is in the rotated space.
+TEST(QuantStatistics, OfRotatedSpecsAreTakenInTheRotatedSpace) {
+    const std::vector<float> x = test::normals(100 * 256, 4);
+    for (const char* spec : {"rht:32", "rht2:128", "hadamard:64@rows"}) {
+        const std::string text = fmt::format("nvfp4 1x16 rotate={}", spec);
+        EXPECT_NEAR(statistics_of(text, x, 100, 256).relative_mse(), 0.00904, 0.0004) << spec;
     }
 }
 
@@ -131,11 +142,13 @@ TEST(QuantStatistics, DoNotDependOnTheNumberOfThreads) {
     EXPECT_EQ(a.along, b.along);
 }
 
-TEST(QuantStatistics, PowersOfRowsAreScaledSquares) {
+TEST(QuantStatistics, PowersOfRowsAndColumnsAreScaledSquares) {
     std::vector<float> x = {3, 4, 0, 1};
     std::vector<double> out(2);
     row_powers(view_of(x, {2, 2}), 2.0f, out.data());
     EXPECT_EQ(out, (std::vector<double>{100, 4}));
+    column_powers(view_of(x, {2, 2}), 2.0f, out.data());
+    EXPECT_EQ(out, (std::vector<double>{36, 68}));
 }
 
 }  // namespace

@@ -159,7 +159,7 @@ TEST_F(RunConfigFile, RefusesWrongTypesAndValues) {
     EXPECT_EQ(
         error("[[phase]]\nat = 0.5\nforward = 'bf16'\n"),
         "FILE:3: unknown key \"forward\" of a phase; it has at, at_step, when, recipe, fprop, dgrad, wgrad, "
-        "schedule, extra_steps");
+        "modifiers, schedule, extra_steps");
     EXPECT_EQ(
         error("[[phase]]\nat = 0.5\nfprop = 'fp8'\n"),
         "FILE:3: fprop of a phase can be \"bf16\", not \"fp8\"; recipe = \"NAME\" takes another recipe");
