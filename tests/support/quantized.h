@@ -74,7 +74,9 @@ class Quantized {
 
   private:
     static size_t bytes_for(const QuantSpec& spec, const Tensor& x) {
-        return static_cast<size_t>(2 * x.rows() * spec.padded(x.cols())) + 4096 +
+        // A rotation along the rows is made in a copy.
+        const int64_t copy = spec.rotates_rows() ? 4 * spec.padded_rows(x.rows()) * spec.padded(x.cols()) : 0;
+        return static_cast<size_t>(2 * spec.padded_rows(x.rows()) * spec.padded(x.cols()) + copy) + 4096 +
                8 * static_cast<size_t>(x.rows());
     }
     std::unique_ptr<Arena> arena_;
