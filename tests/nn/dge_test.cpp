@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "support/linear_run.h"
+#include "support/measured.h"
 #include "support/samples.h"
 
 namespace nibble {
@@ -16,7 +17,7 @@ using test::Matrix;
 constexpr double kCodes[] = {-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6};  // 14 intervals
 constexpr Dge kPaper = {5, 3};
 
-TEST(Dge, KeepsCodesAndMidpoints) {
+TEST(Dge, L22_KeepsCodesAndMidpoints) {
     for (size_t i = 0; i < std::size(kCodes); ++i) {
         EXPECT_EQ(dge_surrogate(kCodes[i], 5), kCodes[i]);
         if (i == 0) continue;
@@ -42,7 +43,7 @@ TEST(Dge, HasTheSlopeOfItsSurrogate) {
     }
 }
 
-TEST(Dge, HasTheSlopeOneOverKAtCodes) {
+TEST(Dge, L22_HasTheSlopeOneOverKAtCodes) {
     for (const double code : kCodes)
         EXPECT_FLOAT_EQ(dge_slope(static_cast<float>(code), kPaper), 0.2f) << code;
     EXPECT_FLOAT_EQ(dge_slope(2.0f, {4, 3}), 0.25f);
@@ -57,7 +58,7 @@ TEST(Dge, IsCappedInTheMiddleOfAnInterval) {
 
 // Constants computed independently: (3k)^(-k/(k-1)) of an interval is at the cap, and the mean slope is
 // .5935.
-TEST(Dge, IsAtItsCapOverTheShareThatTheFormulaGives) {
+TEST(Dge, L22_IsAtItsCapOverTheShareThatTheFormulaGives) {
     constexpr int kSamples = 1 << 18;
     const auto share = [](double k) {
         int capped = 0;
@@ -67,13 +68,13 @@ TEST(Dge, IsAtItsCapOverTheShareThatTheFormulaGives) {
         }
         return static_cast<double>(capped) / kSamples;
     };
-    EXPECT_NEAR(share(5), .0339, 5e-5);
-    EXPECT_NEAR(share(3), .0370, 5e-5);
-    EXPECT_NEAR(share(10), .0228, 5e-5);
+    test::expect_published("share at the cap, k = 5", .0339, 5e-5, share(5));
+    test::expect_published("k = 3", .0370, 5e-5, share(3));
+    test::expect_published("k = 10", .0228, 5e-5, share(10));
     double mean = 0;
     for (int i = 0; i < kSamples; ++i)
         mean += dge_slope(0.5f * (static_cast<float>(i) + 0.5f) / kSamples, kPaper) / double{kSamples};
-    EXPECT_NEAR(mean, .5935, 5e-5);
+    test::expect_published("mean slope, capped", .5935, 5e-5, mean);
 }
 
 TEST(Dge, ScalesEachRowByItsOwnMaximum) {

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "support/linear_run.h"
+#include "support/measured.h"
 #include "support/samples.h"
 
 namespace nibble {
@@ -71,14 +72,15 @@ TEST(Quantiles, HaveAnySignAndAnySize) {
 }
 
 // Two-sided shares, as the paper counts them.
-TEST(Quantiles, LeaveTheShareOutsideThatIsAskedFor) {
+TEST(Quantiles, L23_LeaveTheShareOutsideThatIsAskedFor) {
     const Matrix x(DType::f32, 1000, 100, test::normals(100'000));
     for (const auto& [q, share] : {std::pair(.999, .002), std::pair(.99, .02), std::pair(.97, .06)}) {
         const ClampRange range = range_of(x, q);
         const std::vector<float> values = x.values();
         const auto outside = std::count_if(values.begin(), values.end(),
                                            [&](float v) { return v < range.low || v > range.high; });
-        EXPECT_NEAR(static_cast<double>(outside) / 1e5, share, 1e-9);
+        test::expect_published(fmt::format("share outside, quantile {}", q), share, 1e-9,
+                               static_cast<double>(outside) / 1e5);
     }
 }
 
@@ -102,7 +104,7 @@ std::vector<float> put_together(const Matrix& x, ClampRange range, DType weights
     return product.values();
 }
 
-TEST(Outliers, AndWhatWasClampedAddUpToTheTensorExactly) {
+TEST(Outliers, L23_AndWhatWasClampedAddUpToTheTensorExactly) {
     std::vector<float> values = test::samples(Distribution::student_t2, 6400, 5);
     for (size_t i = 0; i < values.size(); i += 100)
         values[i] *= std::ldexp(1.0f, static_cast<int>(i / 100) - 30);

@@ -67,7 +67,7 @@ double relative_error(const std::vector<float>& a, const std::vector<float>& b) 
 }
 
 // Powers of two go through products and BF16 without a trace.
-TEST(SmoothSwiglu, ChangesNoBitWhereNothingIsQuantised) {
+TEST(SmoothSwiglu, L20_ChangesNoBitWhereNothingIsQuantised) {
     const Recipe bf16 = find_recipe("bf16");
     const Step plain = step(bf16, DType::bf16),
                smooth = step(with_modifiers(bf16, {"smooth-swiglu"}), DType::bf16);
@@ -76,7 +76,7 @@ TEST(SmoothSwiglu, ChangesNoBitWhereNothingIsQuantised) {
     EXPECT_EQ(smooth.gradients, plain.gradients);
 }
 
-TEST(SmoothSwiglu, WithExactScalesChangesNothingBeyondRounding) {
+TEST(SmoothSwiglu, L20_WithExactScalesChangesNothingBeyondRounding) {
     const Step plain = step(fp32_recipe(), DType::f32);
     const Step smooth = step(with_modifiers(fp32_recipe(), {"smooth-swiglu scale=exact"}), DType::f32);
     EXPECT_NEAR(smooth.loss, plain.loss, 1e-5 * plain.loss);

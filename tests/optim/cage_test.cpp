@@ -20,7 +20,7 @@ void update(std::string_view text, double rate, std::vector<float>& x, int64_t c
     cage_update(context, spec, {.seed = 3}, rate, w);
 }
 
-TEST(Cage, IsSilentUntilItsShareOfTheRunIsOver) {
+TEST(Cage, L21_IsSilentUntilItsShareOfTheRunIsOver) {
     EXPECT_EQ(cage_lambda({}, 1, 100), 0.0);
     EXPECT_EQ(cage_lambda({}, 80, 100), 0.0);
     EXPECT_GT(cage_lambda({}, 81, 100), 0.0);
@@ -33,7 +33,7 @@ TEST(Cage, RisesToItsStrengthOrHasItAtOnce) {
     EXPECT_EQ(cage_lambda({.ramp = "constant"}, 81, 100), 10.0);
 }
 
-TEST(Cage, WithoutARateChangesNoBit) {
+TEST(Cage, L21_WithoutARateChangesNoBit) {
     std::vector<float> x = test::normals(4 * 64);
     const std::vector<float> before = x;
     update("nvfp4 1x16", 0.0, x, 64);
@@ -41,7 +41,7 @@ TEST(Cage, WithoutARateChangesNoBit) {
 }
 
 // With lr 1e-3 and lambda 10 the distance to the quantised value becomes 0.99 of itself.
-TEST(Cage, ShrinksTheDistanceToTheQuantisedValue) {
+TEST(Cage, L21_ShrinksTheDistanceToTheQuantisedValue) {
     for (const char* spec : {"nvfp4 1x16", "nvfp4 16x16", "mxfp4 1x32 scale=quest:std rotate=hadamard:32",
                              "nvfp4 1x16 rotate=rht2:64 signs=step"}) {
         std::vector<float> x = test::normals(4 * 100);

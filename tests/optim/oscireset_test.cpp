@@ -74,7 +74,7 @@ TEST(OsciReset, LeavesWhatOscillatesBelowItsThreshold) {
 }
 
 // Weights that were reset are values of their blocks: exactly Q(w) under the scales that the reset used.
-TEST(OsciReset, LeavesWeightsThatAreTheirQuantisedValues) {
+TEST(OsciReset, L28_LeavesWeightsThatAreTheirQuantisedValues) {
     for (const char* text :
          {"nvfp4 1x16", "nvfp4 16x16", "nvfp4 1x16 scale=four-six:mse", "mxfp4 1x32 scale=rceil"}) {
         const QuantSpec spec = parse_spec(text);
@@ -88,7 +88,7 @@ TEST(OsciReset, LeavesWeightsThatAreTheirQuantisedValues) {
 
 // A block of which all weights were reset has, in MXFP4, the same values again. In NVFP4 the tensor's maximum
 // moves by its own rounding, so it is the same to FP32's rounding only.
-TEST(OsciReset, LeavesWeightsThatQuantiseToThemselves) {
+TEST(OsciReset, L28_LeavesWeightsThatQuantiseToThemselves) {
     const auto largest_change = [](const char* text) {
         const QuantSpec spec = parse_spec(text);
         Watched watched(test::normals(8 * 64), 64);

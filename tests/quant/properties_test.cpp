@@ -262,6 +262,17 @@ RC_GTEST_PROP(Quantize, RepresentableValuesOfFp32ScalesRoundTrip, ()) {
     RC_ASSERT(Quantized(spec, x.tensor()).values() == x.values);
 }
 
+TEST(Quantize, L28_BlocksOfZerosUnderAnOuterScaleHaveTheSmallestInnerOne) {
+    Matrix x{1, 256, std::vector<float>(256, 0.0f)};
+    x.values[200] = 3;  // the first 128 columns have nothing
+    const Quantized q("nvfp4 1x16 outer=1x128", x.tensor());
+    for (int64_t k = 0; k < 128; ++k) {
+        EXPECT_EQ(q.scale(0, k), 1);  // 2^-9
+        EXPECT_EQ(q.code(0, k), 0);
+        EXPECT_EQ(q.values()[static_cast<size_t>(k)], 0.0f);  // not NaN
+    }
+}
+
 TEST(Quantize, L14_SquareBlocksQuantiseTheTransposeToTheTranspose) {
     for (const char* text :
          {"nvfp4 16x16", "mxfp4 32x32", "mxfp8:e5m2 32x32", "fp4 32x32", "fp8:e4m3 128x128"}) {

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "nn/transformer.h"
+#include "support/measured.h"
 #include "support/quantized.h"
 #include "support/samples.h"
 
@@ -15,14 +16,14 @@ using Json = nlohmann::ordered_json;
 
 // --- arXiv 2505.19115: where noise begins to cost most ---
 
-TEST(GradientToNoise, ProgressOfAStepIsThatOfTheModel) {
+TEST(GradientToNoise, L17_ProgressOfAStepIsThatOfTheModel) {
     const double at = kLeastGradientToNoise;
-    EXPECT_NEAR(step_progress(at), 0.75, 1e-12);
-    EXPECT_NEAR(step_progress(at / 2), 0.4286, 5e-5);  // twice the noise
-    EXPECT_NEAR(step_progress(2 * at), 0.9231, 5e-5);  // half of it
+    test::expect_published("progress at the threshold", 0.75, 1e-12, step_progress(at));
+    test::expect_published("at twice the noise", 0.4286, 5e-5, step_progress(at / 2));
+    test::expect_published("at half of it", 0.9231, 5e-5, step_progress(2 * at));
 }
 
-TEST(GradientToNoise, ProgressFallsFastestAtTheThreshold) {
+TEST(GradientToNoise, L17_ProgressFallsFastestAtTheThreshold) {
     const double d = 1000, gradient = 1, h = 1e-5;
     const auto progress = [&](double sigma) { return step_progress(gradient / (sigma * std::sqrt(d))); };
     // The fall is steepest where its own slope, a second difference, changes its sign.
@@ -32,11 +33,11 @@ TEST(GradientToNoise, ProgressFallsFastestAtTheThreshold) {
         const bool steepens = progress(sigma + h) - 2 * progress(sigma) + progress(sigma - h) < 0;
         (steepens ? low : high) = sigma;
     }
-    EXPECT_NEAR(low, gradient / std::sqrt(3 * d), 5e-8);
+    test::expect_published("noise at the steepest fall, d = 1000", gradient / std::sqrt(3 * d), 5e-8, low);
 }
 
 // dW = dY^T X against that of operands in 4 bits, over many draws of their coins.
-TEST(GradientToNoise, NoiseOfAProductIsPredictedFromItsOperands) {
+TEST(GradientToNoise, L18_NoiseOfAProductIsPredictedFromItsOperands) {
     const int64_t tokens = 256, out = 64, in = 48;
     const QuantSpec spec = parse_spec("nvfp4 1x16 round=stochastic range=16/17");
     std::vector<float> dy = test::normals(out * tokens, 1), x = test::normals(in * tokens, 2);  // transposed
@@ -74,7 +75,7 @@ TEST(GradientToNoise, NoiseOfAProductIsPredictedFromItsOperands) {
         predicted += predicted_noise(mse_dy, mse_x, power);
         measured += product_error(a.values(), b.values());
     }
-    EXPECT_NEAR(measured / predicted, 1, 0.005);
+    test::expect_published("measured over predicted, mean of 64 draws", 1, 0.005, measured / predicted);
 }
 
 // --- what the monitor makes of its samples ---
