@@ -160,7 +160,8 @@ void load_values(Context& context, const QuantizedMatrix& q, int64_t first, cons
     if (!q.spec.has_row_scales()) return;
     for (int64_t r = 0; r < out.rows(); ++r) {
         const float scale = band.fp32_scales.as<const float>()[r];
-        for (float& value : out.slice(r, r + 1).span<float>()) value *= scale;
+        float* const row = out.as<float>() + r * out.cols();
+        for (int64_t k = 0; k < out.cols(); ++k) row[k] *= scale;
     }
 }
 
