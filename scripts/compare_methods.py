@@ -3,10 +3,11 @@
 
 usage: compare_methods.py PROGRAM [--seeds 1,2,3] [--jobs N] [--threads N] [--recipes A,B.toml] [--out DIR]
 
-Trains what is not in DIR (runs/methods) yet, --jobs runs of --threads (1) each at a time, with the program's --resume where a
-run was cut off. Then prints the table of docs/methods/README.md and the rank correlation between the recipes' layer
-errors and their gaps, the loss of a bigram model of the same tokens, and writes the losses by seed to configs/runs/demo-spread.json, which `make demo` prints
-beside its gaps. Run `make demo` first: it makes the data.
+Trains what is not in DIR (runs/methods) yet, --jobs runs of --threads (1) each at a time, with the program's --resume
+where a run was cut off. Then prints the table of docs/methods/README.md, the rank correlation between the recipes'
+layer errors and their gaps, and the loss of a bigram model of the same tokens. Without --recipes it also writes the
+losses by seed to configs/runs/demo-spread.json, which `make demo` prints beside its gaps. Run `make demo` first: it
+makes the data.
 """
 import argparse
 import array

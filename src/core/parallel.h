@@ -1,6 +1,7 @@
 // Threads. All loops go through OpenMP, whose pool the GEMM library shares.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <utility>
@@ -25,6 +26,11 @@ void parallel_for(int64_t count, int64_t grain, Body&& body) {
         (*static_cast<std::remove_reference_t<Body>*>(closure))(begin, end);
     };
     detail::run_ranges(count, grain, const_cast<void*>(static_cast<const void*>(&body)), call);
+}
+
+// The grain of a loop over rows of `cols` columns: as many rows as hold `elements`, which are worth a thread.
+inline int64_t rows_per_task(int64_t cols, int64_t elements = 1 << 14) {
+    return std::max<int64_t>(1, elements / std::max<int64_t>(cols, 1));
 }
 
 }  // namespace nibble

@@ -149,6 +149,16 @@ struct Tensor {
     Tensor slice(int64_t begin, int64_t end) const;
 };
 
+// Calls body with the elements of x, F32 or BF16: a float* or a Bf16*.
+template <typename Body>
+void with_elements(const Tensor& x, Body&& body) {
+    if (x.dtype == DType::bf16) {
+        body(x.as<Bf16>());
+    } else {
+        body(x.as<float>());
+    }
+}
+
 // Owns zero-initialised memory, aligned to 64 bytes, and lends it as tensors.
 class Buffer {
   public:

@@ -45,8 +45,8 @@ void multiply_by_dge_slope(Context& context, const Dge& dge, const Tensor& w, co
     const int64_t cols = w.cols(), stride = gradient.cols();
     const float* const weights = w.as<float>();
     float* const g = gradient.as<float>();
-    const int64_t grain = std::max<int64_t>(1, (1 << 12) / std::max<int64_t>(cols, 1));
-    parallel_for(w.rows(), grain, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kGrain = 1 << 12;  // elements: a power is slow
+    parallel_for(w.rows(), rows_per_task(cols, kGrain), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
             const float* const row = weights + r * cols;
             float amax = 0.0f;

@@ -77,13 +77,6 @@ ClampRange range_of(std::span<const Element> x, double q, const Tensor& histogra
 
 // --- the split ---
 
-template <typename Body>
-void with_element(const Tensor& x, Body&& body) {
-    x.dtype == DType::bf16 ? body(x.as<Bf16>()) : body(x.as<float>());
-}
-
-int64_t rows_per_task(int64_t cols) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(cols, 1)); }
-
 // Nearly every element is inside, so loops ask this first.
 bool is_inside(float x, ClampRange range) { return x >= range.low && x <= range.high; }
 
@@ -97,11 +90,9 @@ void store_row(const float* from, float* to, int64_t count) {
 }
 
 // row <- row + r w
-void add_scaled(float r, const float* w, float* row, int64_t count) {
-    for (int64_t n = 0; n < count; ++n) row[n] += r * w[n];
-}
-void add_scaled(float r, const Bf16* w, float* row, int64_t count) {
-    for (int64_t n = 0; n < count; ++n) row[n] += r * std::bit_cast<float>(uint32_t{w[n].bits} << 16);
+template <typename Element>
+void add_scaled(float r, const Element* w, float* row, int64_t count) {
+    for (int64_t n = 0; n < count; ++n) row[n] += r * to_float(w[n]);
 }
 
 }  // namespace
@@ -114,7 +105,7 @@ ClampRange quantile_range(Context& context, const Tensor& x, double q) {
     const Tensor histograms = context.arena.allocate(DType::u32, {chunks, kBins});
     ClampRange range;
     if (context.planning() || x.count() == 0) return range;
-    with_element(x, [&]<typename Element>(const Element* values) {
+    with_elements(x, [&]<typename Element>(const Element* values) {
         range = range_of(std::span(values, static_cast<size_t>(x.count())), q, histograms);
     });
     return range;
@@ -124,11 +115,11 @@ void clamp(Context& context, const Tensor& x, ClampRange range, const Tensor& ou
     require_activations({&x, &out}, "clamp");
     require(x.count() == out.count(), "clamp: {} is not {}", x.shape.str(), out.shape.str());
     if (context.planning()) return;
-    with_element(x, [&]<typename Element>(const Element* from) {
+    with_elements(x, [&]<typename Element>(const Element* from) {
         auto* const to = static_cast<Element*>(out.data);
         parallel_for(x.count(), 1 << 14, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
-                const float v = load_as<float>(from[i]);
+                const float v = to_float(from[i]);
                 to[i] = is_inside(v, range) ? from[i] : store_as<Element>(clamped(v, range));
             }
         });
@@ -143,14 +134,14 @@ void add_outlier_product(Context& context, const Tensor& x, ClampRange range, co
             "the outliers of {} times {} do not fit {} and {}", x.shape.str(), w_transposed.shape.str(),
             product.shape.str(), y.shape.str());
     if (context.planning()) return;
-    with_element(x, [&](const auto* values) {
-        with_element(w_transposed, [&](const auto* weights) {
-            with_element(y, [&](auto* out) {
+    with_elements(x, [&](const auto* values) {
+        with_elements(w_transposed, [&](const auto* weights) {
+            with_elements(y, [&](auto* out) {
                 parallel_for(rows, rows_per_task(cols), [&](int64_t begin, int64_t end) {
                     for (int64_t t = begin; t < end; ++t) {
                         float* const row = product.as<float>() + t * cols;
                         for (int64_t k = 0; k < inner; ++k) {
-                            const float v = load_as<float>(values[t * inner + k]);
+                            const float v = to_float(values[t * inner + k]);
                             if (is_inside(v, range)) continue;
                             add_scaled(v - clamped(v, range), weights + k * cols, row, cols);
                         }

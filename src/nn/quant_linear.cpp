@@ -17,6 +17,8 @@ enum Place : size_t { kFpropX, kFpropW, kDgradDy, kDgradW, kWgradDy, kWgradX };
 
 Gemm gemm_of(Place place) { return static_cast<Gemm>(place / 2); }
 Place other_side(Place place) { return static_cast<Place>(place ^ 1); }
+// What dgrad.w and wgrad.x can be made from.
+Place forward_of(Place place) { return place == kDgradW ? kFpropW : kFpropX; }
 
 // Quantised here, as bytes of its own. A same-bits operand is the forward's, read along the other dimension.
 bool has_bytes(const OperandSpec& operand) {
@@ -57,6 +59,11 @@ class QuantLinear::Execution {
     const OperandSpec& at(Place place) const { return operand(recipe_, kOperandNames[place]); }
     bool quantizes(Place place) const { return has_bytes(at(place)); }
     bool is_of_forward(Place place) const { return at(place).source != Source::original; }
+    // Made from the forward's bytes, or from the BF16 that it multiplied.
+    bool reads_bytes(Place place) const { return is_of_forward(place) && quantizes(forward_of(place)); }
+    bool reads_bf16(Place place) const {
+        return is_of_forward(place) && at(forward_of(place)).spec.format == Format::bf16;
+    }
 
     QuantizedMatrix allocate(Place place, int64_t rows, int64_t contraction) const {
         const QuantSpec& spec = at(place).spec;
@@ -106,23 +113,19 @@ class QuantLinear::Execution {
     }
 
     float make_dgrad_w(const Weight& weight, uint32_t micro_step, QuantizedMatrix& out) const {
-        if (is_of_forward(kDgradW) && quantizes(kFpropW))
-            return requantize_into(kDgradW, micro_step, weight.fprop, out);
-        const bool rounded = is_of_forward(kDgradW) && at(kFpropW).spec.format == Format::bf16;
-        return quantize_into(kDgradW, micro_step, rounded ? weight.bf16 : weight.master, out, true);
+        if (reads_bytes(kDgradW)) return requantize_into(kDgradW, micro_step, weight.fprop, out);
+        const Tensor& w = reads_bf16(kDgradW) ? weight.bf16 : weight.master;
+        return quantize_into(kDgradW, micro_step, w, out, true);
     }
 
     void make_wgrad_x(const Saved& saved, QuantizedMatrix& out) const {
-        float amax = 0;
-        if (is_of_forward(kWgradX) && quantizes(kFpropX)) {
-            amax = requantize_into(kWgradX, context_.micro_step, saved.fprop_x, out);
-        } else {
-            const ArenaScope scope(context_.arena);
-            const bool rounded = is_of_forward(kWgradX) && at(kFpropX).spec.format == Format::bf16;
-            const Tensor x = rounded ? detail::as_bf16(context_, saved.x) : saved.x;
-            amax = quantize_into(kWgradX, context_.micro_step, x, out, true);
-        }
-        record(kWgradX, amax);
+        const ArenaScope scope(context_.arena);
+        record(kWgradX, reads_bytes(kWgradX)
+                            ? requantize_into(kWgradX, context_.micro_step, saved.fprop_x, out)
+                            : quantize_into(kWgradX, context_.micro_step, plain_wgrad_x(saved), out, true));
+    }
+    Tensor plain_wgrad_x(const Saved& saved) const {
+        return reads_bf16(kWgradX) ? detail::as_bf16(context_, saved.x) : saved.x;
     }
 
     // Rows of dgrad.w and wgrad.x: the padded ones too where the forward's space is rotated.
@@ -234,8 +237,7 @@ class QuantLinear::Execution {
     // F32, or the forward's values with FP32 scales in them.
     bool is_wide(Place place) const {
         if (at(place).spec.format == Format::fp32) return true;
-        const Place forward = place == kDgradW ? kFpropW : kFpropX;
-        return is_of_forward(place) && !quantizes(place) && at(forward).spec.has_fp32_scales();
+        return is_of_forward(place) && !quantizes(place) && at(forward_of(place)).spec.has_fp32_scales();
     }
     // code * scale is exact in BF16, but not with FP32 scales in it.
     static DType forward_dtype(const QuantizedMatrix& forward) {
@@ -257,7 +259,7 @@ class QuantLinear::Execution {
             record(kDgradW, make_dgrad_w(weight, context_.micro_step, q));
             return {q, {}, false, {}};
         }
-        if (is_of_forward(kDgradW) && quantizes(kFpropW)) return forward_factor(weight.fprop);
+        if (reads_bytes(kDgradW)) return forward_factor(weight.fprop);
         const bool of_fp32 = at(is_of_forward(kDgradW) ? kFpropW : kDgradW).spec.format == Format::fp32;
         return plain_factor(kDgradW, of_fp32 ? weight.master : weight.bf16, true);
     }
@@ -269,9 +271,8 @@ class QuantLinear::Execution {
             make_wgrad_x(saved, q);
             return {q, {}, false, {}};
         }
-        if (is_of_forward(kWgradX) && quantizes(kFpropX)) return forward_factor(saved.fprop_x);
-        const bool rounded = is_of_forward(kWgradX) && at(kFpropX).spec.format == Format::bf16;
-        return plain_factor(kWgradX, rounded ? detail::as_bf16(context_, saved.x) : saved.x, true);
+        if (reads_bytes(kWgradX)) return forward_factor(saved.fprop_x);
+        return plain_factor(kWgradX, plain_wgrad_x(saved), true);
     }
 
     int64_t saved_rows(const Saved& saved) const {
@@ -376,9 +377,8 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     require(x.cols() == in_ && y.cols() == out_ && x.rows() == y.rows(),
             "a layer from {} to {} features was given {} and {}", in_, out_, x.shape.str(), y.shape.str());
     const Execution run(*this, context, weight.history, for_backward);
-    const OperandSpec &fprop_x = recipe_->fprop_x, &wgrad_x = recipe_->wgrad_x;
     Saved saved;
-    const bool reads_forward = wgrad_x.source != Source::original && fprop_x.spec.is_quantized();
+    const bool reads_forward = run.reads_bytes(kWgradX);
     const bool keeps_bytes = for_backward && (reads_forward || finish_dx(*recipe_).mask);
     if (for_backward && !reads_forward) saved.x = x;
     QuantizedMatrix quantized;

@@ -3,41 +3,23 @@
 #include <algorithm>
 #include <cstring>
 
+#include "nn/element.h"
+
 namespace nibble::detail {
 
 namespace {
 
-float decode(float x) { return x; }
-float decode(Bf16 x) { return bf16_decode(x); }
-void store(float& to, float x) { to = x; }
-void store(Bf16& to, float x) { to = bf16_encode(x); }
-
-// Calls body with a zero of the tensor's element type.
-template <typename Body>
-void with_element(const Tensor& x, Body&& body) {
-    if (x.dtype == DType::bf16) {
-        body(Bf16{});
-    } else {
-        require(x.dtype == DType::f32, "a linear layer takes F32 or BF16, not {}", name_of(x.dtype));
-        body(0.0f);
-    }
-}
-
 constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread
-
-int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(cols, 1)); }
 
 }  // namespace
 
 void convert(Context& context, const Tensor& x, const Tensor& out) {
     require(x.count() == out.count(), "{} does not convert into {}", x.shape.str(), out.shape.str());
     if (context.planning()) return;
-    with_element(x, [&](auto from_type) {
-        with_element(out, [&](auto to_type) {
-            const auto* from = x.as<decltype(from_type)>();
-            auto* to = out.as<decltype(to_type)>();
+    with_elements(x, [&](const auto* from) {
+        with_elements(out, [&]<typename Element>(Element* to) {
             parallel_for(x.count(), kGrain, [&](int64_t begin, int64_t end) {
-                for (int64_t i = begin; i < end; ++i) store(to[i], decode(from[i]));
+                for (int64_t i = begin; i < end; ++i) to[i] = store_as<Element>(to_float(from[i]));
             });
         });
     });
@@ -58,7 +40,7 @@ Tensor padded_columns(Context& context, const Tensor& x, int64_t count) {
     const size_t to_bytes = static_cast<size_t>(count) * size_of(x.dtype);
     const auto* from = static_cast<const std::byte*>(x.data);
     auto* to = static_cast<std::byte*>(out.data);
-    parallel_for(x.rows(), row_grain(count), [&](int64_t begin, int64_t end) {
+    parallel_for(x.rows(), rows_per_task(count, kGrain), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
             std::byte* row = to + static_cast<size_t>(r) * to_bytes;
             std::memcpy(row, from + static_cast<size_t>(r) * from_bytes, from_bytes);
@@ -85,7 +67,7 @@ void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mas
     if (mask.shape.rank() > 0) {
         const auto* bits = mask.as<uint8_t>();
         const int64_t stride = mask.cols();
-        parallel_for(gradient.rows(), row_grain(cols), [&](int64_t begin, int64_t end) {
+        parallel_for(gradient.rows(), rows_per_task(cols, kGrain), [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; ++r) {
                 for (int64_t k = 0; k < cols; ++k) {
                     if ((bits[r * stride + k / 8] >> (k % 8) & 1) == 0) g[r * cols + k] = 0.0f;
@@ -96,13 +78,13 @@ void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mas
     if (rotation != nullptr) {
         unrotate(context, rotation->rotation_size, signs, gradient, rotation->rotation_rounds());
     }
-    with_element(out, [&](auto type) {
-        auto* const to = out.as<decltype(type)>();
-        parallel_for(gradient.rows(), row_grain(cols), [&](int64_t begin, int64_t end) {
+    with_elements(out, [&]<typename Element>(Element* to) {
+        parallel_for(gradient.rows(), rows_per_task(cols, kGrain), [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; ++r) {
-                auto* const row = to + r * wanted;
+                Element* const row = to + r * wanted;
                 for (int64_t k = 0; k < wanted; ++k) {
-                    store(row[k], accumulate ? decode(row[k]) + g[r * cols + k] : g[r * cols + k]);
+                    const float value = g[r * cols + k];
+                    row[k] = store_as<Element>(accumulate ? to_float(row[k]) + value : value);
                 }
             }
         });

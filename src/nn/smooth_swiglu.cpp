@@ -9,7 +9,6 @@ namespace nibble {
 
 namespace {
 
-constexpr int64_t kGrain = 1 << 15;     // elements that are worth a thread
 constexpr float kLargestScale = 65536;  // beyond it a channel adds nothing that the others' rounding leaves
 
 void check_columns(const Tensor& x, const Tensor& scales, std::string_view name) {
@@ -21,24 +20,23 @@ void check_columns(const Tensor& x, const Tensor& scales, std::string_view name)
 template <typename Body>
 void each_element(const Tensor& x, Body&& body) {
     const int64_t cols = x.cols();
-    parallel_for(x.rows(), std::max<int64_t>(1, kGrain / std::max<int64_t>(cols, 1)),
-                 [&](int64_t begin, int64_t end) {
-                     for (int64_t r = begin; r < end; ++r)
-                         for (int64_t c = 0; c < cols; ++c) body(r * cols + c, c);
-                 });
+    parallel_for(x.rows(), rows_per_task(cols), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r)
+            for (int64_t c = 0; c < cols; ++c) body(r * cols + c, c);
+    });
 }
 
-template <typename Element>
 void find_column_maxima(const Tensor& h, float* maxima) {
     constexpr int64_t kColumns = 64;  // a task's
     const int64_t rows = h.rows(), cols = h.cols();
-    const Element* const values = h.as<Element>();
     std::fill_n(maxima, cols, 0.0f);
-    parallel_for((cols + kColumns - 1) / kColumns, 1, [&](int64_t begin, int64_t end) {
-        const int64_t last = std::min(end * kColumns, cols);
-        for (int64_t r = 0; r < rows; ++r)
-            for (int64_t c = begin * kColumns; c < last; ++c)
-                maxima[c] = std::max(maxima[c], std::fabs(load_as<float>(values[r * cols + c])));
+    with_elements(h, [&](const auto* values) {
+        parallel_for((cols + kColumns - 1) / kColumns, 1, [&](int64_t begin, int64_t end) {
+            const int64_t last = std::min(end * kColumns, cols);
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t c = begin * kColumns; c < last; ++c)
+                    maxima[c] = std::max(maxima[c], std::fabs(to_float(values[r * cols + c])));
+        });
     });
 }
 
@@ -56,7 +54,7 @@ void channel_scales(Context& context, const SmoothSwiglu& options, const Tensor&
     check_columns(h, scales, "channel_scales");
     if (context.planning()) return;
     float* const s = scales.as<float>();
-    h.dtype == DType::bf16 ? find_column_maxima<Bf16>(h, s) : find_column_maxima<float>(h, s);
+    find_column_maxima(h, s);
     const float amax = *std::max_element(s, s + h.cols());
     for (float& scale : scales.span<float>()) scale = channel_scale(options, amax, scale);
 }
@@ -65,31 +63,22 @@ void multiply_columns(Context& context, const Tensor& x, const Tensor& scales) {
     check_columns(x, scales, "multiply_columns");
     if (context.planning()) return;
     const float* const s = scales.as<float>();
-    if (x.dtype == DType::bf16) {
-        auto* const v = x.as<Bf16>();
-        each_element(x, [=](int64_t i, int64_t c) { v[i] = bf16_encode(bf16_decode(v[i]) * s[c]); });
-    } else {
-        auto* const v = x.as<float>();
-        each_element(x, [=](int64_t i, int64_t c) { v[i] *= s[c]; });
-    }
+    with_elements(x, [&]<typename Element>(Element* v) {
+        each_element(x, [=](int64_t i, int64_t c) { v[i] = store_as<Element>(to_float(v[i]) * s[c]); });
+    });
 }
 
-void divide_columns(Context& context, const Tensor& x, const Tensor& scales, const Tensor& out) {
+void divide_columns(Context& context, const Tensor& x, const Tensor& scales, const Tensor& out,
+                    bool accumulate) {
     check_columns(x, scales, "divide_columns");
     require(out.shape == x.shape, "divide_columns: {} does not fit {}", x.shape.str(), out.shape.str());
     if (context.planning()) return;
     const float *const s = scales.as<float>(), *const from = x.as<float>();
     float* const to = out.as<float>();
-    each_element(x, [=](int64_t i, int64_t c) { to[i] = from[i] / s[c]; });
-}
-
-void add_divided_columns(Context& context, const Tensor& x, const Tensor& scales, const Tensor& out) {
-    check_columns(x, scales, "add_divided_columns");
-    require(out.shape == x.shape, "add_divided_columns: {} does not fit {}", x.shape.str(), out.shape.str());
-    if (context.planning()) return;
-    const float *const s = scales.as<float>(), *const from = x.as<float>();
-    float* const to = out.as<float>();
-    each_element(x, [=](int64_t i, int64_t c) { to[i] += from[i] / s[c]; });
+    each_element(x, [=](int64_t i, int64_t c) {
+        const float quotient = from[i] / s[c];
+        to[i] = accumulate ? to[i] + quotient : quotient;
+    });
 }
 
 }  // namespace nibble

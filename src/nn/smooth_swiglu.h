@@ -14,9 +14,8 @@ void channel_scales(Context& context, const SmoothSwiglu& options, const Tensor&
 
 // x <- x diag(scales), BF16 or F32 [R, F].
 void multiply_columns(Context& context, const Tensor& x, const Tensor& scales);
-// out <- x diag(1 / scales), F32 [R, F].
-void divide_columns(Context& context, const Tensor& x, const Tensor& scales, const Tensor& out);
-// out <- out + x diag(1 / scales), F32 [R, F].
-void add_divided_columns(Context& context, const Tensor& x, const Tensor& scales, const Tensor& out);
+// out <- x diag(1 / scales), F32 [R, F]; added to `out` if `accumulate`.
+void divide_columns(Context& context, const Tensor& x, const Tensor& scales, const Tensor& out,
+                    bool accumulate = false);
 
 }  // namespace nibble

@@ -104,7 +104,7 @@ void Transformer::linear_backward(Context& context, int block, BlockLayer which,
     const Tensor scaled = context.arena.allocate(DType::f32, gradient.shape);
     if (!context.planning()) std::memset(scaled.data, 0, scaled.bytes());
     (*executed_)[id].backward(context, weights_[id], saved, dy, dx, scaled);
-    add_divided_columns(context, scaled, scales, gradient);
+    divide_columns(context, scaled, scales, gradient, /*accumulate=*/true);
     multiply_columns(context, dx, scales);
 }
 

@@ -22,6 +22,10 @@ NIBBLE_HD Bf16 bf16_encode(float x) {
     return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
+// A stored number, FP32 or BF16.
+NIBBLE_HD float to_float(float x) { return x; }
+NIBBLE_HD float to_float(Bf16 x) { return bf16_decode(x); }
+
 NIBBLE_HD float round_to_bf16(float x) { return bf16_decode(bf16_encode(x)); }
 
 }  // namespace nibble

@@ -17,16 +17,6 @@ std::array<float, kCodes> code_values(Element element) {
     return values;
 }
 
-float byte_scale(const QuantizedMatrix& q, int64_t row, int64_t col) {
-    if (!q.spec.has_scale_bytes()) return 1.0f;
-    const uint8_t byte = q.scales.as<uint8_t>()[row * q.scales.cols() + col / q.spec.block_size()];
-    return q.spec.is_mx() ? e8m0_decode(byte) : e4m3_decode(byte);
-}
-float fp32_scale_at(const QuantizedMatrix& q, int64_t row, int64_t col) {
-    const int64_t group = q.spec.has_row_scales() ? 0 : col / q.spec.fp32_block_size();
-    return q.fp32_scales.as<float>()[row * q.fp32_scales.cols() + group];
-}
-
 // code * scale is exact in BF16: what it drops is zero.
 void store(float value, Bf16& to) { to = {static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16)}; }
 void store(float value, float& to) { to = value; }

@@ -42,9 +42,18 @@ inline SignBits signs_of(const QuantSpec& spec, const RandomKey& key, const Quan
 void quantize_rotated_rows(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                            QuantizedMatrix& out, const QuantizeOptions& options, bool by_reference);
 
-// How many rows are worth a task of their own: small matrices are not worth waking threads for.
-inline int64_t rows_per_task(int64_t cols) {
-    return std::max<int64_t>(16384 / std::max<int64_t>(cols, 1), 1);
+inline float decode_scale(const QuantSpec& spec, uint8_t byte) {
+    return spec.is_mx() ? e8m0_decode(byte) : e4m3_decode(byte);
+}
+// The byte scale of an element; 1 where the format has none.
+inline float byte_scale(const QuantizedMatrix& q, int64_t row, int64_t col) {
+    if (!q.spec.has_scale_bytes()) return 1.0f;
+    return decode_scale(q.spec, q.scales.as<uint8_t>()[row * q.scales.cols() + col / q.spec.block_size()]);
+}
+// The FP32 scale of an element; the spec has_fp32_scales().
+inline float fp32_scale_at(const QuantizedMatrix& q, int64_t row, int64_t col) {
+    const int64_t group = q.spec.has_row_scales() ? 0 : col / q.spec.fp32_block_size();
+    return q.fp32_scales.as<float>()[row * q.fp32_scales.cols() + group];
 }
 
 // A maximum of non-negative floats that threads share; their bit patterns are ordered as they are.

@@ -178,13 +178,9 @@ class Passes {
         const int count = static_cast<int>(std::clamp<int64_t>(present, 0, width));
         const int64_t step = options_.transposed ? x_.cols() : 1;
         const int64_t first = options_.transposed ? col * step + row : row * out_.cols + col;
-        if (x_.dtype == DType::bf16) {
-            const Bf16* x = static_cast<const Bf16*>(x_.data) + first;
-            for (int k = 0; k < count; ++k) values[k] = bf16_decode(x[k * step]);
-        } else {
-            const float* x = static_cast<const float*>(x_.data) + first;
-            for (int k = 0; k < count; ++k) values[k] = x[k * step];
-        }
+        with_elements(x_, [&](const auto* x) {
+            for (int k = 0; k < count; ++k) values[k] = to_float(x[first + k * step]);
+        });
         std::fill(values + count, values + width, 0.0f);
         check_finite(values, width);
         if (spec_.rotation == Rotation::none) return;

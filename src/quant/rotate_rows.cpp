@@ -60,17 +60,15 @@ void for_each_piece(Context& context, int size, const Tensor& x, Body&& body) {
 // x as F32 with zeros for what `rows` and `cols` have more.
 void widen(const Tensor& x, int64_t rows, int64_t cols, float* out) {
     const int64_t width = std::min(x.cols(), cols);
-    parallel_for(rows, rows_per_task(cols), [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-            float* const to = out + r * cols;
-            const int64_t given = r < x.rows() ? width : 0;
-            for (int64_t c = 0; c < given; ++c) {
-                const int64_t i = r * x.cols() + c;
-                to[c] = x.dtype == DType::bf16 ? bf16_decode(static_cast<const Bf16*>(x.data)[i])
-                                               : static_cast<const float*>(x.data)[i];
+    with_elements(x, [&](const auto* from) {
+        parallel_for(rows, rows_per_task(cols), [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; ++r) {
+                float* const to = out + r * cols;
+                const int64_t given = r < x.rows() ? width : 0;
+                for (int64_t c = 0; c < given; ++c) to[c] = to_float(from[r * x.cols() + c]);
+                std::fill(to + given, to + cols, 0.0f);
             }
-            std::fill(to + given, to + cols, 0.0f);
-        }
+        });
     });
 }
 

@@ -39,15 +39,13 @@ Tensor rotated(Context& context, const Tensor& x, const SignBits& signs, const Q
 
 void choose_codes(const Tensor& x, const Tensor& target, QuantizedMatrix& q) {
     const int block = q.spec.block_size();
-    const int64_t cols = x.cols(), blocks = q.padded_cols / block;
+    const int64_t cols = x.cols();
     const float tensor_scale = *q.tensor_scale_ptr();
     parallel_for(q.rows, rows_per_task(q.padded_cols), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
             uint8_t* const codes = q.codes.as<uint8_t>() + r * q.padded_cols / 2;
-            const uint8_t* const scales = q.scales.as<uint8_t>() + r * blocks;
             for (int64_t first = 0; first < cols; first += block) {
-                const uint8_t byte = scales[first / block];
-                const float scale = q.spec.format == Format::mxfp4 ? e8m0_decode(byte) : e4m3_decode(byte);
+                const float scale = byte_scale(q, r, first);
                 if (scale == 0.0f) continue;  // all its codes are 0
                 float values[kMagnitudes];
                 for (int m = 0; m < kMagnitudes; ++m) values[m] = e2m1_magnitude(m) * scale * tensor_scale;

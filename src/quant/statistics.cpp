@@ -9,15 +9,6 @@
 namespace nibble {
 namespace {
 
-float decode(float x) { return x; }
-float decode(Bf16 x) { return bf16_decode(x); }
-
-template <typename Body>
-void with_elements(const Tensor& x, Body&& body) {
-    if (x.dtype == DType::bf16) return body(static_cast<const Bf16*>(x.data));
-    body(x.as<const float>());
-}
-
 // Work goes in bands of rows whose F32 values stay in the cache.
 constexpr int64_t kBandElements = 1 << 17;
 constexpr int64_t kTile = 16;  // rows and columns that are transposed at once
@@ -37,7 +28,7 @@ void load_band(const QuantizedMatrix& q, const Tensor& x, const StatisticsOption
                 for (int64_t r = begin; r < end; ++r) {
                     const auto* row = from + (first + r) * given;
                     const int64_t count = r < given_rows ? given : 0;
-                    for (int64_t k = 0; k < count; ++k) to[r * cols + k] = options.scale * decode(row[k]);
+                    for (int64_t k = 0; k < count; ++k) to[r * cols + k] = options.scale * to_float(row[k]);
                     std::fill(to + r * cols + count, to + (r + 1) * cols, 0.0f);
                 }
             });
@@ -53,7 +44,7 @@ void load_band(const QuantizedMatrix& q, const Tensor& x, const StatisticsOption
                     for (int64_t k = k0; k < std::min(k1, given); ++k) {
                         const auto* row = from + k * stride + first;
                         for (int64_t r = r0; r < std::min(r1, given_rows); ++r)
-                            tile[k - k0][r - r0] = options.scale * decode(row[r]);
+                            tile[k - k0][r - r0] = options.scale * to_float(row[r]);
                     }
                     for (int64_t r = r0; r < r1; ++r)
                         for (int64_t k = k0; k < k1; ++k) to[r * cols + k] = tile[k - k0][r - r0];
@@ -110,22 +101,11 @@ struct BlockColumn {
     }
 };
 
-float decode_scale(const QuantSpec& spec, uint8_t byte) {
-    return spec.is_mx() ? e8m0_decode(byte) : e4m3_decode(byte);
-}
-
 // The largest value of an element of block b (of block_size() columns) in row r.
 float largest_value(const QuantizedMatrix& q, int64_t r, int64_t b) {
-    const QuantSpec& spec = q.spec;
-    const int64_t block = spec.block_size(), cols = q.padded_cols;
-    float largest = largest_of(spec.element);
-    if (spec.has_scale_bytes()) {
-        largest *= decode_scale(spec, q.scales.as<const uint8_t>()[r * (cols / block) + b]);
-    }
-    if (spec.has_fp32_scales()) {
-        const int64_t wide = spec.has_row_scales() ? cols : spec.fp32_block_size();
-        largest *= q.fp32_scales.as<const float>()[r * (cols / wide) + b * block / wide];
-    }
+    const int64_t col = b * q.spec.block_size();
+    float largest = largest_of(q.spec.element) * byte_scale(q, r, col);
+    if (q.spec.has_fp32_scales()) largest *= fp32_scale_at(q, r, col);
     return largest * *q.tensor_scale_ptr();
 }
 
@@ -238,7 +218,7 @@ void row_powers(const Tensor& x, float scale, double* out) {
             for (int64_t r = begin; r < end; ++r) {
                 double sum = 0;
                 for (int64_t k = 0; k < cols; ++k) {
-                    const double value = decode(from[r * cols + k]);
+                    const double value = to_float(from[r * cols + k]);
                     sum += value * value;
                 }
                 out[r] = double{scale} * scale * sum;
@@ -254,7 +234,7 @@ void column_powers(const Tensor& x, float scale, double* out) {
             std::fill(out + begin, out + end, 0.0);
             for (int64_t r = 0; r < rows; ++r) {
                 for (int64_t k = begin; k < end; ++k) {
-                    const double value = decode(from[r * cols + k]);
+                    const double value = to_float(from[r * cols + k]);
                     out[k] += double{scale} * scale * value * value;
                 }
             }

@@ -222,8 +222,7 @@ class Checker {
         if (r_.modifiers.size() > 1) {
             refuse(
                 "smooth-swiglu changes Q(w) of the down projection in each micro-batch: it is not combined "
-                "with "
-                "other modifiers, which are about one Q(w)");
+                "with other modifiers, which are about one Q(w)");
         }
     }
 

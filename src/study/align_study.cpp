@@ -14,9 +14,9 @@ constexpr std::string_view kMatrices[] = {"attention.qkv", "attention.out", "mlp
 
 std::vector<float> as_floats(const Tensor& t) {
     std::vector<float> values(static_cast<size_t>(t.count()));
-    for (int64_t i = 0; i < t.count(); ++i)
-        values[static_cast<size_t>(i)] =
-            t.dtype == DType::bf16 ? bf16_decode(t.as<Bf16>()[i]) : t.as<float>()[i];
+    with_elements(t, [&](const auto* from) {
+        std::transform(from, from + t.count(), values.begin(), [](auto x) { return to_float(x); });
+    });
     return values;
 }
 

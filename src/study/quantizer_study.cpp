@@ -9,7 +9,7 @@ namespace nibble {
 namespace {
 
 // Of an element and its share of scales, as stored.
-double bits_of(const QuantizedMatrix& q) {
+double stored_bits(const QuantizedMatrix& q) {
     const auto count = static_cast<double>(q.rows * q.padded_cols);
     double bytes = static_cast<double>(q.codes.bytes());
     if (q.spec.has_scale_bytes()) bytes += static_cast<double>(q.scales.bytes());
@@ -32,7 +32,7 @@ QuantizerFigures study_quantizer(const QuantSpec& spec, const Tensor& x, const R
         QuantizedMatrix q = allocate_quantized(arena, spec, x.rows(), x.cols());
         quantize(context, spec, x, key, q);
         s = measure_quantized(context, q, x, options);
-        bits = bits_of(q);
+        bits = stored_bits(q);
     };
     run();
     arena.commit();

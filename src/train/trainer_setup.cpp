@@ -125,13 +125,13 @@ void Trainer::plan_memory() {
 
     size_t parameters = 0;
     for (const Tensor& gradient : gradients_) parameters += gradient.bytes();
-    memory_ = {parameters,
-               parameters,
-               2 * parameters,
-               tokens_.bytes() + targets_.bytes(),
-               monitor_ ? monitor_->bytes() : 0,
-               arena_.peak(),
-               modifiers_->bytes()};
+    memory_ = {.masters = parameters,
+               .gradients = parameters,
+               .moments = 2 * parameters,
+               .batch = tokens_.bytes() + targets_.bytes(),
+               .monitor = monitor_ ? monitor_->bytes() : 0,
+               .step = arena_.peak(),
+               .modifiers = modifiers_->bytes()};
     require_memory(arena_.peak(),
                    "lower train.micro_batch_size or data.sequence_length, or choose a smaller model");
     arena_.commit();
@@ -172,8 +172,8 @@ void Trainer::resume() {
         same("model", Json::parse(to_json(model_->config())), "model",
              "restore model.config or start a new run");
         same("recipe", to_toml(phases_.front().recipe), "recipe", "restore [recipe] or start a new run");
-        if (state.contains(
-                "phases"))  // what a file or train.steps decides is not in the configuration's text
+        // What a file or train.steps decides is not in the configuration's text.
+        if (state.contains("phases"))
             same("phases", describe(phases_), "list of phases",
                  "restore [[phase]], their recipes and train.steps");
         same("seed", config_.seed, "seed", "restore seed or start a new run");

@@ -5,19 +5,12 @@
 #include <algorithm>
 
 #include "recipe/recipe.h"
+#include "support/refusal.h"
 
 namespace nibble {
 namespace {
 
-template <typename Action>
-std::string refusal(Action&& action) {
-    try {
-        action();
-    } catch (const UsageError& error) {
-        return error.what();
-    }
-    return "";
-}
+using test::refusal;
 
 std::string refusal_of(std::string_view modifier) {
     return refusal([&] { parse_modifier(modifier); });

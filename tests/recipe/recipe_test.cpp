@@ -4,21 +4,14 @@
 
 #include <cmath>
 
+#include "support/refusal.h"
+
 namespace nibble {
 namespace {
 
-const fs::path kSource = NIBBLE_SOURCE_DIR;
+using test::refusal;
 
-// The message with which `action` fails as wrong usage; empty if it does not.
-template <typename Action>
-std::string refusal(Action&& action) {
-    try {
-        action();
-    } catch (const UsageError& error) {
-        return error.what();
-    }
-    return "";
-}
+const fs::path kSource = NIBBLE_SOURCE_DIR;
 
 std::string refusal_of(const Recipe& recipe) {
     return refusal([&] { validate(recipe); });
