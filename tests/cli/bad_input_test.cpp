@@ -72,8 +72,10 @@ TEST_F(BadInput, InTheModel) {
     refused({"--set", "model.config=small.json"}, 1, {"small.json has a vocabulary of 299", "need 300"});
     refused({"--set", "data.sequence_length=65"}, 1,
             {"data.sequence_length 65 exceeds the 64 positions of model.json"});
-    write_text(*shared_ / "huge.json",
-               std::string(model).replace(model.find("\"hidden_size\": 40"), 17, "\"hidden_size\": 4000000"));
+    // 21 trillion parameters: too many for any machine.
+    model.replace(model.find("\"hidden_size\": 40"), 17, "\"hidden_size\": 64000000");
+    model.replace(model.find("\"num_hidden_layers\": 2"), 22, "\"num_hidden_layers\": 1000");
+    write_text(*shared_ / "huge.json", model);
     refused({"--set", "model.config=huge.json"}, 1, {"of memory", "smaller model"});
     refused({"--set", "model.config=", "--set", "model.init=nowhere"}, 1, {"nowhere"});
 }
