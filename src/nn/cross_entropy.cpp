@@ -14,10 +14,35 @@
 #include "gemm/tile_product.h"
 #include "nn/cross_entropy_rows.h"
 #include "nn/element.h"
+#include "quant/quant.h"
 
 namespace nibble {
 
 namespace {
+
+// What a product reads of x or of the weight: `scale` times `values`.
+struct HeadOperand {
+    Tensor values;
+    float scale = 1.0f;
+};
+
+// The elements of fp8:e4m3, exact in BF16.
+HeadOperand in_fp8(Context& context, const Tensor& x, std::string_view name) {
+    static const QuantSpec spec = parse_spec("fp8:e4m3 tensor");
+    const Tensor values = context.arena.allocate(bf16_product_dtype(), {x.rows(), x.cols()});
+    const ArenaScope scope(context.arena);
+    QuantizedMatrix q = allocate_quantized(context.arena, spec, x.rows(), x.cols());
+    const bool is_padded = q.padded_cols != x.cols();
+    const Tensor decoded = is_padded ? context.arena.allocate(values.dtype, {q.rows, q.padded_cols}) : values;
+    quantize(context, spec, x, {}, q, {.name = name});
+    dequantize_operand(context, q, decoded);
+    if (context.planning()) return {values};
+    for (int64_t r = 0; r < x.rows() && is_padded; ++r) {
+        std::memcpy(values.slice(r, r + 1).data, decoded.slice(r, r + 1).data, values.bytes() / x.rows());
+    }
+    return {values, *q.tensor_scale_ptr()};
+}
+constexpr float kLargestGradient = 57344.0f;  // of E5M2
 
 // Sizes and dtypes of one call.
 struct Head {
@@ -27,15 +52,16 @@ struct Head {
     int64_t tile;    // rows whose logits exist at a time
     int64_t chunk;   // rows whose gradients of logits exist at a time
 
-    Head(const Tensor& x, const Tensor& weight, std::string_view function) {
+    Head(const Tensor& x, const Tensor& weight, HeadOperands in, std::string_view function) {
         require_activations({&x}, function);
         rows = x.rows();
         cols = x.cols();
         vocabulary = weight.rows();
         require(weight.cols() == cols && rows > 0 && vocabulary > 0, "{}: x {} and weight {} do not fit",
                 function, x.shape.str(), weight.shape.str());
-        operands = x.dtype == DType::bf16 ? bf16_product_dtype() : DType::f32;
-        rounds = x.dtype == DType::bf16 && operands == DType::f32;
+        const bool narrow = x.dtype == DType::bf16 || in == HeadOperands::fp8;
+        operands = narrow ? bf16_product_dtype() : DType::f32;
+        rounds = narrow && operands == DType::f32;
         // About 512 KiB of logits a thread, and 16 MiB of gradients; at least 128 rows of a weight's
         // gradient.
         tile = std::min(rows, std::clamp<int64_t>((1 << 17) / vocabulary / 16 * 16, 16, 64));
@@ -90,14 +116,18 @@ void check_targets(const Tensor& targets, int64_t rows, int64_t vocabulary) {
 
 // The loss, and its gradients where dx has data (in a planning pass: where `backward`).
 HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-             const Tensor& loss_rows, bool backward, float scale, const Tensor& dx, const Tensor& dweight) {
-    const Head head(x, weight, "head_loss");
+             const Tensor& loss_rows, HeadOperands in, bool backward, float scale, const Tensor& dx,
+             const Tensor& dweight) {
+    const Head head(x, weight, in, "head_loss");
     const ArenaScope scope(context.arena);
     const Tensor losses = context.arena.allocate(DType::f32, {head.rows});
-    Tensor operand = weight;
-    if (x.dtype == DType::bf16) {
-        operand = context.arena.allocate(head.operands, weight.shape);
-        if (!context.planning()) convert(weight, operand, true);
+    HeadOperand a = {x}, b = {weight};
+    if (in == HeadOperands::fp8) {
+        a = in_fp8(context, x, "input of lm_head");
+        b = in_fp8(context, weight, "weight of lm_head");
+    } else if (x.dtype == DType::bf16) {
+        b.values = context.arena.allocate(head.operands, weight.shape);
+        if (!context.planning()) convert(weight, b.values, true);
     }
     TileShape logits_shape = shape_of(head, head.vocabulary, head.cols);
     logits_shape.b_k = 1;
@@ -106,9 +136,9 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
     dx_shape.b_k = head.cols;
     dx_shape.b_n = 1;
     const RowProduct logits_product(logits_shape, head.rows, head.tile);
-    const Tensor packed = pack(context, logits_product, operand);
+    const Tensor packed = pack(context, logits_product, b.values);
     const RowProduct dx_product(backward ? dx_shape : logits_shape, head.rows, head.tile);
-    const Tensor dx_packed = backward ? pack(context, dx_product, operand) : Tensor{};
+    const Tensor dx_packed = backward ? pack(context, dx_product, b.values) : Tensor{};
     const Tensor gradients =
         context.arena.allocate(head.operands, {backward ? head.chunk : 0, head.vocabulary});
     if (!context.planning()) check_targets(targets, head.rows, head.vocabulary);
@@ -117,18 +147,26 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
     const size_t product_at =
         layout.add(std::max(logits_product.scratch_bytes(), dx_product.scratch_bytes()));
     const size_t logits_at = layout.add<float>(head.tile * head.vocabulary);
-    const size_t x_at = layout.add(head.rounds ? head.operand_bytes(head.tile * head.cols) : 0);
+    const bool widens = a.values.dtype != head.operands;
+    const size_t x_at = layout.add(widens ? head.operand_bytes(head.tile * head.cols) : 0);
     const size_t dx_at = layout.add<float>(head.tile * head.cols);
-    const LossRow how{scale, head.operands == DType::bf16, head.rounds};
+    // What the gradients of the logits that are kept lack.
+    const float lacks = in == HeadOperands::fp8 ? scale / kLargestGradient : 1.0f;
+    const LossRow how{.factor = a.scale * b.scale,
+                      .scale = in == HeadOperands::fp8 ? kLargestGradient : scale,
+                      .is_bf16 = head.operands == DType::bf16,
+                      .rounding = in == HeadOperands::fp8 ? LossRow::Rounding::e5m2
+                                  : head.rounds           ? LossRow::Rounding::bf16
+                                                          : LossRow::Rounding::none};
     const auto task = [&](int64_t begin, int64_t count, std::byte* gradient, std::byte* scratch) {
         auto* logits = reinterpret_cast<float*>(scratch + logits_at);
-        const Tensor tile_x = x.reshaped({head.rows, head.cols}).slice(begin, begin + count);
-        const void* a = tile_x.data;
-        if (head.rounds) {
-            to_f32(tile_x.as<Bf16>(), reinterpret_cast<float*>(scratch + x_at), tile_x.count());
-            a = scratch + x_at;
+        const Tensor tile = a.values.reshaped({head.rows, head.cols}).slice(begin, begin + count);
+        const void* tile_x = tile.data;
+        if (widens) {
+            to_f32(tile.as<Bf16>(), reinterpret_cast<float*>(scratch + x_at), tile.count());
+            tile_x = scratch + x_at;
         }
-        logits_product.of(count, head.tile).run(a, packed.data, logits, scratch + product_at);
+        logits_product.of(count, head.tile).run(tile_x, packed.data, logits, scratch + product_at);
         for (int64_t i = 0; i < count; ++i) {
             const int32_t target = targets.as<int32_t>()[begin + i];
             std::byte* row = backward ? gradient + head.operand_bytes(i * head.vocabulary) : nullptr;
@@ -143,11 +181,8 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
         if (!backward) return;
         auto* sums = reinterpret_cast<float*>(scratch + dx_at);
         dx_product.of(count, head.tile).run(gradient, dx_packed.data, sums, scratch + product_at);
-        if (dx.dtype == DType::bf16) {
-            to_bf16(sums, dx.as<Bf16>() + begin * head.cols, count * head.cols);
-        } else {
-            std::copy_n(sums, count * head.cols, dx.as<float>() + begin * head.cols);
-        }
+        const FinishRow all = {.sums = sums, .factor = lacks * b.scale};
+        with_elements(dx, [&](auto* to) { finish_row(all, to + begin * head.cols, count * head.cols); });
     };
     for (int64_t begin = 0; begin < head.rows; begin += head.chunk) {
         const int64_t count = std::min(head.chunk, head.rows - begin);
@@ -161,8 +196,9 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
         if (!backward) continue;
         MatmulOptions add;
         add.accumulate = true;
-        add.compute = x.dtype;
-        const Tensor chunk_x = x.reshaped({head.rows, head.cols}).slice(begin, begin + count);
+        add.compute = in == HeadOperands::fp8 ? DType::bf16 : x.dtype;
+        if (in == HeadOperands::fp8) add.alpha = lacks * a.scale;
+        const Tensor chunk_x = a.values.reshaped({head.rows, head.cols}).slice(begin, begin + count);
         matmul(context, Operand::transposed(gradients.slice(0, count)), Operand::transposed(chunk_x), dweight,
                add);
     }
@@ -181,23 +217,30 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
 }  // namespace
 
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                   const Tensor& loss_rows) {
-    return run(context, x, weight, targets, loss_rows, false, 1.0f, {}, {});
+                   const Tensor& loss_rows, HeadOperands operands) {
+    return run(context, x, weight, targets, loss_rows, operands, false, 1.0f, {}, {});
 }
 
 HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                            float scale, const Tensor& dx, const Tensor& dweight) {
+                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands) {
     require_activations({&x, &dx}, "head_loss_backward");
     require(dx.count() == x.count() && dweight.count() == weight.count(),
             "head_loss_backward: dx {} and dweight {} do not fit x {} and weight {}", dx.shape.str(),
             dweight.shape.str(), x.shape.str(), weight.shape.str());
-    return run(context, x, weight, targets, {}, true, scale, dx, dweight);
+    return run(context, x, weight, targets, {}, operands, true, scale, dx, dweight);
 }
 
-void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits) {
+void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
+                 HeadOperands operands) {
     MatmulOptions options;
     options.compute = x.dtype;
-    matmul(context, x, weight, logits, options);
+    if (operands == HeadOperands::plain) return matmul(context, x, weight, logits, options);
+    const ArenaScope scope(context.arena);
+    const HeadOperand a = in_fp8(context, x, "input of lm_head");
+    const HeadOperand b = in_fp8(context, weight, "weight of lm_head");
+    options.compute = DType::bf16;
+    options.alpha = a.scale * b.scale;
+    matmul(context, a.values, b.values, logits, options);
 }
 
 }  // namespace nibble

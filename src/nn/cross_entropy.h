@@ -1,4 +1,8 @@
 // The LM head and the loss, in chunks of tokens: the logits of a whole batch never exist.
+//
+// Its three products multiply x and the weight in BF16 or F32, as x is; or in FP8: x and the weight as
+// fp8:e4m3 with one current scale each, the gradient of the logits in E5M2 under a fixed scale, since it is
+// at most `scale`: codes of (softmax - onehot) * 57344. Codes are multiplied exactly, sums are FP32.
 #pragma once
 
 #include "core/core.h"
@@ -13,16 +17,20 @@ struct HeadLoss {
     int64_t count = 0;    // targets that are not kIgnoredTarget
 };
 
+enum class HeadOperands : uint8_t { plain, fp8 };
+
 // logits = x · weightᵀ, loss = -log softmax(logits)[target].
 // x: [T, C]; weight: F32 [V, C]; targets: I32 [T]; loss_rows: F32 [T] per token, or no data.
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                   const Tensor& loss_rows);
+                   const Tensor& loss_rows, HeadOperands operands = HeadOperands::plain);
 
 // The same, and the gradients of scale * loss_sum: dx [T, C] (overwritten), dweight F32 [V, C] (accumulated).
 HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                            float scale, const Tensor& dx, const Tensor& dweight);
+                            float scale, const Tensor& dx, const Tensor& dweight,
+                            HeadOperands operands = HeadOperands::plain);
 
 // Logits of every row: F32 [T, V]. For generation and evaluation of few tokens.
-void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits);
+void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
+                 HeadOperands operands = HeadOperands::plain);
 
 }  // namespace nibble

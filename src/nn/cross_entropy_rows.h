@@ -5,11 +5,15 @@
 
 namespace nibble {
 
-// The loss of one row: log(sum exp(logits)) - logits[target]. The logits are overwritten.
-// gradient, unless null: scale * (softmax(logits) - onehot(target)), BF16 or F32, or F32 rounded to BF16.
+// The loss of one row: log(sum exp(factor * logits)) - factor * logits[target]. The logits are overwritten.
+// gradient, unless null: scale * (softmax(factor * logits) - onehot(target)), rounded, and stored as BF16 or
+// F32.
 struct LossRow {
+    enum class Rounding : uint8_t { none, bf16, e5m2 };
+    float factor = 1.0f;
     float scale = 1.0f;
-    bool is_bf16 = false, rounded = false;
+    bool is_bf16 = false;
+    Rounding rounding = Rounding::none;  // beyond that of the store
 };
 float loss_row(const LossRow& row, float* logits, int64_t vocabulary, int64_t target, void* gradient);
 

@@ -138,6 +138,7 @@ class Transformer {
     // The final norm's output [T, C]; lives until the caller's ArenaScope ends.
     Tensor hidden_states(Context& context, const Tensor& tokens);
     Tensor flat_targets(const Tensor& tokens, const Tensor& targets) const;
+    HeadOperands head_operands() const;
     AttentionShape attention_shape(const Pass& pass) const;
     void block_forward(Context& context, Pass& pass, int block);
     void block_backward(Context& context, const Pass& pass, int block);

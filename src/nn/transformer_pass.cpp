@@ -233,8 +233,9 @@ HeadLoss Transformer::forward_backward(Context& context, const Tensor& tokens, c
     check(context, pass.normed, "output of norm");
 
     const Tensor& d_normed = pass.delta;
-    const HeadLoss loss = head_loss_backward(context, pass.normed, head().master,
-                                             flat_targets(tokens, targets), scale, d_normed, head().gradient);
+    const HeadLoss loss =
+        head_loss_backward(context, pass.normed, head().master, flat_targets(tokens, targets), scale,
+                           d_normed, head().gradient, head_operands());
     if (checks_ && !std::isfinite(loss.loss_sum)) throw FoundNonFinite{"loss"};
     check(context, head().gradient, "gradient of " + head().name);
     check(context, d_normed, "gradient of the output of norm");
@@ -267,7 +268,7 @@ HeadLoss Transformer::forward(Context& context, const Tensor& tokens, const Tens
     const Tensor x = hidden_states(context, tokens);
     Tensor rows = loss_rows;
     if (rows.shape.rank() > 0) rows = rows.reshaped({tokens.count()});
-    return head_loss(context, x, head().master, flat_targets(tokens, targets), rows);
+    return head_loss(context, x, head().master, flat_targets(tokens, targets), rows, head_operands());
 }
 
 void Transformer::logits(Context& context, const Tensor& tokens, const Tensor& out) {
@@ -289,7 +290,12 @@ void Transformer::logits(Context& context, const Tensor& tokens, const Tensor& o
         }
         x = last;
     }
-    head_logits(context, x, head().master, out.reshaped({x.rows(), config_.vocab_size}));
+    head_logits(context, x, head().master, out.reshaped({x.rows(), config_.vocab_size}), head_operands());
+}
+
+HeadOperands Transformer::head_operands() const {
+    const bool is_fp8 = executed_ == &layers_ && recipe_.lm_head == "fp8";
+    return is_fp8 ? HeadOperands::fp8 : HeadOperands::plain;
 }
 
 Tensor Transformer::flat_targets(const Tensor& tokens, const Tensor& targets) const {

@@ -62,6 +62,18 @@ Recipe with_bf16_product(Recipe recipe, std::string_view product) {
     return recipe;
 }
 
+Recipe with_lm_head(Recipe recipe, std::string_view precision) {
+    if (precision.empty() || precision == "recipe" || precision == recipe.lm_head) return recipe;
+    const std::string before = fmt::format("+lm_head={}", recipe.lm_head);
+    const size_t at = recipe.name.find(before);
+    if (at != std::string::npos)
+        recipe.name.erase(at, before.size());
+    else
+        recipe.name += fmt::format("+lm_head={}", precision);
+    recipe.lm_head = precision;
+    return recipe;
+}
+
 Recipe with_modifiers(Recipe recipe, const std::vector<std::string>& texts) {
     const std::vector<Modifier> own = std::move(recipe.modifiers);
     recipe.modifiers.clear();

@@ -56,7 +56,7 @@ struct Recipe {
     std::optional<Dge> wgrad_factor;   // wgrad.factor
     // Transformer blocks kept in bf16: a number of blocks, or a share of them in (0, 1).
     double keep_first = 0, keep_last = 0;
-    std::string lm_head = "bf16";
+    std::string lm_head = "bf16";     // or "fp8": nn/cross_entropy.h
     std::vector<Modifier> modifiers;  // each at most once
 
     friend bool operator==(const Recipe&, const Recipe&) = default;
@@ -117,6 +117,9 @@ Recipe with_operand(Recipe recipe, std::string_view operand, std::string_view te
 // where the forward's mask has to apply in its rotated space, the second from what the forward used. The name
 // says so: "quartet2+dgrad=bf16".
 Recipe with_bf16_product(Recipe recipe, std::string_view product);
+// The recipe with its LM head in "bf16" or "fp8"; "recipe", or nothing, leaves it. The name says so where it
+// is not the recipe's own: "quartet2+lm_head=fp8".
+Recipe with_lm_head(Recipe recipe, std::string_view precision);
 // The recipe with these modifiers, {"recipe", "cage lambda=5"}: "recipe" stands for those that it has. The
 // name says so: "quartet2+cage". Throws UsageError as parse_modifier() does.
 Recipe with_modifiers(Recipe recipe, const std::vector<std::string>& texts);

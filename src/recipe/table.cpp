@@ -83,6 +83,10 @@ std::string to_table(const Recipe& recipe) {
             fmt::format("{:<10}fprop.x clamped to its quantiles {:g} and {:g}; the rest in a {} product\n",
                         "outliers", 1 - outliers->quantile, outliers->quantile, to_string(outliers->product));
     }
+    const bool has_fp8_head = recipe.lm_head == "fp8";
+    if (has_fp8_head) {
+        table += fmt::format("{:<10}x and w fp8:e4m3 tensor, gradient of the logits fp8:e5m2\n", "lm_head");
+    }
     for (const Modifier& modifier : recipe.modifiers) {
         table += fmt::format("{:<10}{}\n", "modifier", to_string(modifier));
     }
@@ -90,8 +94,8 @@ std::string to_table(const Recipe& recipe) {
     if (recipe.keep_first > 0) kept += "first " + detail::kept_text(recipe.keep_first);
     if (recipe.keep_first > 0 && recipe.keep_last > 0) kept += ", ";
     if (recipe.keep_last > 0) kept += "last " + detail::kept_text(recipe.keep_last);
-    table += fmt::format("high precision: embedding, lm_head, norms, attention; blocks kept: {}\n",
-                         kept.empty() ? "none" : kept);
+    table += fmt::format("high precision: embedding, {}norms, attention; blocks kept: {}\n",
+                         has_fp8_head ? "" : "lm_head, ", kept.empty() ? "none" : kept);
     for (const std::string& note : recipe_notes(recipe)) table += "note: " + note + "\n";
     if (!recipe.source.empty()) table += recipe.source + "\n";
     return table;

@@ -58,7 +58,8 @@ class Checker {
             if (!detail::is_valid_kept(amount))
                 refuse("kept blocks are a whole number or a share below 100%");
         }
-        if (r_.lm_head != "bf16") refuse("lm_head = \"{}\" cannot be executed; it is \"bf16\"", r_.lm_head);
+        if (r_.lm_head != "bf16" && r_.lm_head != "fp8")
+            refuse("lm_head = \"{}\" cannot be executed; it is \"bf16\" or \"fp8\"", r_.lm_head);
     }
 
     void check_originals() const {

@@ -129,6 +129,11 @@ PhaseConfig read_phase(const toml::table& table, const std::string& file) {
             phase.dgrad = entry.precision();
         } else if (entry.key == "wgrad") {
             phase.wgrad = entry.precision();
+        } else if (entry.key == "lm_head") {
+            phase.lm_head = entry.text();
+            if (phase.lm_head != "bf16" && phase.lm_head != "fp8")
+                fail_usage("{}: lm_head of a phase is \"bf16\" or \"fp8\", not \"{}\"", entry.origin,
+                           phase.lm_head);
         } else if (entry.key == "modifiers") {
             phase.modifiers = entry.texts();
         } else if (entry.key == "schedule") {
@@ -138,17 +143,19 @@ PhaseConfig read_phase(const toml::table& table, const std::string& file) {
         } else {
             fail_usage(
                 "{}: unknown key \"{}\" of a phase; it has at, at_step, when, recipe, fprop, dgrad, "
-                "wgrad, modifiers, schedule, extra_steps",
+                "wgrad, lm_head, modifiers, schedule, extra_steps",
                 entry.origin, entry.key);
         }
     });
     if ((phase.at > 0) + (phase.at_step > 0) + (phase.when > 0) != 1)
         fail_usage("{}: a phase needs one of at, at_step and when", phase.origin);
     if (phase.recipe.empty() && phase.fprop.empty() && phase.dgrad.empty() && phase.wgrad.empty() &&
-        phase.modifiers == PhaseConfig{}.modifiers && !phase.schedule && phase.extra_steps == 0)
+        phase.lm_head.empty() && phase.modifiers == PhaseConfig{}.modifiers && !phase.schedule &&
+        phase.extra_steps == 0)
         fail_usage(
-            "{}: a phase needs recipe, fprop, dgrad, wgrad, modifiers, schedule or extra_steps: what it "
-            "changes",
+            "{}: a phase needs recipe, fprop, dgrad, wgrad, lm_head, modifiers, schedule or extra_steps: "
+            "what "
+            "it changes",
             phase.origin);
     return phase;
 }
@@ -162,6 +169,7 @@ Json to_json(const PhaseConfig& phase) {
     if (!phase.fprop.empty()) json["fprop"] = phase.fprop;
     if (!phase.dgrad.empty()) json["dgrad"] = phase.dgrad;
     if (!phase.wgrad.empty()) json["wgrad"] = phase.wgrad;
+    if (!phase.lm_head.empty()) json["lm_head"] = phase.lm_head;
     if (phase.modifiers != PhaseConfig{}.modifiers) json["modifiers"] = phase.modifiers;
     if (phase.schedule) {
         const PhaseSchedule& schedule = *phase.schedule;

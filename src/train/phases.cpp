@@ -75,6 +75,7 @@ std::vector<Phase> resolve_phases(const RunConfig& config) {
         }
         if (!written.recipe.empty()) phase.recipe = with_run_settings(find_recipe(written.recipe), config);
         phase.recipe = with_precisions(std::move(phase.recipe), written.fprop, written.dgrad, written.wgrad);
+        phase.recipe = with_lm_head(std::move(phase.recipe), written.lm_head);
         phase.recipe = with_modifiers(std::move(phase.recipe), written.modifiers);
         validate(phase.recipe);
         phases.push_back(std::move(phase));

@@ -37,6 +37,7 @@ struct PhaseConfig {
     double when = -1;                 // or: it begins when the gradient-to-noise ratio is below this
     std::string recipe;               // a built-in name or a file; empty: that of the phase before
     std::string fprop, dgrad, wgrad;  // "bf16", or empty: as before
+    std::string lm_head;              // "bf16" or "fp8", or empty: as before
     std::vector<std::string> modifiers = {"recipe"};  // with_modifiers(); "recipe": those of its recipe
     std::optional<PhaseSchedule> schedule;
     int64_t extra_steps = 0;  // the run becomes that much longer

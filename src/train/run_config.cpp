@@ -283,8 +283,7 @@ Recipe with_precisions(Recipe recipe, const std::string& fprop, const std::strin
 Recipe with_run_settings(Recipe recipe, const RunConfig& config) {
     recipe.keep_first = config.recipe.keep_first.resolve(recipe.keep_first);
     recipe.keep_last = config.recipe.keep_last.resolve(recipe.keep_last);
-    recipe.lm_head = config.recipe.lm_head;
-    return recipe;
+    return with_lm_head(std::move(recipe), config.recipe.lm_head);
 }
 
 Recipe resolve_recipe(const RunConfig& config) {

@@ -37,7 +37,7 @@ struct RunConfig {
     struct {
         std::string name = "quartet2", file;
         KeptBlocks keep_first, keep_last;
-        std::string lm_head = "bf16";
+        std::string lm_head = "recipe";
         // "recipe": what the recipe says.
         std::string fprop = "recipe", dgrad = "recipe", wgrad = "recipe";
         std::array<std::string, 6> operands = {"recipe", "recipe", "recipe", "recipe", "recipe", "recipe"};

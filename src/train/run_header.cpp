@@ -93,15 +93,18 @@ Json describe_products(const Transformer& model) {
     }
     add("dgrad", recipe.dgrad_dy, recipe.dgrad_w, recipe.fprop_w.spec);
     add("wgrad", recipe.wgrad_dy, recipe.wgrad_x, recipe.fprop_x.spec);
+    const bool has_fp8_head = recipe.lm_head == "fp8";
     OperandSpec head;
     if (model.options().activations == DType::f32) head.spec.format = Format::fp32;
+    if (has_fp8_head) head.spec = parse_spec("fp8:e4m3 tensor");
     add("lm_head", head, head);
+    if (has_fp8_head) all.back()["requested"] = "fp8:e4m3 x fp8:e4m3, gradient fp8:e5m2";
     return all;
 }
 
 Json describe(const Phase& phase) {
     Json json = to_json(phase.written);
-    for (const char* key : {"at", "at_step", "fprop", "dgrad", "wgrad"}) json.erase(key);
+    for (const char* key : {"at", "at_step", "fprop", "dgrad", "wgrad", "lm_head"}) json.erase(key);
     if (phase.first_step != Phase::kNotBegun) json["after_step"] = phase.first_step;
     json["recipe"] = phase.recipe.name;
     return json;
@@ -187,8 +190,8 @@ std::string to_text(const Json& header) {
                             gemm.at("requested").get<std::string>(), gemm.at("executed").get<std::string>());
     for (const Json& phase : header.at("phases")) text += fmt::format("phase    {}\n", phase_text(phase));
     if (!header.at("kept_blocks").empty())
-        text += fmt::format("blocks   {} kept: bf16 requested, products executed as those of lm_head\n",
-                            header.at("kept_blocks").dump());
+        text += fmt::format("blocks   {} kept: requested bf16 x bf16, executed {}\n",
+                            header.at("kept_blocks").dump(), executed(OperandSpec{}, OperandSpec{}));
     text += fmt::format("device   {} \"{}\", {} threads, {}, {}; bf16 products: {:.0f} GFLOP/s\n",
                         header.at("device").at("kind").get<std::string>(),
                         header.at("device").at("cpu").get<std::string>(), machine.at("threads").dump(),

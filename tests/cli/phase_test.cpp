@@ -188,6 +188,17 @@ TEST_F(RunWithPhases, EndInBf16AtTheStartOfTheDecay) {
     EXPECT_TRUE(log.evals.back().own);
 }
 
+TEST_F(RunWithPhases, HaveTheirOwnPrecisionOfTheHead) {
+    begin("nvidia", "lm_head = 'fp8'\n[[phase]]\nat = 0.5\nrecipe = 'bf16'\nlm_head = 'bf16'\n");
+    expect_exact_resume({"10", "20", "30"});
+    const RunLog log = run_.log("whole");
+    EXPECT_EQ(log.header.at("recipe").at("name"), "nvidia+lm_head=fp8");
+    EXPECT_EQ(log.header.at("gemms").at(3).at("requested"), "fp8:e4m3 x fp8:e4m3, gradient fp8:e5m2");
+    EXPECT_EQ(lines("whole", "phase").at(0).at("gemms").at(3).at("requested"), "bf16 x bf16");
+    EXPECT_EQ(log.evals.back().forward, "bf16");
+    EXPECT_LT(log.steps.back().loss, log.steps.front().loss - 1.0);
+}
+
 // A limit that every ratio is below: the phase begins with the fifth sample.
 TEST_F(RunWithPhases, BeginWhenTheMonitorSaysSo) {
     begin("fp4-all-the-way",

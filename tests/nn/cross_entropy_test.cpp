@@ -1,7 +1,11 @@
 #include "nn/cross_entropy.h"
 
+#include <numeric>
+
 #include "nn/compare.h"
 #include "nn/cross_entropy_reference.h"
+#include "nn/cross_entropy_rows.h"
+#include "numerics/numerics.h"
 
 namespace nibble {
 namespace {
@@ -161,6 +165,109 @@ TEST_P(HeadLossOf, RefusesTargetsOutsideTheVocabulary) {
     for (const int32_t bad : {-1, 5}) {
         targets.tensor().as<int32_t>()[1] = bad;
         EXPECT_THROW(head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), {}), Error);
+    }
+}
+
+// --- FP8 ---
+
+// The values that x has as fp8:e4m3 with one scale for the tensor.
+std::vector<double> in_e4m3(const Tensor& x) {
+    std::vector<double> values = values_of(x);
+    const Fp32Scale scale = fp32_scale(448.0f, static_cast<float>(largest(values)));
+    for (double& v : values) {
+        const uint8_t code = SignedElement<E4M3, 0x80>::nearest(static_cast<float>(v) * scale.encode);
+        v = double{SignedElement<E4M3, 0x80>::decode(code)} * double{scale.scale};
+    }
+    return values;
+}
+
+// The gradient of the logits in E5M2, where softmax - onehot = 1 is the largest code.
+double in_e5m2(double gradient) {
+    const uint8_t code = SignedElement<E5M2, 0x80>::nearest(static_cast<float>(gradient * 57344));
+    return double{SignedElement<E5M2, 0x80>::decode(code)} / 57344;
+}
+
+TEST_P(HeadLossOf, InFp8IsThatOfItsFp8Operands) {
+    constexpr double kScale = 0.25;
+    for (const Size& s : kSizes) {
+        SCOPED_TRACE(fmt::format("{} rows of {}, vocabulary {}", s.rows, s.cols, s.vocabulary));
+        const Buffer x = random_buffer(GetParam(), {s.rows, s.cols}, 1), targets = targets_of(s);
+        const Buffer weight = random_buffer(DType::f32, {s.vocabulary, s.cols}, 2);
+        const Buffer dx(GetParam(), {s.rows, s.cols}), dweight(DType::f32, {s.vocabulary, s.cols});
+        const Buffer loss_rows(DType::f32, {s.rows}), logits(DType::f32, {s.rows, s.vocabulary});
+        HeadLoss loss, trained;
+        run_planned([&](Context& context) {
+            std::fill_n(dweight.tensor().as<float>(), dweight.tensor().count(), 1.0f);
+            loss = head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), loss_rows.tensor(),
+                             HeadOperands::fp8);
+            trained = head_loss_backward(context, x.tensor(), weight.tensor(), targets.tensor(), kScale,
+                                         dx.tensor(), dweight.tensor(), HeadOperands::fp8);
+            head_logits(context, x.tensor(), weight.tensor(), logits.tensor(), HeadOperands::fp8);
+        });
+
+        const std::vector<double> a = in_e4m3(x.tensor()), b = in_e4m3(weight.tensor());
+        std::vector<double> expected_logits, losses;
+        std::vector<double> expected_dx(a.size()), expected_dweight(b.size(), 1.0);
+        for (int64_t t = 0; t < s.rows; ++t) {
+            const double* row = &a[static_cast<size_t>(t * s.cols)];
+            std::vector<double> p;
+            for (int64_t v = 0; v < s.vocabulary; ++v)
+                p.push_back(std::inner_product(row, row + s.cols, &b[static_cast<size_t>(v * s.cols)], 0.0));
+            expected_logits.insert(expected_logits.end(), p.begin(), p.end());
+            double total = 0;
+            for (const double logit : p) total += std::exp(logit);
+            const int32_t target = targets.tensor().as<int32_t>()[t];
+            losses.push_back(target == kIgnoredTarget ? 0 : std::log(total) - p[target]);
+            for (int64_t v = 0; v < s.vocabulary && target != kIgnoredTarget; ++v) {
+                const double g = kScale * in_e5m2(std::exp(p[v]) / total - (v == target ? 1 : 0));
+                for (int64_t c = 0; c < s.cols; ++c) {
+                    expected_dx[t * s.cols + c] += g * b[v * s.cols + c];
+                    expected_dweight[v * s.cols + c] += g * row[c];
+                }
+            }
+        }
+        expect_close(values_of(logits.tensor()), expected_logits, 1e-6, 1e-5, "logits");
+        expect_close(values_of(loss_rows.tensor()), losses, 1e-6, 1e-5, "loss_rows");
+        EXPECT_EQ(trained.loss_sum, loss.loss_sum);
+        // A gradient in the middle of two codes can be rounded to the other one.
+        const double tolerance = GetParam() == DType::bf16 ? 1.0 / 128 : 1e-3;
+        expect_close(values_of(dx.tensor()), expected_dx, tolerance, tolerance * largest(expected_dx), "dx");
+        expect_close(values_of(dweight.tensor()), expected_dweight, 1e-4, 1e-4, "dweight");
+    }
+}
+
+// The loops round as numerics/elements.h does, zeros, subnormal numbers and ties included.
+TEST(LossRow, RoundsItsGradientToE5M2) {
+    constexpr int64_t kVocabulary = 500;
+    std::vector<float> logits, exact(kVocabulary), rounded(kVocabulary);
+    for (int64_t v = 0; v < kVocabulary; ++v) logits.push_back(-0.05f * static_cast<float>(v * 7 % 600));
+    std::vector<float> again = logits;
+    loss_row({.scale = 57344.0f}, logits.data(), kVocabulary, 3, exact.data());
+    loss_row({.scale = 57344.0f, .rounding = LossRow::Rounding::e5m2}, again.data(), kVocabulary, 3,
+             rounded.data());
+    int subnormal = 0, zeros = 0;
+    for (size_t v = 0; v < kVocabulary; ++v) {
+        EXPECT_EQ(rounded[v], element_decode(Element::e5m2, SignedElement<E5M2, 0x80>::nearest(exact[v])))
+            << exact[v];
+        subnormal += rounded[v] != 0 && std::fabs(rounded[v]) < 0x1p-14f;
+        zeros += rounded[v] == 0;
+    }
+    EXPECT_GT(subnormal, 5);
+    EXPECT_GT(zeros, 5);
+}
+
+TEST(HeadLoss, InFp8NamesWhatItCannotQuantise) {
+    const Buffer x = random_buffer(DType::bf16, {2, 4}, 1), weight = random_buffer(DType::f32, {5, 4}, 2);
+    weight.tensor().as<float>()[9] = NAN;
+    const Buffer targets(DType::i32, {2});
+    Arena arena(1 << 20);
+    Context context{arena};
+    try {
+        head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), {}, HeadOperands::fp8);
+        FAIL() << "a NaN has no code";
+    } catch (const Error& error) {
+        EXPECT_EQ(std::string(error.what()).find("weight of lm_head: element [2, 1] is NaN"), 0u)
+            << error.what();
     }
 }
 

@@ -195,7 +195,9 @@ TEST(TransformerGradient, OfMicroBatchesAddsUpToThatOfTheBatch) {
 class TransformerUnder : public testing::TestWithParam<const char*> {
   protected:
     Recipe recipe() const {
-        return GetParam() == std::string("fp32") ? fp32_recipe() : find_recipe(GetParam());
+        if (GetParam() == std::string("fp32")) return fp32_recipe();
+        if (GetParam() == std::string("fp8_head")) return with_lm_head(find_recipe("quartet2"), "fp8");
+        return find_recipe(GetParam());
     }
     DType activations() const { return GetParam() == std::string("fp32") ? DType::f32 : DType::bf16; }
 };
@@ -284,7 +286,7 @@ TEST_P(TransformerUnder, NamesTheFirstGradientThatOverflows) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Recipe, TransformerUnder,
-                         testing::Values("fp32", "bf16", "quartet2", "nvidia", "quartet"),
+                         testing::Values("fp32", "bf16", "quartet2", "nvidia", "quartet", "fp8_head"),
                          [](const auto& test) { return std::string(test.param); });
 
 TEST(Transformer, NamesAMasterThatIsNotFinite) {
@@ -311,6 +313,17 @@ TEST(Transformer, EvaluatesInBf16WhateverTheRecipe) {
     const double expected = evaluate(*plain, batch);
     EXPECT_EQ(evaluate(*quantized, batch, Transformer::Execution::bf16), expected);
     EXPECT_NE(evaluate(*quantized, batch), expected);
+}
+
+TEST(Transformer, RunsItsHeadInFp8WhereTheRecipeSaysSo) {
+    const auto plain = make_model(find_recipe("bf16"));
+    const auto narrow = make_model(with_lm_head(find_recipe("bf16"), "fp8"));
+    Batch batch(2, 32, 64, 4);
+    const double expected = evaluate(*plain, batch);
+    EXPECT_NE(evaluate(*narrow, batch), expected);
+    EXPECT_NEAR(evaluate(*narrow, batch), expected, 0.01 * expected);
+    EXPECT_EQ(evaluate(*narrow, batch, Transformer::Execution::bf16), expected);
+    EXPECT_NE(run(*narrow, batch).gradients, run(*plain, batch).gradients);
 }
 
 TEST(Transformer, KeptBlocksRunInBf16) {

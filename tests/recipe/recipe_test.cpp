@@ -296,6 +296,15 @@ TEST(RecipeToml, RefusesWhatCannotBeExecutedNamingTheFile) {
                 {"my.toml: ", "lm_head"});
 }
 
+TEST(RecipeToml, KeepsAnFp8HeadAndItsTableSaysSo) {
+    const Recipe recipe = with_lm_head(find_recipe("nvidia"), "fp8");
+    EXPECT_EQ(parse_recipe(to_toml(recipe), "my.toml"), recipe);
+    expect_says(to_table(recipe), {"\nlm_head   x and w fp8:e4m3 tensor, gradient of the logits fp8:e5m2\n",
+                                   "\nhigh precision: embedding, norms, attention; "});
+    EXPECT_EQ(with_lm_head(recipe, "bf16"), find_recipe("nvidia"));
+    EXPECT_EQ(with_lm_head(recipe, "recipe"), recipe);
+}
+
 // --- tables that cannot be executed ---
 
 TEST(RecipeValidation, AcceptsEveryBuiltInRecipe) {

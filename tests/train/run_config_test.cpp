@@ -69,6 +69,28 @@ TEST_F(RunConfigFile, ChangesProductsAndOperandsOfTheRecipe) {
               "FILE:1: recipe.dgrad must be one of recipe, bf16, not \"fp8\"");
 }
 
+TEST_F(RunConfigFile, ChangesTheHeadOfTheRecipe) {
+    EXPECT_EQ(resolve_recipe(load("")).lm_head, "bf16");
+    const Recipe recipe = resolve_recipe(load("recipe.lm_head = 'fp8'\n"));
+    EXPECT_EQ(recipe.name, "quartet2+lm_head=fp8");
+    EXPECT_EQ(recipe.lm_head, "fp8");
+    EXPECT_EQ(error("recipe.lm_head = 'fp4'\n"),
+              "FILE:1: recipe.lm_head must be one of recipe, bf16, fp8, not \"fp4\"; did you mean \"fp8\"?");
+}
+
+TEST_F(RunConfigFile, GivesAPhaseAnotherHead) {
+    const RunConfig config = load(
+        "recipe.lm_head = 'fp8'\n[[phase]]\nat = 0.5\nfprop = 'bf16'\n"
+        "[[phase]]\nat = 0.9\nrecipe = 'bf16'\nlm_head = 'bf16'\n",
+        {"train.steps=10"});
+    const std::vector<Phase> phases = resolve_phases(config);
+    EXPECT_EQ(phases.at(1).recipe.lm_head, "fp8");
+    EXPECT_EQ(phases.at(2).recipe.lm_head, "bf16");
+    EXPECT_EQ(phases.at(2).recipe.name, "bf16");
+    EXPECT_EQ(error("[[phase]]\nat = 0.5\nlm_head = 'fp4'\n"),
+              "FILE:3: lm_head of a phase is \"bf16\" or \"fp8\", not \"fp4\"");
+}
+
 TEST_F(RunConfigFile, GivesARecipeModifiers) {
     const RunConfig config = load("recipe.modifiers = ['recipe', 'cage lambda=5']\n");
     EXPECT_EQ(resolve_recipe(config).name, "quartet2+cage");
@@ -159,13 +181,14 @@ TEST_F(RunConfigFile, RefusesWrongTypesAndValues) {
     EXPECT_EQ(
         error("[[phase]]\nat = 0.5\nforward = 'bf16'\n"),
         "FILE:3: unknown key \"forward\" of a phase; it has at, at_step, when, recipe, fprop, dgrad, wgrad, "
-        "modifiers, schedule, extra_steps");
+        "lm_head, modifiers, schedule, extra_steps");
     EXPECT_EQ(
         error("[[phase]]\nat = 0.5\nfprop = 'fp8'\n"),
         "FILE:3: fprop of a phase can be \"bf16\", not \"fp8\"; recipe = \"NAME\" takes another recipe");
-    EXPECT_EQ(error("[[phase]]\nat = 0.5\n"),
-              "FILE:1: a phase needs recipe, fprop, dgrad, wgrad, modifiers, schedule or extra_steps: what "
-              "it changes");
+    EXPECT_EQ(
+        error("[[phase]]\nat = 0.5\n"),
+        "FILE:1: a phase needs recipe, fprop, dgrad, wgrad, lm_head, modifiers, schedule or extra_steps: "
+        "what it changes");
     for (const char* when : {"gradient_to_noise > 2", "gradient_to_noise < 2 now", "loss < 2", "2"})
         EXPECT_EQ(error(fmt::format("[[phase]]\nwhen = '{}'\nfprop = 'bf16'\n", when)),
                   fmt::format("FILE:2: when of a phase is \"gradient_to_noise < NUMBER\", not \"{}\"", when));
