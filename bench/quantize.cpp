@@ -95,6 +95,11 @@ void add_target(int64_t target) {
         "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip",
         "mxfp4 1x32 scale=three-quarters rotate=rht:32",
         "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32",
+        "nvfp4 1x16 outer=1x128",
+        "fp8:e4m3 tensor",
+        "fp4 row",
+        "log4 tensor round=stochastic",
+        "fp4 32x32",
     };
     for (const char* text : kSpecs) {
         const QuantSpec spec = parse_spec(text);

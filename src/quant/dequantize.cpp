@@ -65,6 +65,25 @@ void dequantize_rows(const QuantizedMatrix& q, T* out) {
     });
 }
 
+// The same where no scale is in the values. One look-up gives all values of a byte.
+template <typename T>
+void dequantize_elements(const QuantizedMatrix& q, T* out) {
+    const auto values = code_values(q.spec.element);
+    const uint8_t* const codes = q.codes.as<uint8_t>();
+    const auto look_up = [&]<int kPerByte>() {
+        std::array<std::array<T, kPerByte>, kCodes> table;
+        for (int byte = 0; byte < kCodes; ++byte) {
+            for (int i = 0; i < kPerByte; ++i)
+                store(values[kPerByte == 1 ? byte : byte >> 4 * i & 15], table[byte][i]);
+        }
+        parallel_for(q.codes.count(), 1 << 14, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i)
+                for (int j = 0; j < kPerByte; ++j) out[i * kPerByte + j] = table[codes[i]][j];
+        });
+    };
+    q.spec.code_bits() == 8 ? look_up.template operator()<1>() : look_up.template operator()<2>();
+}
+
 template <typename T>
 void dequantize_columns(const QuantizedMatrix& q, T* out) {
     for_each_block(q, true, [&](int64_t row, int64_t col, const float* values, int count) {
@@ -89,13 +108,15 @@ bool dequantize_fast(const QuantizedMatrix& q, const Tensor& out, bool transpose
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out) {
     check_output(q, out, q.rows, q.padded_cols, q.spec.has_fp32_groups());
     if (context.planning() || dequantize_fast(q, out, false)) return;
-    out.dtype == DType::bf16 ? dequantize_rows(q, out.as<Bf16>()) : dequantize_rows(q, out.as<float>());
+    const bool has_scales = q.spec.has_scale_bytes() || q.spec.has_fp32_groups();
+    with_elements(
+        out, [&](auto* values) { has_scales ? dequantize_rows(q, values) : dequantize_elements(q, values); });
 }
 
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out) {
     check_output(q, out, q.padded_cols, q.rows, q.spec.has_fp32_scales());
     if (context.planning() || dequantize_fast(q, out, true)) return;
-    out.dtype == DType::bf16 ? dequantize_columns(q, out.as<Bf16>()) : dequantize_columns(q, out.as<float>());
+    with_elements(out, [&](auto* values) { dequantize_columns(q, values); });
 }
 
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out) {

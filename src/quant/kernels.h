@@ -50,6 +50,11 @@ struct QuantizeJob {
 
     Nvfp4Tensor tensor{};     // NVFP4, once the tensor's maximum is known
     float posthoc_scale = 0;  // tensor=posthoc, once it is known; 0 in the pass that finds it
+    // FP32 scales: what elements are multiplied by, 0 where all are zero; of the tensor, of each row, or of
+    // each unit.
+    float encode = 0;
+    const float *row_encode = nullptr, *unit_encode = nullptr;
+    float* outer_scales = nullptr;  // outer=1x128: of each unit, an output
 
     // Coins: the counter of lane l is that of lane 0 plus an offset; offsets of even lanes come first. Those
     // of scales are for units of eight groups.
@@ -63,8 +68,11 @@ struct QuantizeJob {
 using RangeKernel = uint32_t (*)(const QuantizeJob& job, int64_t begin, int64_t end);
 
 RangeKernel nvfp4_kernel(const QuantSpec& spec);   // blocks 1x16
+RangeKernel outer_kernel(const QuantSpec& spec);   // the same with outer=1x128
 RangeKernel square_kernel(const QuantSpec& spec);  // NVFP4, blocks 16x16
 RangeKernel mxfp4_kernel(const QuantSpec& spec);   // blocks 1x32
+RangeKernel mxfp8_kernel(const QuantSpec& spec);   // blocks 1x32
+RangeKernel fp32_kernel(const QuantSpec& spec);    // FP32 scales
 // The largest magnitude alone: of a range of units after their rotation, or of rows of x as they are stored.
 RangeKernel amax_kernel(bool rotates);
 

@@ -176,9 +176,11 @@ HWY_INLINE void rotate_tile(const QuantizeJob& job, const uint32_t* signs, const
 #pragma GCC unroll 16
         for (int j = 0; j < 16; ++j) hn::Store(v[j], F32(), tile + (k + j) * kLanes);
     }
-    if (job.rotation == 32) finish_rotation<2>(tile, f32(job.factor));
-    if (job.rotation == 64) finish_rotation<4>(tile, f32(job.factor));
-    if (job.rotation == 128) finish_rotation<8>(tile, f32(job.factor));
+    for (int k = 0; k < job.unit; k += job.rotation) {
+        if (job.rotation == 32) finish_rotation<2>(tile + k * kLanes, f32(job.factor));
+        if (job.rotation == 64) finish_rotation<4>(tile + k * kLanes, f32(job.factor));
+        if (job.rotation == 128) finish_rotation<8>(tile + k * kLanes, f32(job.factor));
+    }
 }
 
 struct LoadTile {

@@ -141,7 +141,52 @@ uint32_t posthoc_range(const QuantizeJob& job, int64_t begin, int64_t end) {
     return is_first && is_finite ? largest_lane(largest_wide) : largest_lane(largest);
 }
 
+// outer=1x128: a unit of 128 columns is a tensor of its own, and no scale is below 2^-9.
+template <Rounding kRounding>
+uint32_t outer_range(const QuantizeJob& job, int64_t begin, int64_t end) {
+    constexpr int kGroups = kMaxUnit / kNvfp4Group;
+    const F32 d;
+    alignas(64) float tiles[kMaxUnit * kLanes], scales[kLanes];
+    Packed packed;
+    Step step;
+    VU largest = hn::Zero(U32());
+    for (int64_t position = begin; position < end;) {
+        position = step.load(job, position, end, tiles);
+        const VU unit_bits = largest_bits<kMaxUnit>(tiles);
+        largest = hn::Max(largest, unit_bits);
+        const VF amax = float_of(unit_bits);
+        const VF wanted = hn::Min(hn::Div(f32(job.tensor.rule.reach), amax), f32(FLT_MAX));
+        const VF encode_scale = select(hn::Gt(amax, f32(0.0f)), wanted, f32(1.0f));
+        const VF unit_scale = hn::Div(f32(1.0f), encode_scale);
+        const VF block_factor = hn::Mul(encode_scale, f32(job.tensor.rule.inverse_top));
+        for (int g = 0; g < kGroups; ++g) {
+            const float* tile = tiles + g * kNvfp4Group * kLanes;
+            const VU bits = largest_bits<kNvfp4Group>(tile);
+            const VU byte = hn::Max(e4m3_round(hn::Mul(float_of(bits), block_factor)).byte, u32(1));
+            const VF scale = e4m3_value(byte);
+            const VF factor = hn::Min(hn::Div(f32(1.0f), hn::Mul(scale, unit_scale)), f32(FLT_MAX));
+            Rounder<kRounding> rounder;
+            rounder.draw(job, step.unit * job.unit + g * kNvfp4Group);
+            Encoded e = encode<Kind::amax>(tile, factor, scale, job.tensor, rounder);
+            const auto is_zero = hn::Eq(float_of(bits), f32(0.0f));
+            for (VU& word : e.words) word = select_bits(is_zero, hn::Zero(U32()), word);
+            packed.set_codes(g, e);
+            packed.set_scales(g, byte);
+        }
+        packed.store(job, step, kGroups);
+        hn::Store(unit_scale, d, scales);
+        for (int l = 0; l < step.count; ++l) job.outer_scales[step.unit + l * job.lane_stride] = scales[l];
+    }
+    return largest_lane(largest);
+}
+
 }  // namespace
+
+RangeKernel choose_outer(const QuantSpec& spec) {
+    if (spec.scale != ScaleRule::amax || spec.correct != Correction::none) return nullptr;
+    if (spec.round == Rounding::nearest) return outer_range<Rounding::nearest>;
+    return spec.round == Rounding::stochastic ? outer_range<Rounding::stochastic> : nullptr;
+}
 
 // The kernel of a spec; null if there is none.
 RangeKernel choose_nvfp4(const QuantSpec& spec) {
@@ -183,6 +228,7 @@ RangeKernel choose_nvfp4(const QuantSpec& spec) {
 #else
 
 RangeKernel choose_nvfp4(const QuantSpec&) { return nullptr; }
+RangeKernel choose_outer(const QuantSpec&) { return nullptr; }
 
 #endif  // NIBBLE_HAS_LANES
 }  // namespace HWY_NAMESPACE
@@ -193,5 +239,7 @@ HWY_AFTER_NAMESPACE();
 namespace nibble {
 HWY_EXPORT(choose_nvfp4);
 RangeKernel nvfp4_kernel(const QuantSpec& spec) { return HWY_DYNAMIC_DISPATCH(choose_nvfp4)(spec); }
+HWY_EXPORT(choose_outer);
+RangeKernel outer_kernel(const QuantSpec& spec) { return HWY_DYNAMIC_DISPATCH(choose_outer)(spec); }
 }  // namespace nibble
 #endif

@@ -40,7 +40,7 @@ QuantizeJob::QuantizeJob(const QuantSpec& spec_, const Tensor& x_, const RandomK
       out_bf16(rotation != 0 && spec_.out_bf16),
       factor(rotation == 0 ? 1.0f : hadamard_factor(rotation)),
       codes(out.codes.as<uint8_t>()),
-      scales(out.scales.as<uint8_t>()),
+      scales(spec_.has_scale_bytes() ? out.scales.as<uint8_t>() : nullptr),
       mask(spec_.mask_clip ? out.mask.as<uint8_t>() : nullptr),
       element_coins(key_, Purpose::elements),
       scale_coins(key_, Purpose::scales) {
@@ -77,8 +77,10 @@ class Driver {
         : spec_(spec), x_(x), out_(out), options_(options), job_(spec, x, key, out, options) {}
 
     bool quantize(RangeKernel kernel) {
-        if (spec_.format == Format::mxfp4) return quantize_mxfp4(kernel);
+        if (spec_.is_mx()) return quantize_mx(kernel);
+        if (!spec_.has_scale_bytes()) return quantize_with_fp32_scales(kernel);
         job_.tensor.rule = nvfp4_rule(spec_.range.numerator, spec_.range.denominator, spec_.cap);
+        if (spec_.outer_1x128) return quantize_outer(kernel);
         if (spec_.tensor == TensorScale::posthoc) return quantize_posthoc(kernel);
         job_.tensor = nvfp4_tensor(job_.tensor.rule, scaling_amax());
         if (!is_exact_for(spec_, job_.tensor)) return false;
@@ -96,9 +98,10 @@ class Driver {
         });
         return largest.value();
     }
+    float run_units(RangeKernel kernel) const { return run(kernel, job_.units, kGrain); }
     float run(RangeKernel kernel) const {
         if (spec_.is_square()) return run(kernel, (job_.rows + kBandRows - 1) / kBandRows, 1);
-        return run(kernel, job_.units, kGrain);
+        return run_units(kernel);
     }
     float find_amax() const {
         if (job_.rotation != 0) return run(amax_kernel(true));
@@ -128,7 +131,7 @@ class Driver {
         if (options_.amax != nullptr) *options_.amax = known_amax() != nullptr ? *known_amax() : largest;
     }
 
-    bool quantize_mxfp4(RangeKernel kernel) const {
+    bool quantize_mx(RangeKernel kernel) const {
         const float largest = run(kernel);
         check(largest);
         const bool squares = spec_.scale == ScaleRule::quest_std || spec_.scale == ScaleRule::quest_rms;
@@ -147,6 +150,75 @@ class Driver {
         return true;
     }
 
+    bool quantize_outer(RangeKernel kernel) {
+        job_.outer_scales = out_.fp32_scales.as<float>();
+        *out_.tensor_scale_ptr() = 1.0f;
+        report(run(kernel));
+        return true;
+    }
+
+    bool quantize_with_fp32_scales(RangeKernel kernel) {
+        if (spec_.has_fp32_scales()) return quantize_blocks(kernel);
+        const float amax = scaling_amax();
+        const Fp32Scale scale = fp32_scale(largest_of(spec_.element), amax);
+        job_.encode = amax > 0.0f ? scale.encode : 0.0f;
+        *out_.tensor_scale_ptr() = scale.scale;
+        report(run_units(kernel));
+        return true;
+    }
+
+    bool quantize_blocks(RangeKernel kernel) {
+        const auto values = out_.fp32_scales.span<float>();  // amax, then encode scale, then scale
+        find_block_maxima(values.data());
+        for (float& value : values) {
+            check(value);
+            if (value > 0.0f) value = fp32_scale(largest_of(spec_.element), value).encode;
+        }
+        (spec_.has_row_scales() ? job_.row_encode : job_.unit_encode) = values.data();
+        *out_.tensor_scale_ptr() = 1.0f;
+        report(run_units(kernel));
+        for (float& value : values) value = value > 0.0f ? 1.0f / value : 1.0f;
+        return true;
+    }
+
+    // [rows, blocks of a row]; NaN is larger than all numbers. Loops over bits are vector loops.
+    void find_block_maxima(float* maxima) const {
+        const auto bits_of = [](auto v) { return std::bit_cast<uint32_t>(to_float(v)) & 0x7fffffffu; };
+        const int64_t rows = job_.rows, cols = job_.cols, stride = job_.stride;
+        const int64_t blocks = out_.fp32_scales.cols(), width = job_.padded_cols / blocks;
+        with_elements(x_, [&](const auto* x) {
+            if (job_.transposed) {
+                constexpr int64_t kTask = 64;  // rows
+                parallel_for(rows, kTask, [&](int64_t begin, int64_t end) {
+                    std::fill(maxima + begin * blocks, maxima + end * blocks, 0.0f);
+                    for (int64_t k = 0; k < cols; ++k) {
+                        for (int64_t r = begin; r < end; ++r) {
+                            float& largest = maxima[r * blocks + k / width];
+                            const auto seen = std::bit_cast<uint32_t>(largest);
+                            largest = std::bit_cast<float>(std::max(seen, bits_of(x[k * stride + r])));
+                        }
+                    }
+                });
+                return;
+            }
+            const int64_t height = spec_.is_square() ? spec_.block_size() : 1;
+            const int64_t bands = (rows + height - 1) / height;
+            parallel_for(bands, rows_per_task(height * cols), [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin * blocks; i < end * blocks; ++i) {
+                    const int64_t row = i / blocks * height, col = i % blocks * width;
+                    const int64_t last_row = std::min(row + height, rows),
+                                  last_col = std::min(col + width, cols);
+                    uint32_t largest = 0;
+                    for (int64_t r = row; r < last_row; ++r)
+                        for (int64_t k = col; k < last_col; ++k)
+                            largest = std::max(largest, bits_of(x[r * stride + k]));
+                    for (int64_t r = row; r < last_row; ++r)
+                        maxima[r * blocks + i % blocks] = std::bit_cast<float>(largest);
+                }
+            });
+        });
+    }
+
     const QuantSpec& spec_;
     const Tensor& x_;
     QuantizedMatrix& out_;
@@ -156,7 +228,13 @@ class Driver {
 
 RangeKernel kernel_of(const QuantSpec& spec) {
     if (spec.block == Block::b1x32 && spec.format == Format::mxfp4) return mxfp4_kernel(spec);
-    if (spec.format != Format::nvfp4 || spec.outer_1x128) return nullptr;
+    if (spec.block == Block::b1x32 && spec.format == Format::mxfp8) return mxfp8_kernel(spec);
+    if (!spec.has_scale_bytes()) {
+        // Maxima of smaller blocks are found before a rotation.
+        return spec.block == Block::tensor || spec.rotation == Rotation::none ? fp32_kernel(spec) : nullptr;
+    }
+    if (spec.format != Format::nvfp4) return nullptr;
+    if (spec.outer_1x128) return outer_kernel(spec);
     return spec.is_square() ? square_kernel(spec) : nvfp4_kernel(spec);
 }
 

@@ -6,10 +6,10 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <regex>
 #include <set>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace nibble {
@@ -38,17 +38,30 @@ std::map<std::string, nlohmann::json> listed() {
     return all;
 }
 
+// "T07", "L12b".
+bool is_id(std::string_view word) {
+    const auto is_digit = [](char c) { return '0' <= c && c <= '9'; };
+    return (word.size() == 3 || (word.size() == 4 && 'a' <= word[3] && word[3] <= 'z')) &&
+           std::string_view("TIL").find(word[0]) != std::string_view::npos && is_digit(word[1]) &&
+           is_digit(word[2]);
+}
+
 // For each id, the tests whose names begin with it ("Suite.Name"; a name may begin with several).
 std::map<std::string, std::vector<std::string>> named_tests() {
     std::map<std::string, std::vector<std::string>> tests;
-    const std::regex test(R"((?:TEST|TEST_P|TEST_F|RC_GTEST_PROP)\((\w+),\s+((?:[TIL]\d\d[a-z]?_)+)(\w+))");
     for (const auto& entry : fs::recursive_directory_iterator(kSource / "tests")) {
         if (entry.path().extension() != ".cpp") continue;
         const std::string text = text_of(entry.path());
-        for (std::sregex_iterator found(text.begin(), text.end(), test), end; found != end; ++found) {
-            std::istringstream ids((*found)[2]);
-            for (std::string id; std::getline(ids, id, '_');) {
-                tests[id].push_back((*found)[1].str() + "." + (*found)[2].str() + (*found)[3].str());
+        for (const std::string macro : {"TEST(", "TEST_P(", "TEST_F(", "RC_GTEST_PROP("}) {
+            for (size_t at = text.find(macro); at != std::string::npos; at = text.find(macro, at)) {
+                at += macro.size();
+                const size_t comma = text.find(',', at);
+                const size_t begin = text.find_first_not_of(" \n", comma + 1);
+                const std::string name = text.substr(begin, text.find_first_of(",) \n", begin) - begin);
+                const std::string full = text.substr(at, comma - at) + "." + name;
+                std::istringstream words(name);
+                for (std::string word; std::getline(words, word, '_') && is_id(word);)
+                    tests[word].push_back(full);
             }
         }
     }
