@@ -40,6 +40,19 @@ const std::vector<std::string> kPassedOver = {
     "use_cache",
 };
 
+struct NamedArchitecture {
+    Architecture architecture;
+    std::string_view model_type, class_name, title;
+};
+constexpr NamedArchitecture kArchitectures[] = {
+    {Architecture::llama, "llama", "LlamaForCausalLM", "Llama"},
+    {Architecture::qwen2, "qwen2", "Qwen2ForCausalLM", "Qwen2"},
+    {Architecture::qwen3, "qwen3", "Qwen3ForCausalLM", "Qwen3"},
+};
+const NamedArchitecture& names_of(Architecture architecture) {
+    return kArchitectures[static_cast<size_t>(architecture)];
+}
+
 // A short form of a value for messages.
 std::string shown(const Json& value) {
     std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
@@ -97,14 +110,15 @@ class Keys {
 
     void pass_over(const std::string& key) { take(key); }
 
-    void finish() const {
+    void finish(std::string_view title) const {
         if (object_.empty()) return;
         const std::string key = object_.begin().key();
         const std::string nearest = nearest_name(key, known_);
         fail(
-            "{}: the key {} is not known for a Llama model{}; remove it if it does not change the "
+            "{}: the key {} is not known for a {} model{}; remove it if it does not change the "
             "computation",
-            where_, key, nearest.empty() ? std::string() : fmt::format(" (did you mean {}?)", nearest));
+            where_, key, title,
+            nearest.empty() ? std::string() : fmt::format(" (did you mean {}?)", nearest));
     }
 
     const std::string& where() const { return where_; }
@@ -127,7 +141,7 @@ int first_token_id(Keys& keys, const std::string& key, int64_t vocab_size) {
 }
 
 // rope_theta stands at the top level or, in newer files, in rope_parameters.
-double rope_theta(Keys& keys) {
+double rope_theta(Keys& keys, std::string_view title) {
     constexpr double kDefault = 10000.0;
     const double top = keys.positive("rope_theta", 0);
     double theta = top;
@@ -140,23 +154,42 @@ double rope_theta(Keys& keys) {
         inner.only("rope_type", "default");
         inner.only("partial_rotary_factor", 1.0);
         theta = inner.positive("rope_theta", top);
-        inner.finish();
+        inner.finish(title);
         require(top == 0 || theta == top, "{}: rope_theta is {} at the top and {} in rope_parameters",
                 keys.where(), top, theta);
     }
     return theta > 0 ? theta : kDefault;
 }
 
-void check_architecture(Keys& keys) {
+Architecture take_architecture(Keys& keys) {
     const Json model_type = keys.take("model_type");
     const Json architectures = keys.take("architectures");
     require(!model_type.is_null() || !architectures.is_null(),
             "{}: neither model_type nor architectures is given", keys.where());
-    require(model_type.is_null() || model_type == "llama",
-            "{}: model_type {} is not supported, only \"llama\"", keys.where(), shown(model_type));
-    require(architectures.is_null() || architectures == Json::array({"LlamaForCausalLM"}),
-            "{}: architectures {} is not supported, only [\"LlamaForCausalLM\"]", keys.where(),
-            shown(architectures));
+    for (const NamedArchitecture& known : kArchitectures) {
+        const bool is_type = model_type.is_null() || model_type == std::string(known.model_type);
+        const bool is_class = architectures.is_null() || architectures == Json::array({known.class_name});
+        if (is_type && is_class) return known.architecture;
+    }
+    fail(
+        "{}: model_type {} with architectures {} is not supported; llama (LlamaForCausalLM), qwen2 "
+        "(Qwen2ForCausalLM) and qwen3 (Qwen3ForCausalLM) are",
+        keys.where(), shown(model_type), shown(architectures));
+}
+
+// The attention of every layer must reach all earlier tokens.
+void check_full_attention(Keys& keys, Architecture architecture) {
+    if (architecture == Architecture::llama) {
+        keys.only("sliding_window", nullptr);
+        return;
+    }
+    keys.only("use_sliding_window", false);
+    keys.pass_over("sliding_window");  // of no effect without the other
+    keys.pass_over("max_window_layers");
+    const Json types = keys.take("layer_types");
+    for (const Json& type : types)
+        require(type == "full_attention", "{}: layer_types {} is not supported, only \"full_attention\"",
+                keys.where(), shown(type));
 }
 
 }  // namespace
@@ -164,7 +197,8 @@ void check_architecture(Keys& keys) {
 int64_t ModelConfig::non_embedding_parameters() const {
     const int64_t attention = (qkv_size() + attention_size()) * hidden_size;
     const int64_t mlp = 3 * hidden_size * intermediate_size;
-    return num_hidden_layers * (attention + mlp + 2 * hidden_size) + hidden_size;
+    const int64_t extra = (has_qkv_bias() ? qkv_size() : 0) + (has_qk_norm() ? 2 * head_dim : 0);
+    return num_hidden_layers * (attention + mlp + 2 * hidden_size + extra) + hidden_size;
 }
 
 int64_t ModelConfig::parameters() const {
@@ -181,8 +215,9 @@ ModelConfig parse_model_config(std::string_view json, std::string_view where) {
     require(parsed.is_object(), "{}: a model's configuration must be a JSON object", where);
     Keys keys(std::move(parsed), std::string(where));
 
-    check_architecture(keys);
     ModelConfig config;
+    config.architecture = take_architecture(keys);
+    const bool is_llama = config.architecture == Architecture::llama;
     config.hidden_size = keys.integer("hidden_size", 1, kLargestSize);
     config.intermediate_size = keys.integer("intermediate_size", 1, kLargestSize);
     config.vocab_size = keys.integer("vocab_size", 1, kLargestSize);
@@ -193,7 +228,7 @@ ModelConfig parse_model_config(std::string_view json, std::string_view where) {
     require(config.num_attention_heads % config.num_key_value_heads == 0,
             "{}: num_attention_heads = {} is not a multiple of num_key_value_heads = {}", where,
             config.num_attention_heads, config.num_key_value_heads);
-    const int64_t head_dim = keys.integer("head_dim", 1, 1 << 16, 0);
+    const int64_t head_dim = keys.integer("head_dim", 1, 1 << 16, config.has_qk_norm() ? 128 : 0);
     require(head_dim > 0 || config.hidden_size % config.num_attention_heads == 0,
             "{}: hidden_size = {} is not a multiple of num_attention_heads = {}, and head_dim is missing",
             where, config.hidden_size, config.num_attention_heads);
@@ -202,8 +237,9 @@ ModelConfig parse_model_config(std::string_view json, std::string_view where) {
     require(config.head_dim % 2 == 0, "{}: head_dim = {} must be even, for RoPE", where, config.head_dim);
     require(config.qkv_size() <= kLargestSize, "{}: the heads are {} columns wide, more than {}", where,
             config.qkv_size(), int64_t{kLargestSize});
-    config.max_position_embeddings = keys.integer("max_position_embeddings", 1, kLargestSize, 2048);
-    config.rope_theta = rope_theta(keys);
+    config.max_position_embeddings =
+        keys.integer("max_position_embeddings", 1, kLargestSize, is_llama ? 2048 : 32768);
+    config.rope_theta = rope_theta(keys, names_of(config.architecture).title);
     config.rms_norm_eps = static_cast<float>(keys.positive("rms_norm_eps", 1e-6));
     config.initializer_range = static_cast<float>(keys.positive("initializer_range", 0.02));
     config.tie_word_embeddings = keys.boolean("tie_word_embeddings", false);
@@ -214,12 +250,12 @@ ModelConfig parse_model_config(std::string_view json, std::string_view where) {
 
     keys.only("hidden_act", "silu");
     keys.only("attention_bias", false);
-    keys.only("mlp_bias", false);
+    if (is_llama) keys.only("mlp_bias", false);
     keys.only("attention_dropout", 0.0);
-    keys.only("sliding_window", nullptr);
+    check_full_attention(keys, config.architecture);
     keys.only("quantization_config", nullptr);
     for (const std::string& key : kPassedOver) keys.pass_over(key);
-    keys.finish();
+    keys.finish(names_of(config.architecture).title);
     return config;
 }
 
@@ -235,8 +271,8 @@ std::string to_json(const ModelConfig& config) {
         return number;
     };
     nlohmann::ordered_json json = {
-        {"architectures", {"LlamaForCausalLM"}},
-        {"model_type", "llama"},
+        {"architectures", {names_of(config.architecture).class_name}},
+        {"model_type", names_of(config.architecture).model_type},
         {"hidden_size", config.hidden_size},
         {"intermediate_size", config.intermediate_size},
         {"num_hidden_layers", config.num_hidden_layers},
@@ -250,8 +286,6 @@ std::string to_json(const ModelConfig& config) {
         {"rope_theta", config.rope_theta},
         {"rope_parameters", {{"rope_theta", config.rope_theta}, {"rope_type", "default"}}},
         {"hidden_act", "silu"},
-        {"attention_bias", false},
-        {"mlp_bias", false},
         {"attention_dropout", 0.0},
         {"tie_word_embeddings", config.tie_word_embeddings},
         {"initializer_range", shortest(config.initializer_range)},
@@ -259,6 +293,11 @@ std::string to_json(const ModelConfig& config) {
         {"eos_token_id", token_id(config.eos_token_id)},
         {"dtype", "float32"},
     };
+    if (!config.has_qkv_bias()) json["attention_bias"] = false;
+    if (config.architecture == Architecture::llama)
+        json["mlp_bias"] = false;
+    else
+        json["use_sliding_window"] = false;
     if (config.rope_layout == RopeLayout::interleaved) json["rope_interleaved"] = true;
     return json.dump(2) + "\n";
 }

@@ -9,7 +9,12 @@
 
 namespace nibble {
 
+// What a model is made of beside the sizes. Qwen2: a bias for queries, keys and values. Qwen3: a norm for
+// each of their heads.
+enum class Architecture : uint8_t { llama, qwen2, qwen3 };
+
 struct ModelConfig {
+    Architecture architecture = Architecture::llama;
     int64_t hidden_size = 0, intermediate_size = 0, vocab_size = 0;
     int num_hidden_layers = 0, num_attention_heads = 0, num_key_value_heads = 0, head_dim = 0;
     int64_t max_position_embeddings = 2048;
@@ -20,6 +25,8 @@ struct ModelConfig {
     RopeLayout rope_layout = RopeLayout::half_split;  // extra key "rope_interleaved": true selects the other
     int bos_token_id = -1, eos_token_id = -1;         // -1: none; of a list, the first
 
+    bool has_qkv_bias() const { return architecture == Architecture::qwen2; }
+    bool has_qk_norm() const { return architecture == Architecture::qwen3; }
     // Rows of the fused projection: queries, then keys, then values.
     int64_t qkv_size() const { return int64_t{num_attention_heads + 2 * num_key_value_heads} * head_dim; }
     // Columns of the attention's output.
@@ -29,10 +36,11 @@ struct ModelConfig {
     friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 };
 
-// Reads a LlamaForCausalLM config.json, with the defaults of transformers' LlamaConfig for what it leaves
-// out. Throws Error naming `where` and the key that is missing, malformed, unknown or asks for something that
-// this program does not do (another architecture, biases, scaled RoPE, a quantised model). Keys that do not
-// change the computation (dtype, use_cache, transformers_version, ...) are passed over.
+// Reads the config.json of a LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM, with the defaults of
+// transformers' configurations for what it leaves out. Throws Error naming `where` and the key that is
+// missing, malformed, unknown or asks for something that this program does not do (another architecture,
+// other biases, sliding windows, scaled RoPE, a quantised model). Keys that do not change the computation
+// (dtype, use_cache, transformers_version, ...) are passed over.
 ModelConfig parse_model_config(std::string_view json, std::string_view where);
 // A config.json that Hugging Face transformers reads (architectures, model_type, dtype float32, ...).
 std::string to_json(const ModelConfig& config);

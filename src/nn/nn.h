@@ -1,4 +1,5 @@
-// nn/: the layers of a Llama-family language model, forward and backward, and the model made of them.
+// nn/: the layers of a Llama-family language model (Llama, Qwen2, Qwen3), forward and backward, and the model
+// made of them.
 //
 // Each component is a pair of functions over tensors, with the same names and argument order on every device.
 // Activations are BF16 or F32 (all tensors of a call alike); parameters, their gradients, statistics and

@@ -57,6 +57,8 @@ std::string_view name_of(ParameterKind kind) {
             return "head";
         case ParameterKind::norm:
             return "norms";
+        case ParameterKind::bias:
+            return "biases";
     }
     return "?";
 }
@@ -122,6 +124,13 @@ void Transformer::add_parameters() {
         add(prefix + "mlp.norm", {c}, ParameterKind::norm);
         add(prefix + "mlp.gate_up", {2 * f, c}, ParameterKind::matrix);
         add(prefix + "mlp.down", {c, f}, ParameterKind::matrix);
+        if (config_.has_qkv_bias()) {
+            add(prefix + "attention.qkv_bias", {config_.qkv_size()}, ParameterKind::bias);
+        }
+        if (config_.has_qk_norm()) {
+            add(prefix + "attention.q_norm", {config_.head_dim}, ParameterKind::norm);
+            add(prefix + "attention.k_norm", {config_.head_dim}, ParameterKind::norm);
+        }
     }
     add("norm", {c}, ParameterKind::norm);
     if (!config_.tie_word_embeddings) add("head", {v, c}, ParameterKind::head);
@@ -142,8 +151,9 @@ void Transformer::initialize(uint64_t seed) {
     const double output_deviation = deviation / std::sqrt(2.0 * config_.num_hidden_layers);
     for (size_t i = 0; i < parameters_.size(); ++i) {
         const Parameter& parameter = parameters_[i];
-        if (parameter.kind == ParameterKind::norm) {
-            std::ranges::fill(parameter.master.span<float>(), 1.0f);
+        if (parameter.kind == ParameterKind::norm || parameter.kind == ParameterKind::bias) {
+            const float value = parameter.kind == ParameterKind::norm ? 1.0f : 0.0f;
+            std::ranges::fill(parameter.master.span<float>(), value);
             continue;
         }
         const bool is_output =
@@ -161,7 +171,7 @@ Parameter& Transformer::parameter(std::string_view name) {
 }
 
 Parameter& Transformer::of_block(int block, BlockParameter which) {
-    return parameters_[static_cast<size_t>(1 + block * kBlockParameters + which)];
+    return parameters_[static_cast<size_t>(1 + block * block_parameters() + which)];
 }
 
 Parameter& Transformer::matrix_of(size_t layer) {
@@ -170,7 +180,7 @@ Parameter& Transformer::matrix_of(size_t layer) {
 }
 
 Parameter& Transformer::final_norm() {
-    return parameters_[static_cast<size_t>(1 + config_.num_hidden_layers * kBlockParameters)];
+    return parameters_[static_cast<size_t>(1 + config_.num_hidden_layers * block_parameters())];
 }
 
 Parameter& Transformer::head() {

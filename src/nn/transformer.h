@@ -1,8 +1,9 @@
-// Transformer: the whole model, a Llama (Touvron et al., arXiv 2302.13971). One call makes the loss and all
-// gradients.
+// Transformer: the whole model, a Llama (Touvron et al., arXiv 2302.13971), a Qwen2 (arXiv 2407.10671) or a
+// Qwen3 (arXiv 2505.09388). One call makes the loss and all gradients.
 //
 //   x = embedding[tokens]
-//   each block:  x += out(attention(rope(qkv(rmsnorm(x)))))
+//   each block:  x += out(attention(rope(qkv(rmsnorm(x)))))     Qwen2: qkv + bias; Qwen3: norms of q and k
+//   heads
 //                x += down(swiglu(gate_up(rmsnorm(x))))
 //   loss = cross-entropy of head · rmsnorm(x)
 //
@@ -30,8 +31,9 @@ enum class ParameterKind : uint8_t {
     embedding,  // the token embedding (and the head, where they are tied)
     head,
     norm,
+    bias,
 };
-// "matrices", "embedding", "head", "norms": the words of a configuration.
+// "matrices", "embedding", "head", "norms", "biases": the words of a configuration.
 std::string_view name_of(ParameterKind kind);
 
 // One trained tensor. Fused projections are one parameter: `qkv` holds the rows of q, k and v, `gate_up`
@@ -41,6 +43,8 @@ std::string_view name_of(ParameterKind kind);
 //   layers.I.attention.norm [C]    layers.I.attention.qkv [(heads + 2 kv_heads) * head_dim, C]
 //   layers.I.attention.out [C, heads * head_dim]
 //   layers.I.mlp.norm [C]          layers.I.mlp.gate_up [2F, C]          layers.I.mlp.down [C, F]
+//   Qwen2: layers.I.attention.qkv_bias [(heads + 2 kv_heads) * head_dim]
+//   Qwen3: layers.I.attention.q_norm [head_dim], layers.I.attention.k_norm [head_dim]
 //   norm [C]                       head [V, C], absent when tied
 struct Parameter {
     std::string name;
@@ -62,7 +66,8 @@ class Transformer {
     Transformer(const Transformer&) = delete;
     Transformer& operator=(const Transformer&) = delete;
 
-    // N(0, initializer_range); output projections (attention out, down) scaled by 1/sqrt(2 layers); norms 1.
+    // N(0, initializer_range); output projections (attention out, down) scaled by 1/sqrt(2 layers); norms 1,
+    // biases 0.
     // Counter-based: each element is a function of (seed, parameter, index) alone. Elements 2j and 2j+1 are
     // the cosine and sine halves of one Box-Muller pair, in double: words 0, 1 of draw j
     // (Purpose::initialization, layer: the parameter's place in the list) give the radius, words 2, 3 the
@@ -125,10 +130,16 @@ class Transformer {
   private:
     struct Pass;   // the tensors that the blocks of one forward share
     struct Saved;  // what backward needs of one block's forward
-    enum BlockParameter { kAttentionNorm, kQkv, kOut, kMlpNorm, kGateUp, kDown, kBlockParameters };
+    // Those of every architecture, then those of one.
+    enum BlockParameter { kAttentionNorm, kQkv, kOut, kMlpNorm, kGateUp, kDown, kCommonParameters };
+    static constexpr auto kQkvBias = kCommonParameters, kQNorm = kCommonParameters;
+    static constexpr auto kKNorm = static_cast<BlockParameter>(kQNorm + 1);
     enum BlockLayer { kQkvLayer, kOutLayer, kGateUpLayer, kDownLayer, kBlockLayers };
 
     void add_parameters();
+    int block_parameters() const {
+        return kCommonParameters + (config_.has_qkv_bias() ? 1 : 0) + (config_.has_qk_norm() ? 2 : 0);
+    }
     Parameter& of_block(int block, BlockParameter which);
     Parameter& embedding() { return parameters_.front(); }
     Parameter& final_norm();
@@ -140,6 +151,9 @@ class Transformer {
     Tensor flat_targets(const Tensor& tokens, const Tensor& targets) const;
     HeadOperands head_operands() const;
     AttentionShape attention_shape(const Pass& pass) const;
+    // From the qkv projection to what attention reads, in place, and the gradient back.
+    void qkv_forward(Context& context, const Pass& pass, int block);
+    void qkv_backward(Context& context, const Pass& pass, int block);
     void block_forward(Context& context, Pass& pass, int block);
     void block_backward(Context& context, const Pass& pass, int block);
     void linear_forward(Context& context, const Pass& pass, int block, BlockLayer which, const Tensor& x,

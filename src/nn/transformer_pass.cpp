@@ -4,7 +4,9 @@
 #include <cstring>
 
 #include "nn/attention.h"
+#include "nn/bias.h"
 #include "nn/embedding.h"
+#include "nn/qk_norm.h"
 #include "nn/rmsnorm.h"
 #include "nn/rope.h"
 #include "nn/smooth_swiglu.h"
@@ -149,8 +151,7 @@ void Transformer::block_forward(Context& context, Pass& pass, int block) {
     saved.qkv = allocate(config_.qkv_size());
     linear_forward(context, pass, block, kQkvLayer, normed, saved.qkv);
     check(context, saved.qkv, "output of @attention.qkv", block);
-    rope_forward(context, config_.rope_layout, saved.qkv, pass.sequence, config_.num_attention_heads,
-                 config_.num_key_value_heads, rope_cos_, rope_sin_);
+    qkv_forward(context, pass, block);
     saved.mixed = allocate(config_.attention_size());
     saved.logsumexp = statistics(config_.num_attention_heads);
     attention_forward(context, attention_shape(pass), saved.qkv, saved.mixed, saved.logsumexp);
@@ -173,6 +174,37 @@ void Transformer::block_forward(Context& context, Pass& pass, int block) {
     saved.channel_scales = smoothed != nullptr ? smooth(context, *smoothed, block, hidden) : Tensor{};
     linear_forward(context, pass, block, kDownLayer, hidden, pass.delta);
     check(context, pass.delta, "output of @mlp.down", block);
+}
+
+void Transformer::qkv_forward(Context& context, const Pass& pass, int block) {
+    Saved& saved = saved_[static_cast<size_t>(block)];
+    if (config_.has_qkv_bias()) add_bias(context, saved.qkv, of_block(block, kQkvBias).master);
+    if (config_.has_qk_norm()) {
+        const int64_t heads = config_.num_attention_heads + config_.num_key_value_heads;
+        saved.qk_x = saved.qk_rstd = {};
+        if (pass.for_backward) {
+            saved.qk_x =
+                context.arena.allocate(options_.activations, {pass.tokens, heads * config_.head_dim});
+            saved.qk_rstd = context.arena.allocate(DType::f32, {pass.tokens, heads});
+        }
+        qk_norm_forward(context, attention_shape(pass), saved.qkv, of_block(block, kQNorm).master,
+                        of_block(block, kKNorm).master, config_.rms_norm_eps, saved.qk_x, saved.qk_rstd);
+        check(context, saved.qkv, "queries and keys of @attention after their norm", block);
+    }
+    rope_forward(context, config_.rope_layout, saved.qkv, pass.sequence, config_.num_attention_heads,
+                 config_.num_key_value_heads, rope_cos_, rope_sin_);
+}
+
+void Transformer::qkv_backward(Context& context, const Pass& pass, int block) {
+    const Saved& saved = saved_[static_cast<size_t>(block)];
+    rope_backward(context, config_.rope_layout, pass.d_qkv, pass.sequence, config_.num_attention_heads,
+                  config_.num_key_value_heads, rope_cos_, rope_sin_);
+    if (config_.has_qk_norm()) {
+        const Parameter &q_norm = of_block(block, kQNorm), &k_norm = of_block(block, kKNorm);
+        qk_norm_backward(context, attention_shape(pass), pass.d_qkv, q_norm.master, k_norm.master, saved.qk_x,
+                         saved.qk_rstd, q_norm.gradient, k_norm.gradient);
+    }
+    if (config_.has_qkv_bias()) bias_backward(context, pass.d_qkv, of_block(block, kQkvBias).gradient);
 }
 
 void Transformer::block_backward(Context& context, const Pass& pass, int block) {
@@ -203,8 +235,7 @@ void Transformer::block_backward(Context& context, const Pass& pass, int block) 
     check(context, pass.d_mixed, "gradient of the input of @attention.out", block);
     attention_backward(context, attention_shape(pass), pass.d_mixed, saved.qkv, saved.mixed, saved.logsumexp,
                        pass.d_qkv);
-    rope_backward(context, config_.rope_layout, pass.d_qkv, pass.sequence, config_.num_attention_heads,
-                  config_.num_key_value_heads, rope_cos_, rope_sin_);
+    qkv_backward(context, pass, block);
     check(context, pass.d_qkv, "gradient of the output of @attention.qkv", block);
     linear_backward(context, block, kQkvLayer, pass.d_qkv, d_normed);
     check_gradient(kQkv);

@@ -25,6 +25,7 @@ struct Transformer::Saved {
     Tensor attention_x, mlp_x;        // [T, C], what the norms read
     Tensor attention_rstd, mlp_rstd;  // F32 [T]
     Tensor qkv;                       // [T, qkv_size], after RoPE
+    Tensor qk_x, qk_rstd;             // what qk_norm_forward() keeps, of Qwen3
     Tensor mixed;                     // [T, heads * head_dim], the attention's output
     Tensor logsumexp;                 // F32 [T, heads]
     Tensor gate_up;                   // [T, 2F]

@@ -36,6 +36,13 @@ std::vector<Part> parts_of(std::string_view name, const ModelConfig& config) {
                 {"self_attn.k_proj.weight", kv, config.num_key_value_heads},
                 {"self_attn.v_proj.weight", kv, 0}};
     }
+    if (name == "attention.qkv_bias") {
+        return {{"self_attn.q_proj.bias", q, config.num_attention_heads},
+                {"self_attn.k_proj.bias", kv, config.num_key_value_heads},
+                {"self_attn.v_proj.bias", kv, 0}};
+    }
+    if (name == "attention.q_norm") return {{"self_attn.q_norm.weight", config.head_dim, 1}};
+    if (name == "attention.k_norm") return {{"self_attn.k_norm.weight", config.head_dim, 1}};
     if (name == "attention.out") return {{"self_attn.o_proj.weight", width, 0}};
     if (name == "mlp.norm") return {{"post_attention_layernorm.weight", width, 0}};
     if (name == "mlp.gate_up") return {{"mlp.gate_proj.weight", inner, 0}, {"mlp.up_proj.weight", inner, 0}};
@@ -84,9 +91,12 @@ int64_t interleaved_row(int64_t half_split_row, int64_t head_dim) {
     return head * head_dim + (i < half ? 2 * i : 2 * (i - half) + 1);
 }
 
+// Elements of a row; those of a vector are its rows.
+int64_t row_size(const Shape& shape) { return shape.rank() == 1 ? 1 : shape.last(); }
+
 float* rows_of(const DirectoryTensor& tensor, std::span<const Parameter> parameters) {
     const Tensor& master = parameters[tensor.parameter].master;
-    return master.as<float>() + tensor.first_row * (master.shape.rank() == 1 ? 1 : master.cols());
+    return master.as<float>() + tensor.first_row * row_size(master.shape);
 }
 
 // --- reading
@@ -170,7 +180,7 @@ void read_tensor(const Weights& weights, const DirectoryTensor& wanted, const Mo
         require(std::isfinite(target[i]), "{}: element {} is not finite", where, i);
     }
     if (!reordered) return;
-    const int64_t rows = wanted.shape[0], cols = wanted.shape[1];
+    const int64_t rows = wanted.shape[0], cols = row_size(wanted.shape);
     for (int64_t row = 0; row < rows; ++row) {
         const int64_t other = interleaved_row(row, config.head_dim);
         const bool to_interleaved = config.rope_layout == RopeLayout::interleaved;
@@ -203,7 +213,7 @@ Tensor written_values(const DirectoryTensor& tensor, const ModelConfig& config,
     const float* values = rows_of(tensor, parameters);
     if (tensor.rotary_heads > 0 && config.rope_layout == RopeLayout::interleaved) {
         const Tensor reordered = buffers.emplace_back(DType::f32, tensor.shape).tensor();
-        const int64_t rows = tensor.shape[0], cols = tensor.shape[1];
+        const int64_t rows = tensor.shape[0], cols = row_size(tensor.shape);
         for (int64_t row = 0; row < rows; ++row) {
             std::copy_n(values + interleaved_row(row, config.head_dim) * cols, cols,
                         reordered.as<float>() + row * cols);

@@ -98,7 +98,7 @@ const std::vector<ConfigKey>& config_keys() {
          kFree,
          0,
          0,
-         {"matrices", "embedding", "head", "norms"}},
+         {"matrices", "embedding", "head", "norms", "biases"}},
         {"optimizer.grad_clip", NIBBLE_SLOT(optimizer.grad_clip),
          "largest global norm of the gradient; 0: no clipping", kFree, 0, kAny},
 

@@ -174,6 +174,35 @@ TEST(Train, StartsFromTheWeightsOfAModelFolder) {
     EXPECT_NEAR(run.log("more").evals.back().loss, trained, 1e-6);
 }
 
+// Qwen2 has biases, Qwen3 norms of heads: they train, are saved and resumed, and leave folders that evaluate.
+TEST(Train, OfQwenModelsLearnsResumesAndLeavesModelFolders) {
+    for (const auto& [type, name] : {std::pair("qwen2", "Qwen2ForCausalLM"), {"qwen3", "Qwen3ForCausalLM"}}) {
+        SCOPED_TRACE(type);
+        const TinyRun run;
+        Json model = Json::parse(read_text(run / "model.json"));
+        model["model_type"] = type;
+        model["architectures"] = {name};
+        model.erase("mlp_bias");
+        write_text(run / "model.json", model.dump());
+        const std::vector<std::string> decay = {"--set", "optimizer.decay=['matrices', 'biases']"};
+        TinyRun::expect_success(run.train(decay));
+        const RunLog log = run.log("out");
+        EXPECT_LT(log.steps.back().loss, log.steps.front().loss - 1.0);
+        std::vector<std::string> part = decay;
+        part.insert(part.end(), {"--set", "output.dir=parts", "--until", "20"});
+        TinyRun::expect_success(run.train(part));
+        part.back() = "40";
+        part.push_back("--resume");
+        TinyRun::expect_success(run.train(part));
+        expect_same_training(run, "out", "parts");
+        const RunResult more =
+            run.train({"--set", "model.config=", "--set", "model.init=out/model", "--set", "output.dir=more",
+                       "--set", "train.steps=1", "--set", "optimizer.lr=0"});
+        TinyRun::expect_success(more);
+        EXPECT_NEAR(run.log("more").evals.back().loss, log.evals.back().loss, 1e-6);
+    }
+}
+
 TEST(Train, PrintsEveryKeyWithoutRunning) {
     const Workspace work;
     write_text(work / "c.toml", "optimizer.lr = 5e-3\n");

@@ -84,6 +84,43 @@ TEST(ModelConfig, ReadsRopeParametersOfNewerFiles) {
     EXPECT_EQ(parse(json).rope_theta, 1234.0);
 }
 
+TEST(ModelConfig, ReadsQwen2AndQwen3WithTheirDefaults) {
+    Json json = small_config();
+    json.update({{"model_type", "qwen2"},
+                 {"use_sliding_window", false},
+                 {"sliding_window", 4096},
+                 {"max_window_layers", 28},
+                 {"layer_types", {"full_attention", "full_attention"}}});
+    const ModelConfig qwen2 = parse(json);
+    EXPECT_TRUE(qwen2.has_qkv_bias());
+    EXPECT_FALSE(qwen2.has_qk_norm());
+    EXPECT_EQ(qwen2.max_position_embeddings, 32768);
+    json["model_type"] = "qwen3";
+    json["attention_bias"] = false;
+    const ModelConfig qwen3 = parse(json);
+    EXPECT_TRUE(qwen3.has_qk_norm());
+    EXPECT_EQ(qwen3.head_dim, 128);
+    for (const ModelConfig& config : {qwen2, qwen3})
+        EXPECT_EQ(parse_model_config(to_json(config), "config.json"), config);
+}
+
+TEST(ModelConfig, RefusesWindowsAndBiasesThatItDoesNotExecute) {
+    Json json = small_config();
+    json["model_type"] = "qwen3";
+    const auto error_of_qwen3 = [&](const std::string& key, const Json& value) {
+        Json changed = json;
+        changed[key] = value;
+        return error_of(changed.dump());
+    };
+    EXPECT_NE(error_of_qwen3("use_sliding_window", true).find("use_sliding_window"), std::string::npos);
+    EXPECT_NE(error_of_qwen3("attention_bias", true).find("attention_bias"), std::string::npos);
+    EXPECT_NE(error_of_qwen3("layer_types", {"full_attention", "sliding_attention"}).find("layer_types"),
+              std::string::npos);
+    EXPECT_NE(error_of_qwen3("qk_norm", true).find("not known for a Qwen3 model"), std::string::npos);
+    EXPECT_NE(error_of_qwen3("architectures", {"LlamaForCausalLM"}).find("qwen3 (Qwen3ForCausalLM)"),
+              std::string::npos);
+}
+
 TEST(ModelConfig, ItsJsonReadsBackTheSame) {
     Json json = small_config();
     json.update({{"num_key_value_heads", 1},
@@ -96,6 +133,14 @@ TEST(ModelConfig, ItsJsonReadsBackTheSame) {
     const ModelConfig config = parse(json);
     EXPECT_EQ(parse_model_config(to_json(config), "config.json"), config);
     EXPECT_NE(to_json(config).find("3e-06"), std::string::npos) << to_json(config);
+}
+
+// As many as the published weights have.
+TEST(ModelConfig, CountsTheParametersOfQwen25) {
+    const fs::path models = fs::path(NIBBLE_SOURCE_DIR) / "configs/models";
+    const auto load = [&](const char* name) { return parse_model_config(read_text(models / name), name); };
+    EXPECT_EQ(load("qwen2.5-0.5b.json").parameters(), 494'032'768);
+    EXPECT_EQ(load("qwen2.5-1.5b.json").parameters(), 1'543'714'304);
 }
 
 TEST(ModelConfig, T18_CountsTheParametersOfTheModelsInConfigs) {
@@ -139,10 +184,10 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Refusal{"attention_bias", true}, Refusal{"mlp_bias", true}, Refusal{"hidden_act", "gelu"},
                     Refusal{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}},
                     Refusal{"rope_parameters", {{"rope_type", "yarn"}}}, Refusal{"rope_parameters", 5},
-                    Refusal{"quantization_config", {{"quant_method", "fp8"}}}, Refusal{"model_type", "qwen3"},
-                    Refusal{"architectures", {"MistralForCausalLM"}}, Refusal{"architectures", 3},
-                    Refusal{"hidden_size", nullptr}, Refusal{"hidden_size", 0}, Refusal{"hidden_size", -64},
-                    Refusal{"hidden_size", 64.5}, Refusal{"hidden_size", "64"},
+                    Refusal{"quantization_config", {{"quant_method", "fp8"}}},
+                    Refusal{"model_type", "gemma3"}, Refusal{"architectures", {"MistralForCausalLM"}},
+                    Refusal{"architectures", 3}, Refusal{"hidden_size", nullptr}, Refusal{"hidden_size", 0},
+                    Refusal{"hidden_size", -64}, Refusal{"hidden_size", 64.5}, Refusal{"hidden_size", "64"},
                     Refusal{"hidden_size", 18446744073709551615u}, Refusal{"hidden_size", 66},
                     Refusal{"num_hidden_layers", 1 << 20}, Refusal{"vocab_size", {128}},
                     Refusal{"num_key_value_heads", 3}, Refusal{"num_key_value_heads", 8},

@@ -1,6 +1,6 @@
 // The whole model against independent implementations: plain PyTorch (scripts/record_pytorch_reference.py:
 // loss, all gradients, 20 training losses) and transformers (scripts/record_transformers_reference.py:
-// logits).
+// logits; of Qwen2 and Qwen3 also the loss and all gradients).
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -127,13 +127,20 @@ TEST(PyTorchAgrees, OnLossAndGradientsOfBf16WithThoseOfFp64) {
 TEST(PyTorchAgrees, OnTwentyTrainingLossesInFp32) { expect_same_training(exact_in_fp32()); }
 TEST(PyTorchAgrees, OnTwentyTrainingLossesInBf16) { expect_same_training(bf16_as_rounded_in_pytorch()); }
 
+// The recorded file of a family of models, and one of its models with the recorded weights.
+SafetensorsFile transformers_file(const std::string& model) {
+    const char* family = model.starts_with("qwen") ? "qwen" : "llama";
+    return SafetensorsFile(fs::path(NIBBLE_SOURCE_DIR) /
+                           fmt::format("tests/golden/transformers_{}.safetensors", family));
+}
+
 class TransformersAgrees : public testing::TestWithParam<const char*> {};
 
 TEST_P(TransformersAgrees, OnLogitsInFp32) {
-    const SafetensorsFile file(fs::path(NIBBLE_SOURCE_DIR) / "tests/golden/transformers_llama.safetensors");
     const std::string name = GetParam(), prefix = name + ".";
+    const SafetensorsFile file = transformers_file(name);
     const ModelConfig config = parse_model_config(file.metadata_value(prefix + "config"), name);
-    EXPECT_EQ(config.tie_word_embeddings, name == "tied");
+    EXPECT_EQ(config.tie_word_embeddings, name == "tied" || name == "qwen2");
     Transformer model(config, fp32_recipe(), {.activations = DType::f32});
     load_weights(model, file, prefix);
     Session session;
@@ -152,7 +159,40 @@ TEST_P(TransformersAgrees, OnLogitsInFp32) {
     RecordProperty("largest_difference", fmt::format("{:.2e}", worst));
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, TransformersAgrees, testing::Values("untied", "tied"),
+class TransformersAgreesOnQwen : public testing::TestWithParam<const char*> {};
+
+// transformers' target i is token i + 1; the last position has none.
+TEST_P(TransformersAgreesOnQwen, OnLossAndGradientsInFp32) {
+    const std::string name = GetParam(), prefix = name + ".";
+    const SafetensorsFile file = transformers_file(name);
+    Transformer model(parse_model_config(file.metadata_value(prefix + "config"), name), fp32_recipe(),
+                      {.activations = DType::f32});
+    load_weights(model, file, prefix);
+    const Tensor tokens = file.tensor(prefix + "tokens");
+    const auto ids = tokens.span<const int32_t>();
+    std::vector<int32_t> next(ids.begin() + 1, ids.end());
+    next.push_back(kIgnoredTarget);
+    next[static_cast<size_t>(tokens.cols() - 1)] = kIgnoredTarget;
+    Session session;
+    model.begin_step(session.context);
+    const auto count = static_cast<float>(tokens.count() - tokens.rows());
+    const HeadLoss loss =
+        model.forward_backward(session.context, tokens, view_of(next, tokens.shape), 1.0f / count);
+    EXPECT_NEAR(loss.loss_sum / count / file.tensor(prefix + "loss").as<float>()[0], 1.0, 1e-6);
+    for (const HuggingFaceTensor& part : hugging_face_tensors(model.config())) {
+        const auto ours =
+            model.parameter(part.parameter).gradient.slice(part.begin, part.end).span<const float>();
+        const auto theirs = file.tensor(prefix + "grad." + part.name).span<const float>();
+        const Comparison comparison = compare(ours, theirs);
+        // A bias of all keys shifts the scores of a query alike: its gradient is what RoPE leaves of that.
+        EXPECT_LE(comparison.misalignment(), 1e-9) << part.name;
+        EXPECT_LE(comparison.norm_error(), 1e-5) << part.name;
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, TransformersAgreesOnQwen, testing::Values("qwen2", "qwen3"),
+                         [](const auto& test) { return std::string(test.param); });
+INSTANTIATE_TEST_SUITE_P(Models, TransformersAgrees, testing::Values("untied", "tied", "qwen2", "qwen3"),
                          [](const auto& test) { return std::string(test.param); });
 
 }  // namespace

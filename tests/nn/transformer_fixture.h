@@ -43,6 +43,12 @@ inline ModelConfig small_config() {
     return config;
 }
 
+inline ModelConfig small_qwen(Architecture architecture) {
+    ModelConfig config = small_config();
+    config.architecture = architecture;
+    return config;
+}
+
 // Random tokens, each followed by the next as its target.
 struct Batch {
     Batch(int64_t sequences, int64_t length, int64_t vocab, uint64_t seed) : shape{sequences, length} {
@@ -80,6 +86,9 @@ inline std::vector<HuggingFaceTensor> hugging_face_tensors(const ModelConfig& co
         const auto add = [&](const char* name, const char* parameter, int64_t begin, int64_t end) {
             tensors.push_back({theirs + name + ".weight", ours + parameter, begin, end});
         };
+        const auto add_bias = [&](const char* name, int64_t begin, int64_t end) {
+            tensors.push_back({theirs + name + ".bias", ours + "attention.qkv_bias", begin, end});
+        };
         add("input_layernorm", "attention.norm", 0, c);
         add("self_attn.q_proj", "attention.qkv", 0, q);
         add("self_attn.k_proj", "attention.qkv", q, q + kv);
@@ -89,6 +98,15 @@ inline std::vector<HuggingFaceTensor> hugging_face_tensors(const ModelConfig& co
         add("mlp.gate_proj", "mlp.gate_up", 0, f);
         add("mlp.up_proj", "mlp.gate_up", f, 2 * f);
         add("mlp.down_proj", "mlp.down", 0, c);
+        if (config.has_qkv_bias()) {
+            add_bias("self_attn.q_proj", 0, q);
+            add_bias("self_attn.k_proj", q, q + kv);
+            add_bias("self_attn.v_proj", q + kv, q + 2 * kv);
+        }
+        if (config.has_qk_norm()) {
+            add("self_attn.q_norm", "attention.q_norm", 0, config.head_dim);
+            add("self_attn.k_norm", "attention.k_norm", 0, config.head_dim);
+        }
     }
     tensors.push_back({"model.norm.weight", "norm", 0, c});
     if (!config.tie_word_embeddings) tensors.push_back({"lm_head.weight", "head", 0, v});

@@ -121,11 +121,15 @@ TEST(Transformer, T17_StartsNearTheLossOfAUniformGuess) {
                            std::log(1024.0) + .02 * .02 * 512 / 2, 0.05, evaluate(*model, batch) / 512);
 }
 
-// The gradient along random directions against central differences of the loss, everything in FP32.
-void expect_gradient_follows_the_loss(const ModelConfig& config) {
+// The gradient along random directions against central differences of the loss, everything in FP32. `scale`:
+// of the weights, away from the symmetric start.
+void expect_gradient_follows_the_loss(const ModelConfig& config, float scale = 5.0f) {
     const auto model = make_model(fp32_recipe(), DType::f32, config);
-    for (Parameter& p : model->parameters()) {  // away from the symmetric start
-        for (float& value : p.master.span<float>()) value *= p.kind == ParameterKind::norm ? 1.0f : 5.0f;
+    for (Parameter& p : model->parameters()) {
+        for (float& value : p.master.span<float>()) value *= p.kind == ParameterKind::norm ? 1.0f : scale;
+        if (p.kind != ParameterKind::bias) continue;
+        for (int64_t i = 0; i < p.master.count(); ++i)
+            p.master.as<float>()[i] = 0.1f * static_cast<float>(i % 7);
     }
     Batch batch(2, 16, config.vocab_size, 5);
     const Result at_start = run(*model, batch);
@@ -171,6 +175,13 @@ TEST(TransformerGradient, FollowsTheLossOfATiedModelWithInterleavedRope) {
     config.rope_layout = RopeLayout::interleaved;
     config.num_key_value_heads = 4;
     expect_gradient_follows_the_loss(config);
+}
+
+TEST(TransformerGradient, FollowsTheLossOfQwen2) {
+    expect_gradient_follows_the_loss(small_qwen(Architecture::qwen2));
+}
+TEST(TransformerGradient, FollowsTheLossOfQwen3) {
+    expect_gradient_follows_the_loss(small_qwen(Architecture::qwen3), 3.0f);
 }
 
 TEST(TransformerGradient, OfMicroBatchesAddsUpToThatOfTheBatch) {
@@ -324,6 +335,45 @@ TEST(Transformer, RunsItsHeadInFp8WhereTheRecipeSaysSo) {
     EXPECT_NEAR(evaluate(*narrow, batch), expected, 0.01 * expected);
     EXPECT_EQ(evaluate(*narrow, batch, Transformer::Execution::bf16), expected);
     EXPECT_NE(run(*narrow, batch).gradients, run(*plain, batch).gradients);
+}
+
+TEST(Transformer, OfEveryArchitectureRunsInTheMemoryThatItPlansAndEvaluatesToTheLossOfTraining) {
+    for (const Architecture architecture : {Architecture::qwen2, Architecture::qwen3}) {
+        const auto model = make_model(find_recipe("quartet2"), DType::bf16, small_qwen(architecture));
+        Batch batch(2, 32, 64, 4);
+        const Result expected = run(*model, batch);
+        EXPECT_EQ(evaluate(*model, batch), expected.loss);
+        Arena arena;
+        Context context{arena};
+        const auto step = [&] {
+            const ArenaScope scope(arena);
+            model->zero_gradients();
+            model->begin_step(context);
+            return model->forward_backward(context, batch.tokens(), batch.targets(), 1.0f).loss_sum;
+        };
+        step();
+        arena.commit();
+        EXPECT_EQ(step(), expected.loss);
+        EXPECT_EQ(gradients_of(*model), expected.gradients);
+    }
+}
+
+TEST(Transformer, NamesItsExtraParametersAndStartsThemNeutral) {
+    const auto qwen2 = make_model(find_recipe("bf16"), DType::bf16, small_qwen(Architecture::qwen2));
+    const Parameter& bias = qwen2->parameter("layers.1.attention.qkv_bias");
+    EXPECT_EQ(bias.master.shape, Shape({(4 + 2 * 2) * 16}));
+    EXPECT_EQ(bias.kind, ParameterKind::bias);
+    EXPECT_EQ(std::ranges::count(bias.master.span<float>(), 0.0f), bias.master.count());
+    const auto qwen3 = make_model(find_recipe("bf16"), DType::bf16, small_qwen(Architecture::qwen3));
+    const Parameter& norm = qwen3->parameter("layers.1.attention.k_norm");
+    EXPECT_EQ(norm.master.shape, Shape({16}));
+    EXPECT_EQ(norm.kind, ParameterKind::norm);
+    EXPECT_EQ(std::ranges::count(norm.master.span<float>(), 1.0f), 16);
+    for (const auto& model : {qwen2.get(), qwen3.get()}) {
+        int64_t count = 0;
+        for (const Parameter& p : model->parameters()) count += p.master.count();
+        EXPECT_EQ(count, model->config().parameters());
+    }
 }
 
 TEST(Transformer, KeptBlocksRunInBf16) {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/io.h"
+#include "nn/transformer.h"
 
 namespace nibble {
 namespace {
@@ -228,6 +229,38 @@ TEST_F(ModelDirectory, ReadsShards) {
     index["weight_map"]["model.norm.weight"] = "model-0.safetensors";
     write_text(folder_ / "model.safetensors.index.json", index.dump());
     EXPECT_NE(refusal(read).find("model-1.safetensors"), std::string::npos) << refusal(read);
+}
+
+// Both RoPE layouts of one model: biases and norms of heads are reordered as the rows of the projection are.
+TEST_F(ModelDirectory, KeepsTheLogitsOfEveryArchitectureInTheOtherRopeLayout) {
+    for (const Architecture architecture : {Architecture::llama, Architecture::qwen2, Architecture::qwen3}) {
+        ModelConfig config = small_config();
+        config.architecture = architecture;
+        config.rope_layout = RopeLayout::interleaved;
+        const Transformer::Options options{.activations = DType::f32};
+        Transformer written(config, find_recipe("bf16"), options);
+        written.initialize(1);
+        for (Parameter& p : written.parameters()) {
+            for (int64_t i = 0; i < p.master.count() && p.master.shape.rank() == 1; ++i)
+                p.master.as<float>()[i] += 0.1f * static_cast<float>(i);
+        }
+        write_model_directory(folder_, config, written.parameters());
+        const ModelConfig read_config = read_model_config(folder_);
+        EXPECT_EQ(read_config.architecture, architecture);
+        EXPECT_EQ(read_config.rope_layout, RopeLayout::half_split);
+        Transformer read(read_config, find_recipe("bf16"), options);
+        read_parameters(folder_, read_config, read.parameters());
+        std::vector<int32_t> tokens = {1, 2, 3, 4, 5, 6};
+        std::vector<float> logits[2];
+        for (const auto& [model, out] : {std::pair(&written, &logits[0]), {&read, &logits[1]}}) {
+            Arena arena(1 << 20);
+            Context context{arena};
+            model->begin_step(context);
+            out->resize(6 * 10);
+            model->logits(context, view_of(tokens, {1, 6}), view_of(*out, {1, 6, 10}));
+        }
+        for (size_t i = 0; i < logits[0].size(); ++i) EXPECT_NEAR(logits[1][i], logits[0][i], 1e-5) << i;
+    }
 }
 
 TEST_F(ModelDirectory, CopiesTheTokenizer) {
