@@ -28,11 +28,6 @@ std::string proc_value(const char* file, const std::string& key) {
     return "";
 }
 
-std::string cpu_name() {
-    const std::string name = proc_value("/proc/cpuinfo", "model name");
-    return name.empty() ? "unknown cpu" : name;
-}
-
 // The widest vector instructions that nibble's own code can use here.
 std::string vector_isa() {
     const int64_t supported = hwy::SupportedTargets();
@@ -68,6 +63,11 @@ Json describe_data(const TokenShards& shards) {
 
 }  // namespace
 
+std::string cpu_name() {
+    const std::string name = proc_value("/proc/cpuinfo", "model name");
+    return name.empty() ? "unknown cpu" : name;
+}
+
 Json describe_machine() {
     return {{"cpu_isa", vector_isa()},
             {"gemm", matmul_description()},
@@ -76,8 +76,7 @@ Json describe_machine() {
             {"nibble", version()}};
 }
 
-Json describe_products(const Transformer& model) {
-    const Recipe& recipe = model.recipe();
+Json describe_products(const Recipe& recipe, DType activations) {
     Json all = Json::array();
     const auto add = [&](const char* product, const OperandSpec& a, const OperandSpec& b,
                          const QuantSpec& forward = {}) {
@@ -95,7 +94,7 @@ Json describe_products(const Transformer& model) {
     add("wgrad", recipe.wgrad_dy, recipe.wgrad_x, recipe.fprop_x.spec);
     const bool has_fp8_head = recipe.lm_head == "fp8";
     OperandSpec head;
-    if (model.options().activations == DType::f32) head.spec.format = Format::fp32;
+    if (activations == DType::f32) head.spec.format = Format::fp32;
     if (has_fp8_head) head.spec = parse_spec("fp8:e4m3 tensor");
     add("lm_head", head, head);
     if (has_fp8_head) all.back()["requested"] = "fp8:e4m3 x fp8:e4m3, gradient fp8:e5m2";
@@ -138,7 +137,7 @@ Json make_header(const HeaderParts& parts) {
           {"table", to_table(recipe)},
           {"toml", to_toml(recipe)}}},
         {"phases", phases},
-        {"gemms", describe_products(model)},
+        {"gemms", describe_products(recipe, model.options().activations)},
         {"kept_blocks", kept},
         {"model",
          {{"config", Json::parse(to_json(shape))},

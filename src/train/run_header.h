@@ -11,12 +11,14 @@
 
 namespace nibble {
 
+std::string cpu_name();
+
 // What the same bits depend on beside the configuration: instruction set, threads, libraries. A run that is
 // resumed where one of them differs goes on, but not to the bit.
 nlohmann::ordered_json describe_machine();
 
 // For each product of the linear layers, and the LM head: {"product", "requested", "executed"}.
-nlohmann::ordered_json describe_products(const Transformer& model);
+nlohmann::ordered_json describe_products(const Recipe& recipe, DType activations);
 
 // Bytes of a run, by what they are for.
 struct MemoryPlan {

@@ -130,7 +130,7 @@ void Trainer::enter_phase() {
         {"name", phase.recipe.name}, {"table", to_table(phase.recipe)}, {"toml", to_toml(phase.recipe)}};
     if (phase.is_conditional()) record["gradient_to_noise"] = phase.gradient_to_noise;
     record["steps"] = steps_;
-    record["gemms"] = describe_products(*model_);
+    record["gemms"] = describe_products(phase.recipe, model_->options().activations);
     record["time"] = elapsed();
     log_->write(record);
     status_.note(fmt::format("step {} of {}: phase {} of {}, {}\n{}", step_ + 1, steps_, phase_ + 1,

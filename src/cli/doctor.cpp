@@ -1,0 +1,132 @@
+// nibble doctor: what this machine is, whether it gives nibble's bytes, and which recipe runs how on it.
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "gemm/matmul.h"
+#include "quant/digest.h"
+#include "study/samples.h"
+#include "train/run_header.h"
+
+namespace nibble {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+void print_machine() {
+    const Json machine = describe_machine();
+    const auto text = [&](const char* key) { return machine.at(key).get<std::string>(); };
+    fmt::print("nibble {}, {}\n", text("nibble"), text("compiler"));
+    fmt::print("machine     {}, {}, {} threads, {} of memory available\n", cpu_name(), text("cpu_isa"),
+               machine.at("threads").dump(), bytes_text(static_cast<double>(available_memory())));
+    fmt::print("devices     cpu; cuda: not in this build\n");
+    fmt::print("gemm        {}\n", text("gemm"));
+}
+
+// True if all is well.
+bool print_quantizers() {
+    bool is_well = true;
+    for (const auto& [form, different] : check_quantizers()) {
+        fmt::print("quantisers  {}: {} specs, {} inputs each: {}\n", form, recorded_digests().size(),
+                   kDigestCases,
+                   different.empty() ? "bytes as recorded"
+                                     : fmt::format("OTHER BYTES of {}", fmt::join(different, "; ")));
+        is_well = is_well && different.empty();
+    }
+    return is_well;
+}
+
+// The largest error of a product of two operands under a spec, as a share of the sum of magnitudes.
+double product_error(const QuantSpec& spec) {
+    constexpr int64_t kRows = 33, kCols = 70, kDepth = 320;
+    std::vector<float> a_values = random_samples(Distribution::normal, kRows * kDepth, 1),
+                       b_values = random_samples(Distribution::normal, kCols * kDepth, 2);
+    Arena arena;
+    Context context{arena};
+    std::vector<float> product(kRows * kCols);
+    double worst = 0;
+    const auto run = [&] {
+        const ArenaScope scope(arena);
+        QuantizedMatrix a = allocate_quantized(arena, spec, kRows, kDepth),
+                        b = allocate_quantized(arena, spec, kCols, kDepth);
+        const Tensor a_exact = arena.allocate(DType::f32, {kRows, a.padded_cols}),
+                     b_exact = arena.allocate(DType::f32, {kCols, b.padded_cols});
+        quantize(context, spec, view_of(a_values, {kRows, kDepth}), {}, a);
+        quantize(context, spec, view_of(b_values, {kCols, kDepth}), {}, b);
+        dequantize(context, a, a_exact);
+        dequantize(context, b, b_exact);
+        matmul(context, a, b, view_of(product, {kRows, kCols}));
+        for (int64_t i = 0; i < kRows * kCols && !context.planning(); ++i) {
+            double sum = 0, magnitudes = 0;
+            for (int64_t k = 0; k < a.padded_cols; ++k) {
+                const double term = double{a_exact.as<float>()[i / kCols * a.padded_cols + k]} *
+                                    double{b_exact.as<float>()[i % kCols * b.padded_cols + k]};
+                sum += term, magnitudes += std::fabs(term);
+            }
+            worst = std::max(worst, std::fabs(double{product[static_cast<size_t>(i)]} - sum) / magnitudes);
+        }
+    };
+    run();
+    arena.commit();
+    run();
+    return worst;
+}
+
+bool print_products() {
+    constexpr double kMost = 1e-6;  // of FP32 sums; operands rounded once more would give 1e-3
+    bool is_well = true;
+    for (const char* spec : {"nvfp4 1x16", "mxfp4 1x32", "mxfp8:e4m3 1x32", "fp8:e4m3 tensor", "fp4 row",
+                             "nvfp4 1x16 outer=1x128"}) {
+        const double error = product_error(parse_spec(spec));
+        fmt::print("product     {}: error {:.1e} of the sum of magnitudes: {}\n", spec, error,
+                   error <= kMost ? "exact operands, sums in f32" : "WRONG");
+        is_well = is_well && error <= kMost;
+    }
+    return is_well;
+}
+
+// How the products of the linear layers are executed: those of a recipe that are alike, together.
+void print_recipes() {
+    size_t width = 0;
+    for (const Recipe& recipe : builtin_recipes()) width = std::max(width, recipe.name.size());
+    for (const Recipe& recipe : builtin_recipes()) {
+        std::vector<std::pair<std::string, std::string>> ways;  // products, and how they are executed
+        for (const Json& product : describe_products(recipe, DType::bf16)) {
+            const std::string name = product.at("product"), executed = product.at("executed");
+            if (name == "lm_head") continue;
+            if (!ways.empty() && ways.back().second == executed)
+                ways.back().first += ", " + name;
+            else
+                ways.emplace_back(name, executed);
+        }
+        std::string text;
+        for (const auto& [products, executed] : ways)
+            text += fmt::format("{}{} {}", text.empty() ? "" : "; ", products, executed);
+        fmt::print("on cpu      {:<{}}  {}\n", recipe.name, width, text);
+    }
+}
+
+void examine() {
+    print_machine();
+    const bool quantizers = print_quantizers(), products = print_products();
+    print_recipes();
+    require(
+        quantizers && products,
+        "this machine does not compute what nibble defines, see above; results from it are not comparable");
+    fmt::print("all is well\n");
+}
+
+}  // namespace
+
+void add_doctor_command(CLI::App& app) {
+    CLI::App* doctor = app.add_subcommand(
+        "doctor", "Does this machine give nibble's bytes, and which recipe runs how on it?");
+    doctor->footer(
+        "Compares the bytes of every quantiser, under every instruction set of this machine, with the "
+        "recorded\n"
+        "ones, and products with sums in double. Exit code 1 if anything differs.");
+    doctor->callback([] { examine(); });
+}
+
+}  // namespace nibble
