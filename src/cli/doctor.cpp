@@ -64,7 +64,8 @@ double product_error(const QuantSpec& spec) {
                                     double{b_exact.as<float>()[i % kCols * b.padded_cols + k]};
                 sum += term, magnitudes += std::fabs(term);
             }
-            worst = std::max(worst, std::fabs(double{product[static_cast<size_t>(i)]} - sum) / magnitudes);
+            const double error = std::fabs(double{product[static_cast<size_t>(i)]} - sum) / magnitudes;
+            if (!(error <= worst)) worst = std::isnan(error) ? INFINITY : error;
         }
     };
     run();

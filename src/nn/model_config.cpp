@@ -1,5 +1,6 @@
 #include "nn/model_config.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -186,6 +187,7 @@ void check_full_attention(Keys& keys, Architecture architecture) {
     keys.only("use_sliding_window", false);
     keys.pass_over("sliding_window");  // of no effect without the other
     keys.pass_over("max_window_layers");
+    keys.only("use_mrope", false);
     const Json types = keys.take("layer_types");
     for (const Json& type : types)
         require(type == "full_attention", "{}: layer_types {} is not supported, only \"full_attention\"",
@@ -223,8 +225,9 @@ ModelConfig parse_model_config(std::string_view json, std::string_view where) {
     config.vocab_size = keys.integer("vocab_size", 1, kLargestSize);
     config.num_hidden_layers = static_cast<int>(keys.integer("num_hidden_layers", 1, kMostLayers));
     config.num_attention_heads = static_cast<int>(keys.integer("num_attention_heads", 1, config.hidden_size));
-    config.num_key_value_heads = static_cast<int>(
-        keys.integer("num_key_value_heads", 1, config.num_attention_heads, config.num_attention_heads));
+    // The defaults of transformers: as many as there are heads, or 32.
+    const int most = config.num_attention_heads, absent = is_llama ? most : std::min(most, 32);
+    config.num_key_value_heads = static_cast<int>(keys.integer("num_key_value_heads", 1, most, absent));
     require(config.num_attention_heads % config.num_key_value_heads == 0,
             "{}: num_attention_heads = {} is not a multiple of num_key_value_heads = {}", where,
             config.num_attention_heads, config.num_key_value_heads);
@@ -249,7 +252,10 @@ ModelConfig parse_model_config(std::string_view json, std::string_view where) {
     config.eos_token_id = first_token_id(keys, "eos_token_id", config.vocab_size);
 
     keys.only("hidden_act", "silu");
-    keys.only("attention_bias", false);
+    if (config.has_qkv_bias())
+        keys.pass_over("attention_bias");  // Qwen2 has its biases whatever this says
+    else
+        keys.only("attention_bias", false);
     if (is_llama) keys.only("mlp_bias", false);
     keys.only("attention_dropout", 0.0);
     check_full_attention(keys, config.architecture);

@@ -236,6 +236,11 @@ void Transformer::block_backward(Context& context, const Pass& pass, int block) 
     attention_backward(context, attention_shape(pass), pass.d_mixed, saved.qkv, saved.mixed, saved.logsumexp,
                        pass.d_qkv);
     qkv_backward(context, pass, block);
+    if (config_.has_qkv_bias()) check_gradient(kQkvBias);
+    if (config_.has_qk_norm()) {
+        check_gradient(kQNorm);
+        check_gradient(kKNorm);
+    }
     check(context, pass.d_qkv, "gradient of the output of @attention.qkv", block);
     linear_backward(context, block, kQkvLayer, pass.d_qkv, d_normed);
     check_gradient(kQkv);

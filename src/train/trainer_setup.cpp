@@ -169,8 +169,9 @@ void Trainer::resume() {
         if (state.at(key) != now) fail("{} was trained with another {}; {}", where, what, advice);
     };
     try {
-        same("model", Json::parse(to_json(model_->config())), "model",
-             "restore model.config or start a new run");
+        // As a configuration: the order of its keys has changed before.
+        if (parse_model_config(state.at("model").dump(), where) != model_->config())
+            fail("{} was trained with another model; restore model.config or start a new run", where);
         same("recipe", to_toml(phases_.front().recipe), "recipe", "restore [recipe] or start a new run");
         // What a file or train.steps decides is not in the configuration's text.
         if (state.contains("phases"))

@@ -236,7 +236,19 @@ TEST_P(HeadLossOf, InFp8IsThatOfItsFp8Operands) {
     }
 }
 
-// The loops round as numerics/elements.h does, zeros, subnormal numbers and ties included.
+// Of two equal logits, the gradient of the one that is not the target is scale / 2.
+TEST(LossRow, RoundsTiesOfE5M2ToTheEvenCode) {
+    const std::pair<float, float> ties[] = {
+        {1.125f, 1.0f}, {1.375f, 1.5f}, {0x1.8p-16f, 0x1p-15f}, {0x1p-17f, 0.0f}};
+    for (const auto& [exact, rounded] : ties) {
+        float logits[2] = {}, gradient[2];
+        loss_row({.scale = 2 * exact, .rounding = LossRow::Rounding::e5m2}, logits, 2, 1, gradient);
+        EXPECT_EQ(gradient[0], rounded) << exact;
+        EXPECT_EQ(gradient[1], -rounded) << exact;
+    }
+}
+
+// The loops round as numerics/elements.h does, zeros and subnormal numbers included.
 TEST(LossRow, RoundsItsGradientToE5M2) {
     constexpr int64_t kVocabulary = 500;
     std::vector<float> logits, exact(kVocabulary), rounded(kVocabulary);

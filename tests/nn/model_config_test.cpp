@@ -90,6 +90,7 @@ TEST(ModelConfig, ReadsQwen2AndQwen3WithTheirDefaults) {
                  {"use_sliding_window", false},
                  {"sliding_window", 4096},
                  {"max_window_layers", 28},
+                 {"use_mrope", false},
                  {"layer_types", {"full_attention", "full_attention"}}});
     const ModelConfig qwen2 = parse(json);
     EXPECT_TRUE(qwen2.has_qkv_bias());

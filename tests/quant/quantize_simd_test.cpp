@@ -284,6 +284,28 @@ TEST_P(FastQuantizer, NamesTheFirstValueThatIsNotFinite) {
     });
 }
 
+TEST_P(FastQuantizer, DoesNotDependOnTheNumberOfThreads) {
+    const QuantSpec spec = parse_spec(GetParam());
+    const Input& in = input(Data::normal, DType::f32, 300, 256);
+    const int threads = thread_count();
+    for (const bool is_transposed : {false, true}) {
+        Arena arena(kArenaBytes);
+        Context context{arena};
+        QuantizeOptions options;
+        options.transposed = is_transposed;
+        Result one(arena, spec, in.tensor, is_transposed), three(arena, spec, in.tensor, is_transposed);
+        set_thread_count(1);
+        quantize(context, spec, in.tensor, kKey, one.out, options);
+        set_thread_count(3);
+        quantize(context, spec, in.tensor, kKey, three.out, options);
+        set_thread_count(threads);
+        expect_equal_bytes(three.out.codes, one.out.codes, "codes");
+        expect_equal_bytes(three.out.scales, one.out.scales, "scales");
+        expect_equal_bytes(three.out.fp32_scales, one.out.fp32_scales, "FP32 scales");
+        expect_equal_bytes(three.out.tensor_scale, one.out.tensor_scale, "tensor scale");
+    }
+}
+
 std::string name_of_spec(const testing::TestParamInfo<const char*>& info) {
     std::string name;
     for (const char c : std::string(info.param))
@@ -291,22 +313,6 @@ std::string name_of_spec(const testing::TestParamInfo<const char*>& info) {
     return name;
 }
 INSTANTIATE_TEST_SUITE_P(Specs, FastQuantizer, testing::ValuesIn(kSpecs), name_of_spec);
-
-TEST(FastQuantizers, DoNotDependOnTheNumberOfThreads) {
-    const QuantSpec spec = parse_spec("nvfp4 1x16 scale=eden rotate=rht:128");
-    const Input& in = input(Data::normal, DType::f32, 300, 256);
-    Arena arena(kArenaBytes);
-    Context context{arena};
-    Result one(arena, spec, in.tensor), three(arena, spec, in.tensor);
-    const int threads = thread_count();
-    set_thread_count(1);
-    quantize(context, spec, in.tensor, kKey, one.out);
-    set_thread_count(3);
-    quantize(context, spec, in.tensor, kKey, three.out);
-    set_thread_count(threads);
-    expect_equal_bytes(three.out.codes, one.out.codes, "codes");
-    expect_equal_bytes(three.out.scales, one.out.scales, "scales");
-}
 
 TEST(Quantize, OfATransposeIsThatOfTheTransposedTensor) {
     const Input& in = input(Data::normal, DType::bf16, 100, 72);
