@@ -18,7 +18,7 @@ build_and_test() {  # build_and_test PRESET
 check_format() { git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror; }
 
 compile_cuda() {
-    nvcc -std=c++20 --expt-relaxed-constexpr -fmad=false -arch=sm_90a -I src -c tests/cuda/numerics_compile.cu \
+    nvcc -std=c++20 --expt-relaxed-constexpr -fmad=false -arch=sm_90a -I src -c tests/numerics/numerics_compile.cu \
          -o /dev/null
 }
 

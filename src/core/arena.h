@@ -14,13 +14,15 @@ namespace nibble {
 class Arena {
   public:
     // A planning arena. commit() makes it usable.
-    Arena() = default;
+    explicit Arena(Device device = Device::cpu) : device_(device) {}
     // An arena of a fixed size, usable at once (tests, tools).
-    explicit Arena(size_t bytes) : memory_(bytes), planning_(false), peak_(bytes) {}
+    explicit Arena(size_t bytes, Device device = Device::cpu)
+        : memory_(bytes, device), device_(device), planning_(false), peak_(bytes) {}
 
     bool planning() const { return planning_; }
-    // Uninitialised memory, aligned to 64 bytes, valid until the enclosing ArenaScope ends.
-    // Throws when a committed arena is too small: the plan then missed something.
+    Device device() const { return device_; }
+    // Uninitialised memory of the arena's device, aligned to alignment_of() it, valid until the enclosing
+    // ArenaScope ends. Throws when a committed arena is too small: the plan then missed something.
     Tensor allocate(DType dtype, Shape shape);
 
     // Takes memory for the high-water mark of the planning pass and ends planning.
@@ -32,6 +34,7 @@ class Arena {
   private:
     friend class ArenaScope;
     Buffer memory_;
+    Device device_;
     bool planning_ = true;
     size_t used_ = 0;
     size_t peak_ = 0;

@@ -6,11 +6,14 @@
 #include "core/arena.h"
 #include "core/tensor.h"
 
+struct CUstream_st;  // cudaStream_t is a pointer to it
+
 namespace nibble {
 
 struct Context {
     Arena& arena;
-    Device device = Device::cpu;
+    Device device = arena.device();
+    CUstream_st* stream = nullptr;  // where work on a GPU is queued; null: its default one
     // What randomness is keyed by, beside layer and operand (docs/numerics.md, "Randomness").
     uint64_t seed = 0;
     uint32_t step = 0;

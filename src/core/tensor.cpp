@@ -7,6 +7,8 @@
 #include <cstring>
 #include <new>
 
+#include "core/cuda.h"
+
 namespace nibble {
 
 Shape::Shape(std::span<const int64_t> dims) : rank_(static_cast<int>(dims.size())) {
@@ -41,20 +43,31 @@ Tensor Tensor::slice(int64_t begin, int64_t end) const {
     return {start, dtype, device, sliced};
 }
 
-Buffer::Buffer(size_t bytes) : bytes_(bytes), shape_{static_cast<int64_t>(bytes)} {
-    constexpr size_t kAlignment = 64;
-    const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
-    auto* memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
+Buffer::Buffer(size_t bytes, Device device) : bytes_(bytes), shape_{static_cast<int64_t>(bytes)} {
+    const size_t alignment = alignment_of(device);
+    const size_t rounded = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
+    if (device == Device::cuda) {
+        require_cuda();
+        if constexpr (kHasCuda) data_ = {cuda::allocate_zeroed(rounded), Free{device}};
+        return;
+    }
+    auto* memory = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded));
     if (memory == nullptr) fail("no memory for {} bytes; make the batch or the model smaller", bytes);
     std::memset(memory, 0, rounded);
     data_.reset(memory);
 }
 
-Buffer::Buffer(DType dtype, Shape shape) : Buffer(static_cast<size_t>(shape.count()) * size_of(dtype)) {
+Buffer::Buffer(DType dtype, Shape shape, Device device)
+    : Buffer(static_cast<size_t>(shape.count()) * size_of(dtype), device) {
     dtype_ = dtype;
     shape_ = shape;
 }
 
-void Buffer::Free::operator()(std::byte* p) const { std::free(p); }
+void Buffer::Free::operator()(std::byte* p) const {
+    if constexpr (kHasCuda) {
+        if (device == Device::cuda) return cuda::free(p);
+    }
+    std::free(p);
+}
 
 }  // namespace nibble

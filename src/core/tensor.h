@@ -17,6 +17,11 @@
 namespace nibble {
 
 enum class Device : uint8_t { cpu, cuda };
+// "cpu", "cuda": the words of a configuration.
+constexpr std::string_view name_of(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
+
+// Of all memory that tensors begin in: a cache line here, what the libraries of a GPU ask for there.
+constexpr size_t alignment_of(Device device) { return device == Device::cpu ? 64 : 256; }
 
 enum class DType : uint8_t { f32, bf16, f16, f64, u8, i8, u16, i32, u32, i64, boolean, e4m3, e5m2, e8m0 };
 
@@ -159,19 +164,21 @@ void with_elements(const Tensor& x, Body&& body) {
     }
 }
 
-// Owns zero-initialised memory, aligned to 64 bytes, and lends it as tensors.
+// Owns zero-initialised memory of a device, aligned to alignment_of(), and lends it as tensors. Throws
+// Error when there is not enough, or no such device.
 class Buffer {
   public:
     Buffer() = default;
-    explicit Buffer(size_t bytes);
-    Buffer(DType dtype, Shape shape);
+    explicit Buffer(size_t bytes, Device device = Device::cpu);
+    Buffer(DType dtype, Shape shape, Device device = Device::cpu);
 
     std::byte* data() const { return data_.get(); }
     size_t bytes() const { return bytes_; }
-    Tensor tensor() const { return {data_.get(), dtype_, Device::cpu, shape_}; }
+    Tensor tensor() const { return {data_.get(), dtype_, data_.get_deleter().device, shape_}; }
 
   private:
     struct Free {
+        Device device;
         void operator()(std::byte* p) const;
     };
     std::unique_ptr<std::byte[], Free> data_;

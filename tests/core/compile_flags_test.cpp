@@ -1,6 +1,7 @@
 // Which floating-point flags the build really uses (docs/numerics.md): bits depend on them.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -14,6 +15,7 @@ namespace {
 struct Compilation {
     std::string file;
     std::vector<std::string> flags;
+    bool is_cuda() const { return file.ends_with(".cu"); }
 };
 
 std::vector<Compilation> compilations() {
@@ -43,8 +45,18 @@ TEST(CompileFlags, CoverTheSourcesThatDecideBits) {
     EXPECT_TRUE(has_quantiser);
 }
 
+TEST(CompileFlags, OfCudaKeepEveryRoundingAndSubnormal) {
+    for (const Compilation& compilation : compilations()) {
+        if (!compilation.is_cuda()) continue;
+        for (const char* flag : {"-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"}) {
+            EXPECT_EQ(std::ranges::count(compilation.flags, flag), 1) << flag << " in " << compilation.file;
+        }
+    }
+}
+
 TEST(CompileFlags, NeverContractMultiplyAndAdd) {
     for (const Compilation& compilation : compilations()) {
+        if (compilation.is_cuda()) continue;
         std::string last;  // of several, the compiler obeys the last
         for (const std::string& flag : compilation.flags) {
             if (begins_with_any(flag, {"-ffp-contract="})) last = flag;
@@ -57,6 +69,8 @@ TEST(CompileFlags, NeverLoosenArithmeticOrAssumeThisProcessor) {
     const std::vector<std::string> forbidden = {
         "-Ofast",
         "-ffast-math",
+        "--use_fast_math",
+        "-use_fast_math",
         "-funsafe-math-optimizations",
         "-fassociative-math",
         "-freciprocal-math",

@@ -1,0 +1,58 @@
+// GPUs: their memory, and the line with which a function hands its work to its CUDA form.
+//
+// A function that exists on both devices has its CUDA form in the .cu file of its name, in namespace
+// nibble::cuda, with the same name and arguments. Its body begins with
+//
+//   NIBBLE_ON_CUDA(context, rmsnorm_forward(context, x, ...));
+//
+// A build without CUDA never calls the CUDA forms, so that they need no stand-ins.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "core/build.h"
+#include "core/context.h"
+
+#define NIBBLE_ON_CUDA(context, call)                                      \
+    if constexpr (::nibble::kHasCuda) {                                    \
+        if ((context).device == Device::cuda) return ::nibble::cuda::call; \
+    }                                                                      \
+    static_assert(true)
+
+namespace nibble {
+
+struct CudaDevice {
+    std::string name;          // "NVIDIA H100 80GB HBM3"
+    int major = 0, minor = 0;  // compute capability
+    int multiprocessors = 0;
+    size_t memory = 0, available_memory = 0;  // bytes
+};
+// Those that this process sees; none in a build without CUDA, or without a driver.
+std::vector<CudaDevice> cuda_devices();
+// "13.0, driver 13.0"; empty in a build without CUDA.
+std::string cuda_version();
+// Throws Error, one line that says why, unless nibble can run on the first GPU: this build has no CUDA, there
+// is no driver or one too old, no GPU, or one older than sm_80.
+void require_cuda();
+
+// to <- from, of one dtype and count, on any devices, after what the context's stream holds already. Returns
+// when it is done if one of them is the CPU's.
+void copy(const Context& context, const Tensor& from, const Tensor& to);
+void fill_zero(const Context& context, const Tensor& tensor);
+// Waits until all that was queued is done. Throws Error if some of it failed.
+void synchronize(const Context& context);
+
+namespace cuda {
+std::vector<CudaDevice> devices();
+std::string version();
+void require_usable();
+std::byte* allocate_zeroed(size_t bytes);
+void free(std::byte* p);
+void copy(const Context& context, const Tensor& from, const Tensor& to);
+void fill_zero(const Context& context, const Tensor& tensor);
+void synchronize(const Context& context);
+}  // namespace cuda
+
+}  // namespace nibble
