@@ -16,21 +16,25 @@ namespace HWY_NAMESPACE {
 
 inline constexpr int kGroup = 16;
 
-// How the magnitudes of an element are coded: Minifloat<mantissa, least> of numerics/elements.h, or integers.
+// How the magnitudes of an element are coded: as a Minifloat of numerics/elements.h, or as integers.
 struct Coding {
     int bits, mantissa, least;
     bool is_integer;
 };
+template <int Mantissa, int Least, int Largest>
+constexpr Coding coding_as(nibble::Minifloat<Mantissa, Least, Largest>, int bits) {
+    return {bits, Mantissa, Least, false};
+}
 constexpr Coding coding_of(nibble::Element element) {
     switch (element) {
         case nibble::Element::e4m3:
-            return {8, 3, -6, false};
+            return coding_as(nibble::E4M3(), 8);
         case nibble::Element::e5m2:
-            return {8, 2, -14, false};
+            return coding_as(nibble::E5M2(), 8);
         case nibble::Element::int4:
             return {4, 0, 0, true};
         case nibble::Element::log4:
-            return {4, 0, 0, false};
+            return coding_as(nibble::Log4(), 4);
         case nibble::Element::e2m1:
             break;
     }

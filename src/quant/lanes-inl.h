@@ -39,6 +39,9 @@ HWY_INLINE VU u32(uint32_t x) { return hn::Set(U32(), x); }
 HWY_INLINE VU bits_of(VF x) { return hn::BitCast(U32(), x); }
 HWY_INLINE VF float_of(VU x) { return hn::BitCast(F32(), x); }
 HWY_INLINE VU magnitude_bits(VF x) { return hn::And(bits_of(x), u32(0x7fffffffu)); }
+// Of a positive number: its exponent, biased by 127; and 1 unless it is a power of two.
+HWY_INLINE VU exponent_field(VF x) { return hn::ShiftRight<23>(bits_of(x)); }
+HWY_INLINE VU mantissa_flag(VF x) { return hn::Min(hn::And(bits_of(x), u32(0x7fffffu)), u32(1)); }
 HWY_INLINE VF select(hn::Mask<F32> mask, VF yes, VF no) { return hn::IfThenElse(mask, yes, no); }
 HWY_INLINE VU select_bits(hn::Mask<F32> mask, VU yes, VU no) {
     return bits_of(hn::IfThenElse(mask, float_of(yes), float_of(no)));

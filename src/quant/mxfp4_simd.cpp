@@ -18,8 +18,6 @@ namespace {
 
 constexpr int kMaxBlocks = kMaxUnit / kMxfp4Block;
 
-HWY_INLINE VU exponent_field(VF x) { return hn::ShiftRight<23>(bits_of(x)); }
-HWY_INLINE VU mantissa_flag(VF x) { return hn::Min(hn::And(bits_of(x), u32(0x7fffffu)), u32(1)); }
 // The byte of an exponent field (biased by 127, as the byte is) less `down`.
 HWY_INLINE VU byte_of(VU field, uint32_t down) {
     return hn::Min(hn::Sub(hn::Max(field, u32(down)), u32(down)), u32(252));

@@ -20,9 +20,6 @@ namespace {
 constexpr int kBlock = 32;
 constexpr int kMaxBlocks = kMaxUnit / kBlock;
 
-HWY_INLINE VU exponent_field(VF x) { return hn::ShiftRight<23>(bits_of(x)); }
-HWY_INLINE VU mantissa_flag(VF x) { return hn::Min(hn::And(bits_of(x), u32(0x7fffffu)), u32(1)); }
-
 // 0 for a block of zeros.
 HWY_INLINE VU scale_byte(ScaleRule scale, const Mxfp8Rule& rule, VF amax) {
     VU field;
