@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "core/cuda.h"
 #include "io/io.h"
 #include "quant/quant.h"
 
@@ -45,8 +46,8 @@ bool can_be_encoded(const Tensor& tensor) {
 
 // Runs `work` twice: to plan its memory, then for good.
 template <typename Work>
-void with_arena(Work&& work) {
-    Arena arena;
+void with_arena(Device device, Work&& work) {
+    Arena arena(device);
     Context context{.arena = arena};
     {
         const ArenaScope scope(arena);
@@ -66,9 +67,10 @@ struct Output {
         tensors.push_back({std::move(name), tensor});
         return tensor;
     }
-    void add_copy(std::string name, const Tensor& tensor) {
-        const Tensor copy = add(std::move(name), tensor.dtype, tensor.shape);
-        if (copy.bytes() > 0) std::memcpy(copy.data, tensor.data, copy.bytes());
+    Tensor add_copy(const Context& context, std::string name, const Tensor& tensor) {
+        const Tensor here = add(std::move(name), tensor.dtype, tensor.shape);
+        copy(context, tensor, here);
+        return here;
     }
 };
 
@@ -79,24 +81,31 @@ struct EncodeOptions {
     uint64_t seed = 0;
 };
 
-void encode_tensor(const QuantSpec& spec, const RandomKey& key, const std::string& where,
+void encode_tensor(Device device, const QuantSpec& spec, const RandomKey& key, const std::string& where,
                    const NamedTensor& input, Output& output) {
     const int64_t rows = input.tensor.shape[0], cols = input.tensor.shape[1];
-    const Tensor dequantized = output.add(input.name + std::string(kDequantized), DType::f32,
-                                          {spec.padded_rows(rows), spec.padded(cols)});
-    with_arena([&](Context& context) {
+    with_arena(device, [&](Context& context) {
+        const Tensor x = context.arena.allocate(input.tensor.dtype, input.tensor.shape);
         QuantizedMatrix q = allocate_quantized(context.arena, spec, rows, cols);
+        const Tensor dequantized = context.arena.allocate(DType::f32, {q.rows, q.padded_cols});
         const std::string name = fmt::format("{}: tensor '{}'", where, input.name);
-        quantize(context, spec, input.tensor, key, q, {.name = name});
+        if (!context.planning()) copy(context, input.tensor, x);
+        quantize(context, spec, x, key, q, {.name = name});
         dequantize(context, q, dequantized);
         if (context.planning()) return;
-        output.add_copy(input.name + std::string(kCodes), q.codes);
-        if (spec.has_scale_bytes()) output.add_copy(input.name + std::string(kScales), q.scales);
-        if (spec.has_fp32_scales()) output.add_copy(input.name + std::string(kFp32Scales), q.fp32_scales);
-        output.add_copy(input.name + std::string(kTensorScale), q.tensor_scale);
+        const auto keep = [&](std::string_view suffix, const Tensor& tensor) {
+            return output.add_copy(context, input.name + std::string(suffix), tensor);
+        };
+        keep(kDequantized, dequantized);
+        keep(kCodes, q.codes);
+        if (spec.has_scale_bytes()) keep(kScales, q.scales);
+        if (spec.has_fp32_scales()) keep(kFp32Scales, q.fp32_scales);
+        keep(kTensorScale, q.tensor_scale);
         if (q.mask.data == nullptr) return;
         const Tensor mask = output.add(input.name + std::string(kMask), DType::boolean, dequantized.shape);
-        const uint8_t* bits = q.mask.as<uint8_t>();
+        Buffer packed(DType::u8, q.mask.shape);
+        copy(context, q.mask, packed.tensor());
+        const uint8_t* bits = packed.tensor().as<uint8_t>();
         auto* bytes = static_cast<uint8_t*>(mask.data);
         for (int64_t i = 0; i < mask.count(); ++i) bytes[i] = bits[i / 8] >> (i % 8) & 1;
     });
@@ -106,8 +115,8 @@ void encode(const EncodeOptions& options) {
     const QuantSpec spec = parse_spec(options.spec);
     if (!spec.is_quantized())
         fail_usage("--spec \"{}\" has no codes; use a format such as nvfp4, mxfp4 or fp8", options.spec);
-    require(options.device == "cpu",
-            "--device cuda: this build of nibble has no CUDA; use --device cpu, which gives the same bytes");
+    const Device device = options.device == name_of(Device::cuda) ? Device::cuda : Device::cpu;
+    if (device == Device::cuda) require_cuda();
 
     const SafetensorsFile input(options.in);
     std::vector<const NamedTensor*> chosen;
@@ -128,7 +137,7 @@ void encode(const EncodeOptions& options) {
     Json tensors = Json::object();
     for (size_t index = 0; index < chosen.size(); ++index) {
         const NamedTensor& named = *chosen[index];
-        encode_tensor(spec, key_of(options.seed, index), options.in, named, output);
+        encode_tensor(device, spec, key_of(options.seed, index), options.in, named, output);
         tensors[named.name] = {
             {"shape", named.tensor.shape.dims()}, {"dtype", name_of(named.tensor.dtype)}, {"index", index}};
     }
@@ -229,7 +238,7 @@ void decode_tensor(const SafetensorsFile& file, const Encoded& encoded, const st
     require(codes.shape == shape, "{}: tensor '{}{}' is {}, but its matrix needs {}", file.where(), name,
             kCodes, codes.shape.str(), shape.str());
     const Tensor result = output.add(name, DType::f32, {rows, cols});
-    with_arena([&](Context& context) {
+    with_arena(Device::cpu, [&](Context& context) {
         QuantizedMatrix q = allocate_quantized(context.arena, spec, matrix.rows, matrix.cols);
         const Tensor values = context.arena.allocate(DType::f32, {padded_rows, padded});
         if (!context.planning()) {

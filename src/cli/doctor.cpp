@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "core/cuda.h"
 #include "gemm/matmul.h"
 #include "quant/digest.h"
 #include "study/samples.h"
@@ -14,13 +15,27 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+void print_gpus() {
+    try {
+        require_cuda();
+    } catch (const Error& error) {
+        fmt::print("gpu         none: {}\n", error.what());
+        return;
+    }
+    for (const CudaDevice& gpu : cuda_devices())
+        fmt::print("gpu         {}, sm_{}{}, {} multiprocessors, {} of {} of memory available, CUDA {}\n",
+                   gpu.name, gpu.major, gpu.minor, gpu.multiprocessors,
+                   bytes_text(static_cast<double>(gpu.available_memory)),
+                   bytes_text(static_cast<double>(gpu.memory)), cuda_version());
+}
+
 void print_machine() {
     const Json machine = describe_machine();
     const auto text = [&](const char* key) { return machine.at(key).get<std::string>(); };
     fmt::print("nibble {}, {}\n", text("nibble"), text("compiler"));
     fmt::print("machine     {}, {}, {} threads, {} of memory available\n", cpu_name(), text("cpu_isa"),
                machine.at("threads").dump(), bytes_text(static_cast<double>(available_memory())));
-    fmt::print("devices     cpu; cuda: not in this build\n");
+    print_gpus();
     fmt::print("gemm        {}\n", text("gemm"));
 }
 
@@ -124,9 +139,8 @@ void add_doctor_command(CLI::App& app) {
     CLI::App* doctor = app.add_subcommand(
         "doctor", "Does this machine give nibble's bytes, and which recipe runs how on it?");
     doctor->footer(
-        "Compares the bytes of every quantiser, under every instruction set of this machine, with the "
-        "recorded\n"
-        "ones, and products with sums in double. Exit code 1 if anything differs.");
+        "Compares the bytes of every quantiser, under every instruction set of this machine and on its GPU,\n"
+        "with the recorded ones, and products with sums in double. Exit code 1 if anything differs.");
     doctor->callback([] { examine(); });
 }
 

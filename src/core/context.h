@@ -14,6 +14,9 @@ struct Context {
     Arena& arena;
     Device device = arena.device();
     CUstream_st* stream = nullptr;  // where work on a GPU is queued; null: its default one
+    // On a GPU: raised (not 0) where an input that must be finite is not, U32, so that nothing waits for the
+    // answer. Null: the call waits and throws.
+    uint32_t* fault = nullptr;
     // What randomness is keyed by, beside layer and operand (docs/numerics.md, "Randomness").
     uint64_t seed = 0;
     uint32_t step = 0;

@@ -15,8 +15,7 @@ std::string cuda_version() {
 }
 
 void require_cuda() {
-    require(kHasCuda,
-            "this build of nibble has no CUDA; build the preset hopper, or use device.kind = \"cpu\"");
+    require(kHasCuda, "this build of nibble has no CUDA; build the preset hopper, or choose the device cpu");
     if constexpr (kHasCuda) cuda::require_usable();
 }
 
@@ -27,6 +26,29 @@ void copy(const Context& context, const Tensor& from, const Tensor& to) {
         if (from.device == Device::cuda || to.device == Device::cuda) return cuda::copy(context, from, to);
     }
     if (from.bytes() > 0) std::memcpy(to.data, from.data, from.bytes());
+}
+
+void copy(const Tensor& from, const Tensor& to) {
+    Arena none(0);
+    const Context context{none};
+    copy(context, from, to);
+    if constexpr (kHasCuda) {
+        if (to.device == Device::cuda) cuda::synchronize(context);
+    }
+}
+
+Tensor on_device(const Context& context, const Tensor& tensor) {
+    if (tensor.device == context.device) return tensor;
+    const Tensor there = context.arena.allocate(tensor.dtype, tensor.shape);
+    if (!context.planning()) copy(context, tensor, there);
+    return there;
+}
+
+OnCpu::OnCpu(const Tensor& tensor) : tensor_(tensor) {
+    if (tensor.device == Device::cpu) return;
+    copy_ = Buffer(tensor.dtype, tensor.shape);
+    tensor_ = copy_.tensor();
+    copy(tensor, tensor_);
 }
 
 void fill_zero(const Context& context, const Tensor& tensor) {

@@ -45,18 +45,18 @@ std::string version() {
 void require_usable() {
     int count = 0;
     const cudaError_t status = cudaGetDeviceCount(&count);
-    require(driver_version() > 0, "there is no NVIDIA driver on this machine; use device.kind = \"cpu\"");
+    require(driver_version() > 0, "there is no NVIDIA driver on this machine; choose the device cpu");
     require(
         status != cudaErrorInsufficientDriver,
         "the NVIDIA driver of this machine serves CUDA {}, nibble was built with CUDA {}; install a newer "
         "driver",
         version_text(driver_version()), version_text(CUDART_VERSION));
     require(status != cudaErrorNoDevice && count > 0,
-            "this machine shows no NVIDIA GPU to nibble; use device.kind = \"cpu\"");
+            "this machine shows no NVIDIA GPU to nibble; choose the device cpu");
     check(status, "search for GPUs");
     const CudaDevice device = devices().front();
     require(device.major >= 8,
-            "{} is an sm_{}{}; nibble needs sm_80 or newer (BF16); use device.kind = \"cpu\"", device.name,
+            "{} is an sm_{}{}; nibble needs sm_80 or newer (BF16); choose the device cpu", device.name,
             device.major, device.minor);
 }
 

@@ -40,6 +40,20 @@ void require_cuda();
 // to <- from, of one dtype and count, on any devices, after what the context's stream holds already. Returns
 // when it is done if one of them is the CPU's.
 void copy(const Context& context, const Tensor& from, const Tensor& to);
+// The same outside of a step: returns when it is done.
+void copy(const Tensor& from, const Tensor& to);
+// `tensor` where the context works: itself, or a copy in the context's arena.
+Tensor on_device(const Context& context, const Tensor& tensor);
+// A tensor where the CPU reads it: itself, or a copy.
+class OnCpu {
+  public:
+    explicit OnCpu(const Tensor& tensor);
+    const Tensor& tensor() const { return tensor_; }
+
+  private:
+    Buffer copy_;
+    Tensor tensor_;
+};
 void fill_zero(const Context& context, const Tensor& tensor);
 // Waits until all that was queued is done. Throws Error if some of it failed.
 void synchronize(const Context& context);

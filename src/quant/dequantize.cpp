@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 
+#include "quant/cuda_forms.h"
 #include "quant/internal.h"
 #include "quant/kernels.h"
 
@@ -107,7 +108,9 @@ bool dequantize_fast(const QuantizedMatrix& q, const Tensor& out, bool transpose
 
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out) {
     check_output(q, out, q.rows, q.padded_cols, q.spec.has_fp32_groups());
-    if (context.planning() || dequantize_fast(q, out, false)) return;
+    if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, dequantize_operand(context, q, out));
+    if (dequantize_fast(q, out, false)) return;
     const bool has_scales = q.spec.has_scale_bytes() || q.spec.has_fp32_groups();
     with_elements(
         out, [&](auto* values) { has_scales ? dequantize_rows(q, values) : dequantize_elements(q, values); });
@@ -115,13 +118,16 @@ void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor
 
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out) {
     check_output(q, out, q.padded_cols, q.rows, q.spec.has_fp32_scales());
-    if (context.planning() || dequantize_fast(q, out, true)) return;
+    if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, dequantize_operand_transposed(context, q, out));
+    if (dequantize_fast(q, out, true)) return;
     with_elements(out, [&](auto* values) { dequantize_columns(q, values); });
 }
 
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out) {
     check_output(q, out, q.rows, q.padded_cols, true);
     if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, dequantize(context, q, out));
     const float tensor_scale = *q.tensor_scale_ptr();
     float* values = out.as<float>();
     for_each_block(q, true, [&](int64_t row, int64_t col, const float* operand, int count) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/cuda.h"
 #include "quant/internal.h"
 #include "quant/simd_targets.h"
 // After the choice of targets.
@@ -167,6 +168,21 @@ QuantizerCheck check(std::string form, Quantizer quantizer) {
 
 std::span<const RecordedDigest> recorded_digests() { return kRecorded; }
 
+void quantize_on_gpu(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+                     QuantizedMatrix& out, const QuantizeOptions& options) {
+    if (context.planning()) return;
+    thread_local Arena arena(size_t{4} << 20, Device::cuda);
+    const ArenaScope scope(arena);
+    Context gpu{arena};
+    const Tensor there = arena.allocate(x.dtype, x.shape);
+    copy(gpu, x, there);
+    QuantizedMatrix q = allocate_quantized(arena, spec, out.rows, out.cols);
+    quantize(gpu, spec, there, key, q, options);
+    for (const auto part : {&QuantizedMatrix::codes, &QuantizedMatrix::scales, &QuantizedMatrix::fp32_scales,
+                            &QuantizedMatrix::tensor_scale, &QuantizedMatrix::mask})
+        if ((out.*part).data != nullptr) copy(gpu, q.*part, out.*part);
+}
+
 std::vector<uint64_t> quantizer_digests(Quantizer quantizer) {
     std::vector<QuantSpec> specs;
     for (const RecordedDigest& recorded : kRecorded) specs.push_back(parse_spec(recorded.spec));
@@ -192,6 +208,8 @@ std::vector<QuantizerCheck> check_quantizers() {
         checks.push_back(check(hwy::TargetName(target), quantize));
         hwy::SetSupportedTargetsForTest(0);
     }
+    if (const auto gpus = cuda_devices(); !gpus.empty())
+        checks.push_back(check(gpus.front().name, quantize_on_gpu));
     return checks;
 }
 

@@ -12,15 +12,15 @@
 namespace nibble {
 
 // The last byte of the counter (docs/numerics.md, section 6).
-inline uint8_t operand_of(const RandomKey& key) {
+NIBBLE_HD uint8_t operand_of(const RandomKey& key) {
     return static_cast<uint8_t>(static_cast<int>(key.gemm) * 2 + static_cast<int>(key.side));
 }
 // Coins of elements 8i .. 8i + 7, counted over [rows, padded columns].
-inline Philox element_coins(const RandomKey& key, uint64_t i) {
+NIBBLE_HD Philox element_coins(const RandomKey& key, uint64_t i) {
     return philox_draw(key.seed, Purpose::elements, i, key.step, key.layer, key.micro_step, operand_of(key));
 }
 // Coins of the scales of groups 8i .. 8i + 7.
-inline Philox scale_coins(const RandomKey& key, uint64_t i) {
+NIBBLE_HD Philox scale_coins(const RandomKey& key, uint64_t i) {
     return philox_draw(key.seed, Purpose::scales, i, key.step, key.layer, key.micro_step, operand_of(key));
 }
 

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "quant/cuda_forms.h"
 #include "quant/internal.h"
 #include "quant/quantize_simd.h"
 
@@ -79,6 +80,7 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
               QuantizedMatrix& out, const QuantizeOptions& options) {
     check_quantize_arguments(spec, x, out, options);
     if (spec.rotates_rows()) return quantize_rotated_rows(context, spec, x, key, out, options, false);
+    NIBBLE_ON_CUDA(context, quantize(context, spec, x, key, out, options));
     if (context.planning() || quantize_simd(context, spec, x, key, out, options)) return;
     quantize_reference(context, spec, x, key, out, options);
 }

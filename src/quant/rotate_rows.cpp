@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 
+#include "quant/cuda_forms.h"
 #include "quant/internal.h"
 
 namespace nibble {
@@ -40,14 +41,16 @@ void transform_rows(float* x, int64_t stride, int64_t cols, int size) {
     }
 }
 
-// Calls body(first, cols) for pieces of blocks: `size` rows, at most kColumns columns.
-template <typename Body>
-void for_each_piece(Context& context, int size, const Tensor& x, Body&& body) {
+void check_rotation_of_rows(int size, const Tensor& x) {
     require(size == 16 || size == 32 || size == 64 || size == 128,
             "a rotation has size 16, 32, 64 or 128, not {}", size);
     require(x.dtype == DType::f32, "rotation works on F32, not on {}", name_of(x.dtype));
     require(x.rows() % size == 0, "{} rows are not a multiple of the rotation's {}", x.rows(), size);
-    if (context.planning()) return;
+}
+
+// Calls body(first, cols) for pieces of blocks: `size` rows, at most kColumns columns.
+template <typename Body>
+void for_each_piece(int size, const Tensor& x, Body&& body) {
     const int64_t cols = x.cols(), pieces = (cols + kColumns - 1) / kColumns;
     parallel_for(x.rows() / size * pieces, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
@@ -57,9 +60,11 @@ void for_each_piece(Context& context, int size, const Tensor& x, Body&& body) {
     });
 }
 
-// x as F32 with zeros for what `rows` and `cols` have more.
-void widen(const Tensor& x, int64_t rows, int64_t cols, float* out) {
-    const int64_t width = std::min(x.cols(), cols);
+// values, F32 <- x with zeros for what `values` has more of rows and columns.
+void widen(Context& context, const Tensor& x, const Tensor& values) {
+    NIBBLE_ON_CUDA(context, widen(context, x, values));
+    const int64_t rows = values.rows(), cols = values.cols(), width = std::min(x.cols(), cols);
+    float* const out = values.as<float>();
     with_elements(x, [&](const auto* from) {
         parallel_for(rows, rows_per_task(cols), [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; ++r) {
@@ -72,8 +77,16 @@ void widen(const Tensor& x, int64_t rows, int64_t cols, float* out) {
     });
 }
 
-// Rounds the rotated values where the spec says so; false if one of them is not finite.
-bool finish(const QuantSpec& spec, std::span<float> values) {
+// Rounds the rotated values where the spec says so; false if one of them is not finite (on a GPU: the
+// quantiser that reads them says so).
+bool finish(Context& context, const QuantSpec& spec, const Tensor& rotated) {
+    if (context.device == Device::cuda) {
+        if constexpr (kHasCuda) {
+            if (spec.out_bf16) cuda::round_to_bf16(context, rotated);
+        }
+        return true;
+    }
+    const auto values = rotated.span<float>();
     std::atomic<bool> all_finite{true};
     parallel_for(static_cast<int64_t>(values.size()), 1 << 14, [&](int64_t begin, int64_t end) {
         for (float& v : values.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin))) {
@@ -87,7 +100,10 @@ bool finish(const QuantSpec& spec, std::span<float> values) {
 }  // namespace
 
 void rotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
-    for_each_piece(context, size, x, [&, stride = x.cols()](float* first, int64_t cols) {
+    check_rotation_of_rows(size, x);
+    if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, rotate_rows(context, size, signs, x, rounds));
+    for_each_piece(size, x, [&, stride = x.cols()](float* first, int64_t cols) {
         for (int round = 0; round < rounds; ++round) {
             flip_rows(first, stride, cols, size, signs, round);
             transform_rows(first, stride, cols, size);
@@ -96,7 +112,10 @@ void rotate_rows(Context& context, int size, const SignBits& signs, const Tensor
 }
 
 void unrotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
-    for_each_piece(context, size, x, [&, stride = x.cols()](float* first, int64_t cols) {
+    check_rotation_of_rows(size, x);
+    if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, unrotate_rows(context, size, signs, x, rounds));
+    for_each_piece(size, x, [&, stride = x.cols()](float* first, int64_t cols) {
         for (int round = rounds - 1; round >= 0; --round) {
             transform_rows(first, stride, cols, size);
             flip_rows(first, stride, cols, size, signs, round);
@@ -110,12 +129,11 @@ void quantize_rotated_rows(Context& context, const QuantSpec& spec, const Tensor
     // The rows of `out` are the columns of a transposed input.
     const Shape shape = options.transposed ? Shape{x.rows(), out.rows} : Shape{out.rows, out.cols};
     const Tensor rotated = context.arena.allocate(DType::f32, shape);
-    if (!context.planning()) widen(x, shape[0], shape[1], rotated.as<float>());
+    if (!context.planning()) widen(context, x, rotated);
     const SignBits signs = signs_of(spec, key, options);
     (options.transposed ? rotate : rotate_rows)(context, spec.rotation_size, signs, rotated,
                                                 spec.rotation_rounds());
-    if (context.planning()) return;
-    if (!finish(spec, rotated.span<float>())) fail_not_finite(x, options.name);
+    if (!context.planning() && !finish(context, spec, rotated)) fail_not_finite(x, options.name);
 
     QuantSpec rest = spec;
     rest.rotation = Rotation::none;

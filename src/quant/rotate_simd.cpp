@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "quant/cuda_forms.h"
 #include "quant/kernels.h"
 #include "quant/lanes-inl.h"
 
@@ -91,14 +92,16 @@ void rotate_scalar(const Rotator& r, float* x, int64_t begin, int64_t end) {
     }
 }
 
-void rotate(Context& context, const Rotator& rotator, const Tensor& x) {
-    const int size = rotator.size;
+void check_rotation(int size, const Tensor& x) {
     require(size == 16 || size == 32 || size == 64 || size == 128,
             "a rotation has size 16, 32, 64 or 128, not {}", size);
     require(x.dtype == DType::f32, "rotation works on F32, not on {}", name_of(x.dtype));
     require(x.count() == 0 || x.cols() % size == 0, "{} columns are not a multiple of the rotation's {}",
             x.cols(), size);
-    if (context.planning()) return;
+}
+
+void rotate(const Rotator& rotator, const Tensor& x) {
+    const int size = rotator.size;
     RotateKernel kernel = HWY_DYNAMIC_DISPATCH(choose_rotate)();
     if (kernel == nullptr) kernel = rotate_scalar;
     constexpr int64_t kGrain = 1 << 13;  // elements
@@ -113,18 +116,24 @@ void set_signs(uint32_t* bits, const SignBits& signs, int round) {
 }  // namespace
 
 void rotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
+    check_rotation(size, x);
+    if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, rotate(context, size, signs, x, rounds));
     for (int round = 0; round < rounds; ++round) {
         Rotator rotator{.size = size};
         set_signs(rotator.before, signs, round);
-        rotate(context, rotator, x);
+        rotate(rotator, x);
     }
 }
 
 void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
+    check_rotation(size, x);
+    if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, unrotate(context, size, signs, x, rounds));
     for (int round = rounds - 1; round >= 0; --round) {
         Rotator rotator{.size = size};
         set_signs(rotator.after, signs, round);
-        rotate(context, rotator, x);
+        rotate(rotator, x);
     }
 }
 

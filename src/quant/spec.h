@@ -33,7 +33,7 @@ enum class ScaleRule : uint8_t {
     quest_std,
     quest_rms,
 };
-inline bool is_four_six(ScaleRule rule) {
+constexpr bool is_four_six(ScaleRule rule) {
     return rule == ScaleRule::four_six_mse || rule == ScaleRule::four_six_mae ||
            rule == ScaleRule::four_six_amax;
 }

@@ -8,6 +8,7 @@
 // clang-format on
 #include <hwy/highway.h>
 
+#include "quant/cuda_forms.h"
 #include "quant/transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -75,6 +76,7 @@ void transpose(Context& context, const Tensor& x, const Tensor& out) {
             "the transpose of {} {} does not fit a {} tensor of shape {}", name_of(x.dtype), x.shape.str(),
             name_of(out.dtype), out.shape.str());
     if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, transpose(context, x, out));
     TransposeKernel kernel = HWY_DYNAMIC_DISPATCH(choose_transpose)(size);
     if (kernel == nullptr) kernel = size == 4 ? transpose_scalar<uint32_t> : transpose_scalar<uint16_t>;
     parallel_for(cols, 64,

@@ -278,7 +278,7 @@ TEST(CodecCommand, PointsAtTheWrongWordOfASpec) {
 TEST(CodecCommand, SaysThatThisBuildHasNoCuda) {
     Case c;
     c.write();
-    expect_refusal(c.encode("nvfp4 1x16", {"--device", "cuda"}), 1, {"CUDA", "--device cpu"});
+    expect_refusal(c.encode("nvfp4 1x16", {"--device", "cuda"}), 1, {"CUDA", "choose the device cpu"});
     expect_refusal(c.encode("nvfp4 1x16", {"--device", "tpu"}), 2, {"--device", "tpu"});
 }
 

@@ -1,0 +1,23 @@
+// The CUDA forms of this room's functions. Their arguments were checked by those of the same name.
+#pragma once
+
+#include "core/cuda.h"
+#include "quant/quant.h"
+
+namespace nibble::cuda {
+
+void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+              QuantizedMatrix& out, const QuantizeOptions& options);
+void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out);
+void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out);
+void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out);
+void rotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds);
+void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds);
+void rotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds);
+void unrotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds);
+void transpose(Context& context, const Tensor& x, const Tensor& out);
+// The steps of quantize_rotated_rows() around the rotation (quant/rotate_rows.cpp).
+void widen(Context& context, const Tensor& x, const Tensor& out);
+void round_to_bf16(Context& context, const Tensor& x);
+
+}  // namespace nibble::cuda

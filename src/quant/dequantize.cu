@@ -1,0 +1,130 @@
+#include "quant/cuda_forms.h"
+#include "quant/tiles.cuh"
+
+namespace nibble::cuda {
+
+namespace {
+
+constexpr int kRows = 32;  // of a tile
+
+// What decides a value beside its code.
+struct Source {
+    Format format;
+    Element element;
+    const uint8_t *codes, *scales;  // scales: null where the format has none
+    const float* fp32_scales;       // null where they are not part of the values
+    const float* tensor_scale;      // likewise
+    int64_t rows, padded_cols;
+    int block_cols;
+    int64_t fp32_cols;  // of an FP32 scale
+
+    Source(const QuantizedMatrix& q, bool with_fp32, bool with_tensor_scale)
+        : format(q.spec.format),
+          element(q.spec.element),
+          codes(q.codes.as<uint8_t>()),
+          scales(q.spec.has_scale_bytes() ? q.scales.as<uint8_t>() : nullptr),
+          fp32_scales(with_fp32 ? q.fp32_scales.as<float>() : nullptr),
+          tensor_scale(with_tensor_scale ? q.tensor_scale_ptr() : nullptr),
+          rows(q.rows),
+          padded_cols(q.padded_cols),
+          block_cols(q.spec.block_size()),
+          fp32_cols(with_fp32 ? q.padded_cols / q.fp32_scales.cols() : 1) {}
+};
+
+__device__ void decode_group(const Source& q, int64_t row, int64_t col, float (&values)[kGroup]) {
+    const int64_t first = row * q.padded_cols + col;
+    const float scale = q.scales == nullptr         ? 1.0f
+                        : q.format == Format::nvfp4 ? e4m3_decode(q.scales[first / q.block_cols])
+                                                    : e8m0_decode(q.scales[first / q.block_cols]);
+    with_element(q.element, [&](auto element) {
+        if (bits_of(q.element) == 8) {
+            alignas(16) uint8_t codes[kGroup];
+            *reinterpret_cast<uint4*>(codes) = *reinterpret_cast<const uint4*>(q.codes + first);
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i) values[i] = element.decode(codes[i]) * scale;
+        } else {
+            const uint2 codes = *reinterpret_cast<const uint2*>(q.codes + first / 2);
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i) {
+                const uint32_t code = (i < 8 ? codes.x : codes.y) >> (i % 8 * 4) & 15u;
+                values[i] = element.decode(static_cast<uint8_t>(code)) * scale;
+            }
+        }
+    });
+    const float wide = q.fp32_scales == nullptr ? 1.0f : q.fp32_scales[first / q.fp32_cols];
+    const float factor = q.tensor_scale == nullptr ? 1.0f : *q.tensor_scale;
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) values[i] = values[i] * wide * factor;
+}
+
+// code * scale is exact in BF16: what it drops is zero.
+__device__ void put(float value, Bf16& to) { to = {static_cast<uint16_t>(__float_as_uint(value) >> 16)}; }
+__device__ void put(float value, float& to) { to = value; }
+
+template <typename T>
+__global__ void dequantize_kernel(const __grid_constant__ Source q, T* out) {
+    const int64_t group = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    const int64_t in_row = q.padded_cols / kGroup;
+    if (group >= q.rows * in_row) return;
+    float values[kGroup];
+    decode_group(q, group / in_row, group % in_row * kGroup, values);
+    alignas(16) T result[kGroup];
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) put(values[i], result[i]);
+    auto* const to = reinterpret_cast<uint4*>(out + group * kGroup);
+#pragma unroll
+    for (size_t i = 0; i < sizeof(result) / sizeof(uint4); ++i) to[i] = reinterpret_cast<uint4*>(result)[i];
+}
+
+// out [padded_cols, rows], through a tile in shared memory.
+template <typename T>
+__global__ void __launch_bounds__(kRows* kGroups)
+    dequantize_transposed_kernel(const __grid_constant__ Source q, T* out) {
+    using Tile = TransposedTile<T, kRows>;
+    __shared__ T tile[Tile::kCount];
+    const int64_t row_tiles = divide_up<int64_t>(q.rows, kRows);
+    const int64_t first_row = blockIdx.x % row_tiles * kRows, first_col = blockIdx.x / row_tiles * kTileCols;
+    const int row = static_cast<int>(threadIdx.x) / kGroups, group = static_cast<int>(threadIdx.x) % kGroups;
+    const int64_t col = first_col + group * kGroup;
+    if (first_row + row < q.rows && col < q.padded_cols) {
+        float values[kGroup];
+        decode_group(q, first_row + row, col, values);
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) put(values[i], tile[Tile::at(group * kGroup + i, row)]);
+    }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < kTileCols * kRows; i += kRows * kGroups) {
+        const int k = i / kRows, r = i % kRows;
+        if (first_col + k >= q.padded_cols || first_row + r >= q.rows) continue;
+        out[(first_col + k) * q.rows + first_row + r] = tile[Tile::at(k, r)];
+    }
+}
+
+template <typename T>
+void dequantize_rows(const Context& context, const Source& q, T* out) {
+    constexpr int kThreads = 256;
+    const int64_t blocks = divide_up<int64_t>(q.rows * q.padded_cols, kGroup * kThreads);
+    launch(context, dequantize_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, q, out);
+}
+
+}  // namespace
+
+void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out) {
+    const Source source(q, q.spec.has_fp32_groups(), false);
+    with_elements(out, [&](auto* values) { dequantize_rows(context, source, values); });
+}
+
+void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out) {
+    dequantize_rows(context, Source(q, q.spec.has_fp32_scales(), true), out.as<float>());
+}
+
+void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out) {
+    const Source source(q, q.spec.has_fp32_scales(), false);
+    const int64_t tiles = divide_up<int64_t>(q.rows, kRows) * divide_up<int64_t>(q.padded_cols, kTileCols);
+    with_elements(out, [&]<typename T>(T* values) {
+        launch(context, dequantize_transposed_kernel<T>, dim3(static_cast<unsigned>(tiles)),
+               dim3(kRows * kGroups), 0, source, values);
+    });
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,579 @@
+// How a GPU quantises: one thread holds 16 consecutive columns of a row, a group. Eight threads side by side
+// have 128 columns, the largest rotation block; the rows of a thread block have the largest square. What
+// decides a bit is a call of numerics/, in the order of reference.cpp. For quantize.cu alone.
+#pragma once
+
+#include "quant/tiles.cuh"
+
+namespace nibble::cuda {
+
+// What a tensor's passes share in memory of the GPU; zero at first.
+struct Scalars {
+    uint32_t amax = 0;     // bits of the largest magnitude after rotation
+    uint32_t posthoc = 0;  // bits of the largest wide scale
+    uint32_t fault = 0;    // not 0: a value that is not finite was met
+};
+
+// A spec as kernels read it.
+struct KernelSpec {
+    Format format;
+    Element element;
+    ScaleRule scale;
+    Rounding round;
+    Correction correct;
+    ScaleRounding scale_round;
+    TensorScale tensor;
+    int block_cols, block_rows;  // of a scale; blocks of rows and tensors: 16 and 1
+    bool is_row, outer, out_bf16, mask, emulation;
+    int rotation, rounds;
+};
+
+struct Job {
+    KernelSpec spec;
+    Nvfp4Rule rule;
+    float mult;
+    RandomKey key;
+    uint32_t signs[2][kMaxRotation / 32];
+    float factor, amax_factor;  // of the rotation: as it is quantised, as its amax is taken
+
+    const void* x;
+    bool is_vector;              // rows of x begin at multiples of 16 bytes
+    int64_t rows, cols, stride;  // of the operand; `stride` elements between rows of x as it is stored
+    int64_t padded_cols;
+
+    uint8_t *codes, *scales, *mask;
+    float *fp32_scales, *tensor_scale;
+    Bf16* wide;        // tensor=posthoc: a wide scale for each group
+    float given_amax;  // of the tensor, where the caller knows it; negative: it is in memory:
+    const float* amax;
+    Scalars* scalars;
+    uint32_t* fault;  // raised where a value is not finite
+};
+
+// The columns of one thread.
+struct Group {
+    int64_t row, col;
+    float x[kGroup];
+};
+
+__device__ inline float max_of(const float (&x)[kGroup]) {
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) largest = fmaxf(largest, fabsf(x[i]));
+    return largest;
+}
+
+// Bits of the largest magnitude: a NaN is larger than all numbers.
+__device__ inline uint32_t bits_of_largest(const float (&x)[kGroup]) {
+    uint32_t largest = 0;
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) largest = max(largest, __float_as_uint(x[i]) & 0x7fffffffu);
+    return largest;
+}
+
+// Over the threads whose columns make a block of `cols`, or a rotation block.
+__device__ inline float max_of_threads(float value, int cols) {
+    for (int lane = 1; lane < cols / kGroup; lane *= 2) {
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lane));
+    }
+    return value;
+}
+// Goes on with a binary tree of neighbours where tree_sum() over 16 ended.
+__device__ inline float sum_of_threads(float value, int cols) {
+    for (int lane = 1; lane < cols / kGroup; lane *= 2) {
+        value += __shfl_xor_sync(0xffffffffu, value, lane);
+    }
+    return value;
+}
+
+__device__ inline float tree_sum_of_group(const float (&x)[kGroup]) {
+    float sums[kGroup / 2];
+#pragma unroll
+    for (int i = 0; i < kGroup / 2; ++i) sums[i] = x[2 * i] + x[2 * i + 1];
+#pragma unroll
+    for (int count = kGroup / 4; count > 0; count /= 2) {
+#pragma unroll
+        for (int i = 0; i < count; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+    }
+    return sums[0];
+}
+
+// --- reading ---
+
+template <typename T>
+__device__ inline void load_row(const Job& job, Group& g) {
+    const T* const from = static_cast<const T*>(job.x) + g.row * job.stride + g.col;
+    const int64_t present = g.row < job.rows ? job.cols - g.col : 0;
+    if (present >= kGroup && job.is_vector) {
+        alignas(16) T values[kGroup];
+        constexpr int kLoads = sizeof(values) / sizeof(uint4);
+#pragma unroll
+        for (int i = 0; i < kLoads; ++i) {
+            reinterpret_cast<uint4*>(values)[i] = reinterpret_cast<const uint4*>(from)[i];
+        }
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) g.x[i] = to_float(values[i]);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) g.x[i] = i < present ? to_float(from[i]) : 0.0f;
+}
+
+template <typename T, int kRows>
+__device__ inline void load_tile(const Job& job, int64_t first_row, int64_t first_col, T* tile) {
+    using Tile = TransposedTile<T, kRows>;
+    const T* const x = static_cast<const T*>(job.x);
+    for (int i = static_cast<int>(threadIdx.x); i < kTileCols * kRows; i += kRows * kGroups) {
+        const int k = i / kRows, r = i % kRows;
+        const bool is_there = first_col + k < job.cols && first_row + r < job.rows;
+        tile[Tile::at(k, r)] = is_there ? x[(first_col + k) * job.stride + first_row + r] : T{};
+    }
+}
+
+// --- rotation ---
+
+__device__ inline void rotate_group(const KernelSpec& s, const Job& job, float factor, Group& g) {
+    const int place = static_cast<int>(g.col) & (s.rotation - 1);
+    const int group = static_cast<int>(threadIdx.x) % kGroups;
+    for (int round = 0; round < s.rounds; ++round) {
+        const uint32_t signs = job.signs[round][place / 32] >> (place % 32);
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) {
+            g.x[i] = __uint_as_float(__float_as_uint(g.x[i]) ^ (signs >> i & 1u) << 31);
+        }
+#pragma unroll
+        for (int h = 1; h < kGroup; h *= 2) {
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i) {
+                if ((i & h) != 0) continue;
+                const float a = g.x[i], b = g.x[i + h];
+                g.x[i] = a + b;
+                g.x[i + h] = a - b;
+            }
+        }
+        for (int lane = 1; lane < s.rotation / kGroup; lane *= 2) {
+            const bool is_upper = (group & lane) != 0;
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i) {
+                const float other = __shfl_xor_sync(0xffffffffu, g.x[i], lane);
+                g.x[i] = is_upper ? other - g.x[i] : g.x[i] + other;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) g.x[i] *= factor;
+    }
+    if (s.out_bf16) {
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) g.x[i] = nibble::round_to_bf16(g.x[i]);
+    }
+}
+
+// --- elements ---
+
+struct Codes {
+    uint8_t of[kGroup];
+};
+
+// Of 16 scaled values, the first of which has this index in the operand.
+__device__ inline Codes round_group(const KernelSpec& s, const Job& job, int64_t first,
+                                    const float (&v)[kGroup]) {
+    Codes codes;
+    const auto each = [&](auto round) {
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) codes.of[i] = round(v[i]);
+    };
+    switch (s.round) {
+        case Rounding::nearest_away:
+            each([](float x) { return e2m1_nearest_away(x); });
+            break;
+        case Rounding::nearest_down:
+            each([](float x) { return e2m1_nearest_down(x); });
+            break;
+        case Rounding::nearest:
+            with_element(s.element,
+                         [&](auto element) { each([](float x) { return decltype(element)::nearest(x); }); });
+            break;
+        case Rounding::stochastic:
+            with_element(s.element, [&](auto element) {
+#pragma unroll
+                for (int i = 0; i < kGroup; i += 8) {
+                    const Philox coins = element_coins(job.key, static_cast<uint64_t>(first + i) / 8);
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) codes.of[i + j] = element.stochastic(v[i + j], coins.coin(j));
+                }
+            });
+            break;
+    }
+    return codes;
+}
+
+__device__ inline void store_codes(const KernelSpec& s, const Job& job, const Group& g, const Codes& codes) {
+    const int64_t first = g.row * job.padded_cols + g.col;
+    if (bits_of(s.element) == 8) {
+        uint32_t words[4] = {};
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) words[i / 4] |= static_cast<uint32_t>(codes.of[i]) << (i % 4 * 8);
+        *reinterpret_cast<uint4*>(job.codes + first) = {words[0], words[1], words[2], words[3]};
+        return;
+    }
+    uint32_t words[2] = {};
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) words[i / 8] |= static_cast<uint32_t>(codes.of[i]) << (i % 8 * 4);
+    *reinterpret_cast<uint2*>(job.codes + first / 2) = {words[0], words[1]};
+}
+
+// --- values that the rows of a square block share ---
+
+// One float of each thread, laid out as the threads are: [kRows][8].
+template <int kRows>
+struct PerThread {
+    float of[kRows][kGroups];
+
+    // Called by all threads: the largest `mine` of the columns and rows of the thread's block. The first two
+    // dimensions of the block are at most 128.
+    __device__ float max_of_block(float mine, const KernelSpec& s) {
+        mine = max_of_threads(mine, s.block_cols);
+        if (s.block_rows == 1) return mine;
+        const int row = static_cast<int>(threadIdx.x) / kGroups;
+        const int group = static_cast<int>(threadIdx.x) % kGroups;
+        __syncthreads();
+        of[row][group] = mine;
+        __syncthreads();
+        const int first = row / s.block_rows * s.block_rows;
+        for (int r = first; r < first + s.block_rows; ++r) mine = fmaxf(mine, of[r][group]);
+        return mine;
+    }
+
+    // Called by all threads: the error of the thread's block of 16 x 16 from those of its rows, by a binary
+    // tree, r with r + 8, + 4, + 2, + 1.
+    __device__ float error_of_block(float mine, const KernelSpec& s) {
+        if (s.block_rows == 1) return mine;
+        const int row = static_cast<int>(threadIdx.x) / kGroups;
+        const int group = static_cast<int>(threadIdx.x) % kGroups;
+        __syncthreads();
+        of[row][group] = mine;
+        __syncthreads();
+        float rows[kNvfp4Group];
+#pragma unroll
+        for (int r = 0; r < kNvfp4Group; ++r) rows[r] = of[row / kNvfp4Group * kNvfp4Group + r][group];
+#pragma unroll
+        for (int half = kNvfp4Group / 2; half > 0; half /= 2) {
+#pragma unroll
+            for (int r = 0; r < half; ++r) {
+                rows[r] = s.scale == ScaleRule::four_six_amax ? fmaxf(rows[r], rows[r + half])
+                                                              : rows[r] + rows[r + half];
+            }
+        }
+        return rows[0];
+    }
+};
+
+// --- NVFP4 ---
+
+__device__ inline uint8_t round_scale(const KernelSpec& s, const Job& job, float target, int64_t group) {
+    if (s.scale_round == ScaleRounding::nearest) return e4m3_nearest(target);
+    return e4m3_stochastic(
+        target, scale_coins(job.key, static_cast<uint64_t>(group) / 8).coin(static_cast<int>(group % 8)));
+}
+
+__device__ inline Codes encode_group(const KernelSpec& s, const Job& job, const Nvfp4Tensor& tensor,
+                                     uint8_t scale, const Group& g) {
+    if (scale == 0) return {};
+    const float factor = nvfp4_element_factor(tensor, scale);
+    float v[kGroup];
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) v[i] = clamp_to_e2m1(g.x[i] * factor);
+    return round_group(s, job, g.row * job.padded_cols + g.col, v);
+}
+
+__device__ inline float group_error(const KernelSpec& s, const Nvfp4Tensor& tensor, const Group& g,
+                                    const Codes& codes, uint8_t scale) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+        const float d = s.emulation ? emulated_error(tensor, g.x[i], codes.of[i], scale)
+                                    : four_six_error(tensor, g.x[i], codes.of[i], scale);
+        if (s.scale == ScaleRule::four_six_mse) sum += d * d;
+        if (s.scale == ScaleRule::four_six_mae) sum += fabsf(d);
+        if (s.scale == ScaleRule::four_six_amax) sum = fmaxf(sum, fabsf(d));
+    }
+    return sum;
+}
+
+__device__ inline float eden_factor_of_group(const Group& g, const Codes& codes, uint8_t scale,
+                                             float tensor_scale, float unit) {
+    float num[kGroup], den[kGroup];
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+        const float value = nvfp4_operand(codes.of[i], scale) * tensor_scale;
+        num[i] = (g.x[i] * unit) * (g.x[i] * unit);
+        den[i] = (g.x[i] * unit) * (value * unit);
+    }
+    return eden_ratio(tree_sum_of_group(num), tree_sum_of_group(den));
+}
+
+// The same over `cols` columns on scaled values.
+__device__ inline float eden_factor_of_scaled(const float (&v)[kGroup], const Codes& codes, int cols) {
+    float num[kGroup], den[kGroup];
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+        num[i] = v[i] * v[i];
+        den[i] = v[i] * e2m1_decode(codes.of[i]);
+    }
+    return eden_ratio(sum_of_threads(tree_sum_of_group(num), cols),
+                      sum_of_threads(tree_sum_of_group(den), cols));
+}
+
+// Called by all threads; `is_there` where the group lies in the operand.
+template <int kRows>
+__device__ void quantize_nvfp4(const KernelSpec& s, const Job& job, const Nvfp4Tensor& of_tensor, Group& g,
+                               bool is_there, PerThread<kRows>& shared) {
+    const Nvfp4Tensor tensor =
+        s.outer ? nvfp4_tensor(job.rule, max_of_threads(max_of(g.x), kTileCols)) : of_tensor;
+    const auto block_scale = [&](uint8_t byte) {
+        return s.outer && byte == 0 ? uint8_t{1} : byte;  // with outer=1x128 no scale is below 2^-9
+    };
+    const float amax = shared.max_of_block(max_of(g.x), s);
+    uint8_t scale = block_scale(0);
+    Codes codes{};
+    if (amax != 0.0f) {
+        scale = s.emulation            ? emulated_scale(tensor, amax, 1.0f)
+                : is_four_six(s.scale) ? block_scale(four_six_scale_6(tensor, amax))
+                                       : block_scale(nvfp4_scale(tensor, amax));
+        codes = encode_group(s, job, tensor, scale, g);
+    }
+    if (is_four_six(s.scale)) {
+        const uint8_t four =
+            s.emulation ? emulated_scale(tensor, amax, 1.5f) : block_scale(four_six_scale_4(tensor, amax));
+        const Codes other = encode_group(s, job, tensor, four, g);
+        // Rows beyond the operand count 0.
+        const float error_six =
+            shared.error_of_block(g.row < job.rows ? group_error(s, tensor, g, codes, scale) : 0.0f, s);
+        const float error_four =
+            shared.error_of_block(g.row < job.rows ? group_error(s, tensor, g, other, four) : 0.0f, s);
+        if (amax != 0.0f && error_four < error_six) {
+            scale = four;
+            codes = other;
+        }
+    }
+    const int64_t group = (g.row * job.padded_cols + g.col) / kNvfp4Group;
+    if (s.correct == Correction::eden && scale != 0) {
+        const float factor = eden_factor_of_group(g, codes, scale, tensor.scale, eden_unit(tensor.amax));
+        scale = round_scale(s, job, factor * e4m3_decode(scale), group);
+    }
+    if (s.correct == Correction::eden_block) {
+        const float factor = scale == 0 ? 0.0f : nvfp4_element_factor(tensor, scale);
+        float v[kGroup];
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) v[i] = scale == 0 ? 0.0f : g.x[i] * factor;
+        const float correction = eden_factor_of_scaled(v, codes, s.rotation);
+        if (scale != 0) scale = round_scale(s, job, correction * e4m3_decode(scale), group);
+    }
+    if (!is_there) return;
+    store_codes(s, job, g, codes);
+    job.scales[group] = scale;
+    if (s.outer && g.col % kTileCols == 0) {
+        job.fp32_scales[(g.row * job.padded_cols + g.col) / kTileCols] = tensor.scale;
+    }
+}
+
+// tensor=posthoc: codes and wide scales; the bytes are made of those when the largest is known.
+template <int kRows>
+__device__ float quantize_posthoc(const KernelSpec& s, const Job& job, Group& g, bool is_there,
+                                  PerThread<kRows>& shared) {
+    const float scale = posthoc_scale(job.rule, shared.max_of_block(max_of(g.x), s));
+    Codes codes{};
+    float wide = 0.0f;
+    if (scale != 0.0f) {
+        const float factor = posthoc_element_factor(scale);
+        float v[kGroup], clamped[kGroup];
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) {
+            v[i] = g.x[i] * factor;
+            clamped[i] = clamp_to_e2m1(v[i]);
+        }
+        codes = round_group(s, job, g.row * job.padded_cols + g.col, clamped);
+        const bool eden = s.correct == Correction::eden;
+        wide = posthoc_wide_scale(scale, eden ? eden_factor_of_scaled(v, codes, kGroup) : 1.0f);
+    }
+    if (!is_there) return 0.0f;
+    store_codes(s, job, g, codes);
+    job.wide[(g.row * job.padded_cols + g.col) / kNvfp4Group] = bf16_encode(wide);
+    return wide;
+}
+
+// --- MXFP4 and MXFP8 ---
+
+// quest_spread() over the 32 values of two threads.
+__device__ inline float spread_of_block(const Group& g, float amax, bool about_mean) {
+    const int exponent = amax >= 0x1p60f ? exponent_of(amax) : 0;
+    const float unit = power_of_two(-exponent);
+    float first[kGroup], second[kGroup];
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+        first[i] = g.x[i] * unit;
+        second[i] = first[i] * first[i];
+    }
+    float square = sum_of_threads(tree_sum_of_group(second), kMxfp4Block) / kMxfp4Block;
+    const float mean = sum_of_threads(tree_sum_of_group(first), kMxfp4Block) / kMxfp4Block;
+    if (about_mean) square = fmaxf(square - mean * mean, 0.0f);
+    return sqrtf(square) * power_of_two(exponent);
+}
+
+__device__ inline uint8_t mx_scale(const KernelSpec& s, const Job& job, const Group& g, float amax) {
+    if (s.format == Format::mxfp8) {
+        const Mxfp8Rule rule = mxfp8_rule(s.element);
+        switch (s.scale) {
+            case ScaleRule::ceil:
+                return mxfp8_ceil(rule, amax);
+            case ScaleRule::rceil:
+                return mxfp8_rceil(rule, amax);
+            case ScaleRule::even:
+                return mxfp8_even(rule, amax);
+            default:
+                return mxfp8_floor(rule, amax);
+        }
+    }
+    switch (s.scale) {
+        case ScaleRule::ceil:
+            return mxfp4_ceil(amax);
+        case ScaleRule::rceil:
+            return mxfp4_rceil(amax);
+        case ScaleRule::even:
+            return mxfp4_even(amax);
+        case ScaleRule::quest_std:
+            return mxfp4_quest(spread_of_block(g, amax, true), job.mult);
+        case ScaleRule::quest_rms:
+            return mxfp4_quest(spread_of_block(g, amax, false), job.mult);
+        default:
+            return mxfp4_floor(amax);  // floor and three-quarters
+    }
+}
+
+template <int kRows>
+__device__ void quantize_mx(const KernelSpec& s, const Job& job, Group& g, bool is_there,
+                            PerThread<kRows>& shared) {
+    const float amax = shared.max_of_block(max_of(g.x), s);
+    const uint8_t byte = mx_scale(s, job, g, amax);
+    const float factor = mxfp4_element_factor(byte);
+    float v[kGroup];
+    uint32_t inside = 0;
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+        v[i] = (s.scale == ScaleRule::three_quarters ? kThreeQuarters * g.x[i] : g.x[i]) * factor;
+        inside |= static_cast<uint32_t>(fabsf(v[i]) < kE2M1Max) << i;
+    }
+    if (!is_there) return;
+    const int64_t first = g.row * job.padded_cols + g.col;
+    Codes codes{};
+    if (amax > 0.0f) codes = round_group(s, job, first, v);
+    store_codes(s, job, g, codes);
+    if (g.col % kMxfp4Block == 0) job.scales[first / kMxfp4Block] = byte;
+    if (s.mask) *reinterpret_cast<uint16_t*>(job.mask + first / 8) = static_cast<uint16_t>(inside);
+}
+
+// --- FP32 scales ---
+
+template <int kRows>
+__device__ void quantize_fp32(const KernelSpec& s, const Job& job, float tensor_amax, Group& g, bool is_there,
+                              PerThread<kRows>& shared) {
+    float amax = tensor_amax;
+    const bool has_blocks = s.block_cols > kGroup;
+    if (has_blocks) amax = shared.max_of_block(max_of(g.x), s);
+    if (!is_there) return;
+    if (s.is_row) amax = job.fp32_scales[g.row];  // its amax, until the last pass
+    const Fp32Scale scale = fp32_scale(largest_of(s.element), amax);
+    float v[kGroup];
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) v[i] = amax == 0.0f ? 0.0f : g.x[i] * scale.encode;
+    const int64_t first = g.row * job.padded_cols + g.col;
+    store_codes(s, job, g, round_group(s, job, first, v));
+    if (has_blocks && g.col % s.block_cols == 0) job.fp32_scales[first / s.block_cols] = scale.scale;
+}
+
+// --- kernels ---
+
+// Reads and rotates the group of this thread.
+template <typename T, bool kTransposed, int kRows>
+__device__ inline Group load_group(const KernelSpec& s, const Job& job, float factor, T* tile) {
+    const int64_t col_tiles = divide_up<int64_t>(job.padded_cols, kTileCols);
+    // Tiles that read the same lines of x are neighbours.
+    const int64_t row_tiles = divide_up<int64_t>(job.rows, kRows), id = blockIdx.x;
+    const int64_t row_tile = kTransposed ? id % row_tiles : id / col_tiles;
+    const int64_t col_tile = kTransposed ? id / row_tiles : id % col_tiles;
+    const int row = static_cast<int>(threadIdx.x) / kGroups, group = static_cast<int>(threadIdx.x) % kGroups;
+    Group g{row_tile * kRows + row, col_tile * kTileCols + group * kGroup, {}};
+    if constexpr (kTransposed) {
+        load_tile<T, kRows>(job, row_tile * kRows, col_tile * kTileCols, tile);
+        __syncthreads();
+        TransposedTile<T, kRows>::read(tile, group, row, g.x);
+    } else {
+        load_row<T>(job, g);
+    }
+    if (s.rotation != 0) rotate_group(s, job, factor, g);
+    return g;
+}
+
+// The largest magnitude after rotation: of the tensor, or of each row (kOfRows).
+template <typename T, bool kTransposed, int kRows, bool kOfRows>
+__global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_constant__ Job job) {
+    extern __shared__ uint4 dynamic[];
+    const Group g =
+        load_group<T, kTransposed, kRows>(job.spec, job, job.amax_factor, reinterpret_cast<T*>(dynamic));
+    uint32_t largest = bits_of_largest(g.x);
+    for (int lane = kOfRows ? kGroups / 2 : kWarp / 2; lane > 0; lane /= 2) {
+        largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lane));
+    }
+    if constexpr (kOfRows) {
+        if (g.col % kTileCols == 0 && g.row < job.rows) {
+            atomicMax(reinterpret_cast<uint32_t*>(job.fp32_scales) + g.row, largest);
+        }
+    } else {
+        if (threadIdx.x % kWarp == 0) atomicMax(&job.scalars->amax, largest);
+    }
+}
+
+template <typename T, bool kTransposed, int kRows>
+__global__ void __launch_bounds__(kRows* kGroups) quantize_kernel(const __grid_constant__ Job job) {
+    extern __shared__ uint4 dynamic[];
+    __shared__ PerThread<kRows> shared;
+    __shared__ Nvfp4Tensor shared_tensor;
+    __shared__ float shared_amax;
+    const KernelSpec& s = job.spec;
+    if (threadIdx.x == 0) {
+        const float amax = job.given_amax >= 0.0f ? job.given_amax : *job.amax;
+        float scale = 1.0f;
+        if (s.format == Format::nvfp4 && !s.outer && s.tensor != TensorScale::posthoc) {
+            const float of_tensor = s.tensor == TensorScale::none ? job.rule.reach : amax;
+            shared_tensor =
+                s.emulation ? emulated_tensor(job.rule, of_tensor) : nvfp4_tensor(job.rule, of_tensor);
+            scale = shared_tensor.scale;
+        } else if (s.format == Format::mxfp4 && s.scale == ScaleRule::three_quarters) {
+            scale = kFourThirds;
+        } else if (s.format == Format::nvfp4 || s.format == Format::mxfp4 || s.format == Format::mxfp8 ||
+                   s.is_row || s.block_cols > kGroup) {
+            scale = 1.0f;
+        } else {
+            scale = fp32_scale(largest_of(s.element), amax).scale;
+        }
+        shared_amax = amax;
+        if (blockIdx.x == 0 && s.tensor != TensorScale::posthoc) *job.tensor_scale = scale;
+    }
+    __syncthreads();
+    Group g = load_group<T, kTransposed, kRows>(s, job, job.factor, reinterpret_cast<T*>(dynamic));
+    if (bits_of_largest(g.x) >= 0x7f800000u) *job.fault = 1;
+    const bool is_there = g.row < job.rows && g.col < job.padded_cols;
+    if (s.format == Format::mxfp4 || s.format == Format::mxfp8) {
+        quantize_mx(s, job, g, is_there, shared);
+    } else if (s.format != Format::nvfp4) {
+        quantize_fp32(s, job, shared_amax, g, is_there, shared);
+    } else if (s.tensor == TensorScale::posthoc) {
+        float largest = quantize_posthoc(s, job, g, is_there, shared);
+        largest = max_of_threads(largest, kWarp * kGroup);
+        if (threadIdx.x % kWarp == 0) atomicMax(&job.scalars->posthoc, __float_as_uint(largest));
+    } else {
+        quantize_nvfp4(s, job, shared_tensor, g, is_there, shared);
+    }
+}
+
+}  // namespace nibble::cuda
