@@ -8,6 +8,8 @@
 #include <optional>
 #include <utility>
 
+#include "core/cuda.h"
+
 namespace nibble {
 
 namespace {
@@ -343,7 +345,10 @@ void write_safetensors(const fs::path& path, std::vector<NamedTensor> tensors, S
     const uint64_t length = text.size();
     file.write(&length, kLengthBytes);
     file.write(text);
-    for (const NamedTensor& named : tensors) file.write(named.tensor.data, named.tensor.bytes());
+    for (const NamedTensor& named : tensors) {
+        const OnCpu values(named.tensor);
+        file.write(values.tensor().data, values.tensor().bytes());
+    }
     file.commit();
 }
 

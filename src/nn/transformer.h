@@ -56,6 +56,7 @@ class Transformer {
   public:
     struct Options {
         DType activations = DType::bf16;  // or F32, for study
+        Device device = Device::cpu;      // of parameters and gradients
     };
     // Whose forward a step uses: the recipe's, or bf16 in every layer (evaluation).
     enum class Execution : uint8_t { recipe, bf16 };

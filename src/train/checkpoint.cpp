@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstring>
 
+#include "core/cuda.h"
 #include "data/hash.h"
 
 namespace nibble {
@@ -131,7 +131,7 @@ void read_checkpoint_tensors(const Checkpoint& checkpoint, const char* file,
         require(tensor.dtype == target.tensor.dtype && tensor.shape == target.tensor.shape,
                 "{}: {} is {} {} instead of {} {}", source.where(), target.name, name_of(tensor.dtype),
                 tensor.shape.str(), name_of(target.tensor.dtype), target.tensor.shape.str());
-        std::memcpy(target.tensor.data, tensor.data, tensor.bytes());
+        copy(tensor, target.tensor);
     }
 }
 

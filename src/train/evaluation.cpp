@@ -6,6 +6,7 @@
 #include <numbers>
 #include <numeric>
 
+#include "core/cuda.h"
 #include "core/interrupt.h"
 
 namespace nibble {
@@ -26,11 +27,16 @@ TextLoss evaluate_text(Context& context, Transformer& model, const TokenShards& 
     const EvaluationLoader loader(data, sequence_length);
     batch_size = std::min(batch_size, loader.windows());
     const ArenaScope scope(context.arena);
-    const Tensor tokens = context.arena.allocate(DType::i32, {batch_size, sequence_length});
-    const Tensor targets = context.arena.allocate(DType::i32, {batch_size, sequence_length});
+    const Buffer token_memory(DType::i32, {batch_size, sequence_length}),
+        target_memory(DType::i32, {batch_size, sequence_length});
+    const Tensor tokens = token_memory.tensor(), targets = target_memory.tensor();
     model.begin_step(context, execution);
+    const auto forward = [&] {
+        const ArenaScope batch_scope(context.arena);
+        return model.forward(context, on_device(context, tokens), on_device(context, targets));
+    };
     if (context.planning()) {
-        model.forward(context, tokens, targets);
+        forward();
         return {};
     }
     int64_t end = loader.windows();
@@ -39,7 +45,7 @@ TextLoss evaluate_text(Context& context, Transformer& model, const TokenShards& 
     for (int64_t first = 0; first < end && !stop_requested(); first += batch_size) {
         context.micro_step = static_cast<uint32_t>(first / batch_size % 256);  // fresh coins, as in training
         loader.load(first, tokens, targets);
-        const HeadLoss loss = model.forward(context, tokens, targets);
+        const HeadLoss loss = forward();
         result.loss_sum += loss.loss_sum;
         result.tokens += loss.count;
         for (const int32_t target : targets.span<const int32_t>()) {
@@ -128,8 +134,8 @@ void score_batch(Context& context, Transformer& model, std::span<const Continuat
                  int64_t length, std::vector<std::vector<double>>& scores) {
     const ArenaScope scope(context.arena);
     const auto rows = static_cast<int64_t>(batch.size());
-    const Tensor tokens = context.arena.allocate(DType::i32, {rows, length});
-    const Tensor targets = context.arena.allocate(DType::i32, {rows, length});
+    const Buffer token_memory(DType::i32, {rows, length}), target_memory(DType::i32, {rows, length});
+    const Tensor tokens = token_memory.tensor(), targets = target_memory.tensor();
     const Tensor losses = context.arena.allocate(DType::f32, {rows, length});
     if (!context.planning()) {
         // Behind a continuation stands anything: attention is causal, and its losses do not count.
@@ -144,13 +150,14 @@ void score_batch(Context& context, Transformer& model, std::span<const Continuat
             }
         }
     }
-    model.forward(context, tokens, targets, losses);
+    model.forward(context, on_device(context, tokens), on_device(context, targets), losses);
     if (context.planning()) return;
+    const OnCpu read(losses);
     for (int64_t row = 0; row < rows; ++row) {
         const Continuation& item = *batch[static_cast<size_t>(row)];
         double sum = 0;
         for (size_t t = item.first_target; t < item.tokens.size(); ++t) {
-            sum -= losses.as<float>()[row * length + static_cast<int64_t>(t) - 1];
+            sum -= read.tensor().as<float>()[row * length + static_cast<int64_t>(t) - 1];
         }
         scores[item.question][item.choice] = sum;
     }

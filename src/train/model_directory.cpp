@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/cuda.h"
 #include "io/io.h"
 
 namespace nibble {
@@ -94,8 +95,7 @@ int64_t interleaved_row(int64_t half_split_row, int64_t head_dim) {
 // Elements of a row; those of a vector are its rows.
 int64_t row_size(const Shape& shape) { return shape.rank() == 1 ? 1 : shape.last(); }
 
-float* rows_of(const DirectoryTensor& tensor, std::span<const Parameter> parameters) {
-    const Tensor& master = parameters[tensor.parameter].master;
+float* rows_of(const DirectoryTensor& tensor, const Tensor& master) {
     return master.as<float>() + tensor.first_row * row_size(master.shape);
 }
 
@@ -207,10 +207,10 @@ std::string generation_config_json(const ModelConfig& config) {
     return json.dump(2) + "\n";
 }
 
-// The rows of one tensor as they are written. Made in `buffers` unless the parameter's own memory serves.
-Tensor written_values(const DirectoryTensor& tensor, const ModelConfig& config,
-                      std::span<const Parameter> parameters, DType dtype, std::vector<Buffer>& buffers) {
-    const float* values = rows_of(tensor, parameters);
+// The rows of one tensor as they are written. Made in `buffers` unless the master's own memory serves.
+Tensor written_values(const DirectoryTensor& tensor, const ModelConfig& config, const Tensor& master,
+                      DType dtype, std::vector<Buffer>& buffers) {
+    const float* values = rows_of(tensor, master);
     if (tensor.rotary_heads > 0 && config.rope_layout == RopeLayout::interleaved) {
         const Tensor reordered = buffers.emplace_back(DType::f32, tensor.shape).tensor();
         const int64_t rows = tensor.shape[0], cols = row_size(tensor.shape);
@@ -277,8 +277,15 @@ void read_parameters(const fs::path& directory, const ModelConfig& config, std::
                 "{}: tensor '{}' does not belong to the model that config.json describes",
                 weights.where(name), name);
     }
-    for (const DirectoryTensor& tensor : wanted) {
-        read_tensor(weights, tensor, stored_config, config, rows_of(tensor, parameters));
+    // The tensors of one parameter stand together.
+    for (size_t begin = 0; begin < wanted.size();) {
+        const Tensor& master = parameters[wanted[begin].parameter].master;
+        const OnCpu values(master);
+        size_t end = begin;
+        for (; end < wanted.size() && wanted[end].parameter == wanted[begin].parameter; ++end)
+            read_tensor(weights, wanted[end], stored_config, config, rows_of(wanted[end], values.tensor()));
+        if (master.device != Device::cpu) copy(values.tensor(), master);
+        begin = end;
     }
 }
 
@@ -286,10 +293,13 @@ void write_model_directory(const fs::path& directory, const ModelConfig& config,
                            std::span<const Parameter> parameters, const ModelDirectoryOptions& options) {
     require(options.dtype == DType::f32 || options.dtype == DType::bf16,
             "weights are written as F32 or BF16, not {}", name_of(options.dtype));
+    std::vector<OnCpu> masters;
+    for (const Parameter& parameter : parameters) masters.emplace_back(parameter.master);
     std::vector<Buffer> buffers;
     std::vector<NamedTensor> tensors;
     for (const DirectoryTensor& tensor : directory_tensors(config, parameters)) {
-        tensors.push_back({tensor.name, written_values(tensor, config, parameters, options.dtype, buffers)});
+        const Tensor& master = masters[tensor.parameter].tensor();
+        tensors.push_back({tensor.name, written_values(tensor, config, master, options.dtype, buffers)});
     }
     write_safetensors(directory / kWeights, std::move(tensors));
     write_text(directory / "config.json", config_json(config, options.dtype));

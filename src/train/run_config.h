@@ -72,6 +72,7 @@ struct RunConfig {
     } checkpoint;
     struct {
         std::string kind = "cpu";
+        Device device() const { return kind == name_of(Device::cuda) ? Device::cuda : Device::cpu; }
         int64_t threads = 0;
         std::vector<std::string> allow;
     } device;

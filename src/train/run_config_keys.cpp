@@ -144,7 +144,7 @@ const std::vector<ConfigKey>& config_keys() {
         {"checkpoint.keep", NIBBLE_SLOT(checkpoint.keep), "newest checkpoints that are kept; 0: all", kFree,
          0, kOneBillion},
 
-        {"device.kind", NIBBLE_SLOT(device.kind), "where the run executes", kFree, 0, 0, {"cpu"}},
+        {"device.kind", NIBBLE_SLOT(device.kind), "where the run executes", kFree, 0, 0, {"cpu", "cuda"}},
         {"device.threads", NIBBLE_SLOT(device.threads), "threads; 0: as many as the machine has cores", kFree,
          0, 4096},
         {"device.allow",

@@ -6,6 +6,7 @@
 #include <ctime>
 #include <fstream>
 
+#include "core/cuda.h"
 #include "core/version.h"
 #include "gemm/matmul.h"
 #include "gemm/tile_product.h"
@@ -40,17 +41,19 @@ std::string format_of(const OperandSpec& operand) {
 }
 
 // What multiplies the operands (nn/quant_linear.h, gemm/matmul.h). `forward`: what b is made from, if it is.
-std::string executed(const OperandSpec& a, const OperandSpec& b, const QuantSpec& forward = {}) {
+std::string executed(Device device, const OperandSpec& a, const OperandSpec& b,
+                     const QuantSpec& forward = {}) {
     const bool quantized = a.spec.is_quantized() || b.spec.is_quantized();
     const bool reads_forward = b.source != Source::original && !b.spec.is_quantized();
     const bool has_fp32_scales =
         a.spec.has_fp32_groups() || b.spec.has_fp32_groups() || (reads_forward && forward.has_fp32_scales());
     const bool wide = has_fp32_scales || a.spec.format == Format::fp32 || b.spec.format == Format::fp32;
-    return fmt::format("{} in {}, sums in f32",
-                       has_fp32_scales ? "emulated: products of values with f32 scales"
-                       : quantized     ? "emulated: exact products"
-                                       : "products",
-                       wide || bf16_product_dtype() == DType::f32 ? "f32" : "bf16");
+    return fmt::format(
+        "{} in {}, sums in f32",
+        has_fp32_scales ? "emulated: products of values with f32 scales"
+        : quantized     ? "emulated: exact products"
+                        : "products",
+        wide || (device == Device::cpu && bf16_product_dtype() == DType::f32) ? "f32" : "bf16");
 }
 
 Json describe_data(const TokenShards& shards) {
@@ -68,21 +71,26 @@ std::string cpu_name() {
     return name.empty() ? "unknown cpu" : name;
 }
 
-Json describe_machine() {
-    return {{"cpu_isa", vector_isa()},
-            {"gemm", matmul_description()},
-            {"threads", thread_count()},
-            {"compiler", __VERSION__},
-            {"nibble", version()}};
+Json describe_machine(Device device) {
+    Json machine = {{"cpu_isa", vector_isa()},
+                    {"gemm", matmul_description(device)},
+                    {"threads", thread_count()},
+                    {"compiler", __VERSION__},
+                    {"nibble", version()}};
+    if (device == Device::cuda) {
+        machine["gpu"] = cuda_devices().front().name;
+        machine["cuda"] = cuda_version();
+    }
+    return machine;
 }
 
-Json describe_products(const Recipe& recipe, DType activations) {
+Json describe_products(const Recipe& recipe, DType activations, Device device) {
     Json all = Json::array();
     const auto add = [&](const char* product, const OperandSpec& a, const OperandSpec& b,
                          const QuantSpec& forward = {}) {
         all.push_back({{"product", product},
                        {"requested", fmt::format("{} x {}", format_of(a), format_of(b))},
-                       {"executed", executed(a, b, forward)}});
+                       {"executed", executed(device, a, b, forward)}});
     };
     add("fprop", recipe.fprop_x, recipe.fprop_w);
     if (recipe.outliers) {  // nn/outliers.h
@@ -137,7 +145,7 @@ Json make_header(const HeaderParts& parts) {
           {"table", to_table(recipe)},
           {"toml", to_toml(recipe)}}},
         {"phases", phases},
-        {"gemms", describe_products(recipe, model.options().activations)},
+        {"gemms", describe_products(recipe, model.options().activations, model.options().device)},
         {"kept_blocks", kept},
         {"model",
          {{"config", Json::parse(to_json(shape))},
@@ -146,7 +154,7 @@ Json make_header(const HeaderParts& parts) {
           {"training_flops_per_token", training_flops_per_token(shape, sequence)}}},
         {"data", data},
         {"device", {{"kind", parts.config.device.kind}, {"cpu", cpu_name()}, {"gemm_peak", parts.gemm_peak}}},
-        {"machine", describe_machine()},
+        {"machine", describe_machine(model.options().device)},
         {"memory",
          {{"masters", parts.memory.masters},
           {"gradients", parts.memory.gradients},
@@ -156,7 +164,7 @@ Json make_header(const HeaderParts& parts) {
           {"step", parts.memory.step},
           {"modifiers", parts.memory.modifiers},
           {"total", parts.memory.total()},
-          {"available", available_memory()}}},
+          {"available", available_memory(model.options().device)}}},
     };
 }
 
@@ -179,6 +187,8 @@ std::string phase_text(const Json& phase) {
 std::string to_text(const Json& header) {
     const Json &model = header.at("model"), &data = header.at("data"), &memory = header.at("memory"),
                &machine = header.at("machine");
+    const Device device =
+        header.at("device").at("kind") == name_of(Device::cuda) ? Device::cuda : Device::cpu;
     std::string text = fmt::format("{}: {} parameters, {} steps of {} tokens\n",
                                    header.at("name").get<std::string>(), model.at("parameters").dump(),
                                    header.at("steps").dump(), header.at("tokens_per_step").dump());
@@ -190,11 +200,12 @@ std::string to_text(const Json& header) {
     for (const Json& phase : header.at("phases")) text += fmt::format("phase    {}\n", phase_text(phase));
     if (!header.at("kept_blocks").empty())
         text += fmt::format("blocks   {} kept: requested bf16 x bf16, executed {}\n",
-                            header.at("kept_blocks").dump(), executed(OperandSpec{}, OperandSpec{}));
+                            header.at("kept_blocks").dump(), executed(device, OperandSpec{}, OperandSpec{}));
     text += fmt::format("device   {} \"{}\", {} threads, {}, {}; bf16 products: {:.0f} GFLOP/s\n",
                         header.at("device").at("kind").get<std::string>(),
-                        header.at("device").at("cpu").get<std::string>(), machine.at("threads").dump(),
-                        machine.at("cpu_isa").get<std::string>(), machine.at("gemm").get<std::string>(),
+                        machine.value("gpu", header.at("device").at("cpu").get<std::string>()),
+                        machine.at("threads").dump(), machine.at("cpu_isa").get<std::string>(),
+                        machine.at("gemm").get<std::string>(),
                         header.at("device").at("gemm_peak").get<double>() * 1e-9);
     for (const char* part : {"train", "validation"})
         if (data.contains(part))
@@ -213,7 +224,8 @@ std::string to_text(const Json& header) {
     return text;
 }
 
-size_t available_memory() {
+size_t available_memory(Device device) {
+    if (device == Device::cuda) return cuda_devices().front().available_memory;
     const std::string kib = proc_value("/proc/meminfo", "MemAvailable");
     return kib.empty() ? 0 : static_cast<size_t>(std::strtoull(kib.c_str(), nullptr, 10)) * 1024;
 }

@@ -15,10 +15,11 @@ std::string cpu_name();
 
 // What the same bits depend on beside the configuration: instruction set, threads, libraries. A run that is
 // resumed where one of them differs goes on, but not to the bit.
-nlohmann::ordered_json describe_machine();
+nlohmann::ordered_json describe_machine(Device device = Device::cpu);
 
 // For each product of the linear layers, and the LM head: {"product", "requested", "executed"}.
-nlohmann::ordered_json describe_products(const Recipe& recipe, DType activations);
+nlohmann::ordered_json describe_products(const Recipe& recipe, DType activations,
+                                         Device device = Device::cpu);
 
 // Bytes of a run, by what they are for.
 struct MemoryPlan {
@@ -47,8 +48,8 @@ std::string phase_text(const nlohmann::ordered_json& phase);
 // Some lines for a person.
 std::string to_text(const nlohmann::ordered_json& header);
 
-// Bytes of memory that are free for this program now; 0 if the system does not say.
-size_t available_memory();
+// Bytes of a device's memory that are free for this program now; 0 if the system does not say.
+size_t available_memory(Device device = Device::cpu);
 std::string bytes_text(double bytes);  // "12.3 MB"
 
 }  // namespace nibble

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "core/cuda.h"
 #include "gemm/matmul.h"
 
 namespace nibble {
@@ -23,19 +24,40 @@ double forward_flops_per_token(const ModelConfig& c, int64_t sequence_length) {
     return training_flops_per_token(c, sequence_length) / 3.0;
 }
 
-double measure_gemm_peak(double seconds) {
+namespace {
+
+// Of both signs and magnitudes around 1: products of equal numbers, or of zeros, draw less power.
+void fill_random(const Tensor& tensor, uint64_t seed) {
+    const Buffer memory(tensor.dtype, tensor.shape);
+    auto* const values = memory.tensor().as<Bf16>();
+    parallel_for(tensor.count(), 1 << 14, [=](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const auto bits =
+                static_cast<uint64_t>(i + 1) * 0x9e3779b97f4a7c15ull ^ seed * 0xbf58476d1ce4e5b9ull;
+            values[i] = {static_cast<uint16_t>(0x3f00u | (bits >> 40 & 0x80ffu))};
+        }
+    });
+    copy(memory.tensor(), tensor);
+}
+
+}  // namespace
+
+double measure_gemm_peak(Device device, double seconds) {
     using Clock = std::chrono::steady_clock;
-    constexpr int64_t kSizes[] = {512, 1024, 2048};
+    const bool is_gpu = device == Device::cuda;
     double best = 0;
-    for (const int64_t n : kSizes) {
-        const Buffer a(DType::bf16, {n, n}), b(DType::bf16, {n, n}), c(DType::f32, {n, n});
-        std::fill_n(a.tensor().as<Bf16>(), n * n, Bf16{0x3f80});  // ones: denormals or NaNs would be slow
-        std::fill_n(b.tensor().as<Bf16>(), n * n, Bf16{0x3f80});
-        Arena arena;
+    for (int64_t n : {512, 1024, 2048}) {
+        if (is_gpu) n *= 4;
+        const Buffer a(DType::bf16, {n, n}, device), b(DType::bf16, {n, n}, device),
+            c(is_gpu ? DType::bf16 : DType::f32, {n, n}, device);
+        fill_random(a.tensor(), 1);
+        fill_random(b.tensor(), 2);
+        Arena arena(device);
         Context context{arena};
         const auto product = [&] {
             const ArenaScope scope(arena);
             matmul(context, a.tensor(), b.tensor(), c.tensor());
+            if (!context.planning()) synchronize(context);
         };
         product();  // plans its scratch memory
         arena.commit();
@@ -43,7 +65,7 @@ double measure_gemm_peak(double seconds) {
         product();  // warms up
         // On a slow machine the next size would take longer than it teaches.
         const bool is_last = std::chrono::duration<double>(Clock::now() - first).count() > seconds / 8;
-        const auto end = Clock::now() + std::chrono::duration<double>(seconds / std::size(kSizes));
+        const auto end = Clock::now() + std::chrono::duration<double>(seconds / 3);
         do {
             const auto begin = Clock::now();
             product();

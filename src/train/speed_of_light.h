@@ -25,7 +25,7 @@ double training_flops_per_token(const ModelConfig& config, int64_t sequence_leng
 double forward_flops_per_token(const ModelConfig& config, int64_t sequence_length);
 
 // FLOP/s of bf16 matrix products through matmul(): the best of a few square sizes, measured for about
-// `seconds` with all threads, beyond a first call of each.
-double measure_gemm_peak(double seconds = 0.2);
+// `seconds` with all threads (or a whole GPU), beyond a first call of each.
+double measure_gemm_peak(Device device, double seconds = 0.2);
 
 }  // namespace nibble

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/cuda.h"
 #include "core/interrupt.h"
 #include "train/model_directory.h"
 #include "train/report.h"
@@ -36,7 +37,7 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     const ArenaScope scope(arena_);
     const std::vector<AmaxHistory> history = model_->amax_history();
     context_.step = static_cast<uint32_t>(step_);
-    loader_->load(step_, 0, tokens_.tensor(), targets_.tensor());
+    load_batch();
     // The mean over all targets of the batch, whatever the micro-batches hold.
     const auto targets = static_cast<double>(counted_targets(targets_.tensor()));
 
@@ -54,7 +55,7 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     StepResult result{*loss_sum / targets, schedule_->lr(step_ - schedule_begin_), gradient.norm, {}};
     if (sample && result.is_finite()) sample->finish(context_, step_ + 1);
     if (context_.planning() || !result.is_finite()) model_->amax_history() = history;
-    if (!result.is_finite() && !context_.planning()) return result;
+    if (!context_.planning() && (!result.is_finite() || has_fault())) return result;
     optimizer_->update(context_, step_ + 1, result.lr,
                        clip_factor(gradient.norm, config_.optimizer.grad_clip));
     result.resets = modifiers_->after_update(context_, step_ + 1, steps_, result.lr);
@@ -130,7 +131,7 @@ void Trainer::enter_phase() {
         {"name", phase.recipe.name}, {"table", to_table(phase.recipe)}, {"toml", to_toml(phase.recipe)}};
     if (phase.is_conditional()) record["gradient_to_noise"] = phase.gradient_to_noise;
     record["steps"] = steps_;
-    record["gemms"] = describe_products(phase.recipe, model_->options().activations);
+    record["gemms"] = describe_products(phase.recipe, model_->options().activations, device());
     record["time"] = elapsed();
     log_->write(record);
     status_.note(fmt::format("step {} of {}: phase {} of {}, {}\n{}", step_ + 1, steps_, phase_ + 1,
@@ -168,7 +169,7 @@ void Trainer::take_step() {
         fail_not_finite(error.what(), first);
     }
     if (!result) return;
-    if (!result->is_finite())
+    if (!result->is_finite() || has_fault())
         fail_not_finite(
             fmt::format("the loss is {}, the norm of the gradient {}", result->loss, result->grad_norm),
             first_non_finite());
@@ -182,9 +183,9 @@ void Trainer::log_step(const StepResult& result, double seconds) {
     work_seconds_ += seconds;
     // Other programs may slow this machine for a while: then its limit is lower too.
     constexpr double kPeakLasts = 5;  // seconds
-    if (work_seconds_ > peak_measured_at_ + kPeakLasts) {
+    if (device() == Device::cpu && work_seconds_ > peak_measured_at_ + kPeakLasts) {
         peak_measured_at_ = work_seconds_;
-        gemm_peak_ = measure_gemm_peak(0.05);
+        gemm_peak_ = measure_gemm_peak(device(), 0.05);
     }
     const double tokens_per_s = static_cast<double>(config_.tokens_per_step()) / seconds;
     const double sol = tokens_per_s * flops_per_token_ / gemm_peak_;
@@ -269,6 +270,7 @@ void Trainer::end(const char* reason) {
 
 // Runs the step again, micro-batch by micro-batch, with an eye on every tensor.
 std::string Trainer::first_non_finite() {
+    context_.fault = nullptr;  // quantisers wait, and say what they met
     const auto scale = static_cast<float>(1.0 / static_cast<double>(counted_targets(targets_.tensor())));
     std::string first;
     for (int64_t micro_step = 0; micro_step < config_.micro_steps() && first.empty(); ++micro_step) {
@@ -307,7 +309,7 @@ void Trainer::save_checkpoint() {
                   {"decisions", decisions(phases_)},
                   {"data", fmt::format("{:016x}", train_shards_->hash())},
                   {"vocabulary", fmt::format("{:016x}", train_shards_->vocabulary_hash())},
-                  {"machine", describe_machine()}};
+                  {"machine", describe_machine(device())}};
     if (monitor_) state["monitor"] = monitor_->state();
     const fs::path path = write_checkpoint(out("checkpoints"), step_, state, masters(), optimizer_state(),
                                            config_.checkpoint.keep);
@@ -315,9 +317,25 @@ void Trainer::save_checkpoint() {
     log_->write({{"type", "checkpoint"}, {"step", step_}, {"path", path.string()}, {"time", elapsed()}});
 }
 
+void Trainer::load_batch() {
+    loader_->load(step_, 0, tokens_.tensor(), targets_.tensor());
+    if (device() == Device::cpu) return;
+    copy(context_, tokens_.tensor(), device_tokens_.tensor());
+    copy(context_, targets_.tensor(), device_targets_.tensor());
+}
+
 Tensor Trainer::micro_batch(const Buffer& batch, int64_t micro_step) const {
+    const Buffer& there = device() == Device::cpu ? batch
+                          : &batch == &tokens_    ? device_tokens_
+                                                  : device_targets_;
     const int64_t rows = config_.train.micro_batch_size;
-    return batch.tensor().slice(micro_step * rows, (micro_step + 1) * rows);
+    return there.tensor().slice(micro_step * rows, (micro_step + 1) * rows);
+}
+
+bool Trainer::has_fault() const {
+    if (context_.fault == nullptr) return false;
+    const OnCpu fault(fault_.tensor());
+    return *fault.tensor().as<uint32_t>() != 0;
 }
 
 double Trainer::elapsed() const { return earlier_seconds_ + seconds_since(start_); }

@@ -57,6 +57,7 @@ class Trainer {
     TextLoss evaluate(Transformer::Execution execution);
 
     void check_output() const;
+    void check_device();
     void read_data();
     void make_model();
     void make_optimizer();
@@ -80,7 +81,11 @@ class Trainer {
     [[noreturn]] void fail_not_finite(const std::string& symptom, const std::string& first);
     [[noreturn]] void fail_interrupted();
 
+    Device device() const { return arena_.device(); }
+    void load_batch();
     Tensor micro_batch(const Buffer& batch, int64_t micro_step) const;
+    // On a GPU: whether a quantiser of this step met a value that is not finite.
+    bool has_fault() const;
     std::vector<NamedTensor> masters() const;
     std::vector<NamedTensor> optimizer_state();
     double elapsed() const;  // seconds of the run, earlier parts included
@@ -95,7 +100,8 @@ class Trainer {
     std::vector<int32_t> text_bytes_;  // of each token
     std::optional<TokenShards> train_shards_, validation_shards_;
     std::optional<Loader> loader_;
-    Buffer tokens_, targets_;  // I32 [batch_size, sequence_length]
+    Buffer tokens_, targets_;                // I32 [batch_size, sequence_length]
+    Buffer device_tokens_, device_targets_;  // the same on a GPU
 
     std::vector<Phase> phases_;  // the first begins the run
     size_t phase_ = 0;
@@ -107,6 +113,7 @@ class Trainer {
     int64_t schedule_begin_ = 0;  // steps done before its first
     Arena arena_;
     Context context_{arena_};
+    Buffer fault_;  // of a GPU: Context::fault
     MemoryPlan memory_;
 
     std::optional<Monitor> monitor_;  // unless monitor.every is 0

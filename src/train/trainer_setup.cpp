@@ -1,6 +1,7 @@
 // What the Trainer does before the first step.
 #include <algorithm>
 
+#include "core/cuda.h"
 #include "train/model_directory.h"
 #include "train/speed_of_light.h"
 #include "train/trainer.h"
@@ -14,8 +15,8 @@ namespace {
 constexpr const char* kOutputs[] = {"log.jsonl", "checkpoints", "model", "report.html"};
 
 // Stops before the system does, which would give no reason.
-void require_memory(size_t bytes, const char* advice) {
-    const size_t available = available_memory();
+void require_memory(Device device, size_t bytes, const char* advice) {
+    const size_t available = available_memory(device);
     require(available == 0 || bytes <= available, "the run needs {} of memory and {} are available; {}",
             bytes_text(static_cast<double>(bytes)), bytes_text(static_cast<double>(available)), advice);
 }
@@ -27,8 +28,10 @@ ModelConfig model_shape(const RunConfig& config) {
 
 }  // namespace
 
-Trainer::Trainer(const RunConfig& config, const TrainOptions& options) : config_(config), options_(options) {
+Trainer::Trainer(const RunConfig& config, const TrainOptions& options)
+    : config_(config), options_(options), arena_(config.device.device()) {
     phases_ = resolve_phases(config_);
+    check_device();
     steps_ = run_steps(phases_, config_);
     int64_t most_steps = config_.steps();
     for (const Phase& phase : phases_) most_steps += phase.written.extra_steps;
@@ -45,10 +48,27 @@ Trainer::Trainer(const RunConfig& config, const TrainOptions& options) : config_
             *model_, config_.monitor.every,
             config_.monitor.noise == "two-pass" ? Monitor::Noise::two_pass : Monitor::Noise::predicted,
             config_.train.micro_batch_size * config_.data.sequence_length);
+    gemm_peak_ = measure_gemm_peak(device());
     plan_memory();
     if (options.resume) resume();
-    gemm_peak_ = measure_gemm_peak();
     flops_per_token_ = training_flops_per_token(model_->config(), config_.data.sequence_length);
+}
+
+// What runs on a GPU, and what does not yet.
+void Trainer::check_device() {
+    if (device() == Device::cpu) return;
+    require_cuda();
+    if (config_.monitor.every > 0)
+        fail_usage(
+            "monitor.every = {}: the monitor reads operands on the cpu; set it to 0 for device.kind = "
+            "\"cuda\"",
+            config_.monitor.every);
+    for (const Phase& phase : phases_)
+        if (!phase.recipe.modifiers.empty())
+            fail_usage("recipe {}: modifiers run on the cpu; leave them out for device.kind = \"cuda\"",
+                       phase.recipe.name);
+    fault_ = Buffer(DType::u32, {1}, device());
+    context_.fault = fault_.tensor().as<uint32_t>();
 }
 
 void Trainer::read_data() {
@@ -65,8 +85,12 @@ void Trainer::read_data() {
         validation_shards_->require_tokenizer(*tokenizer_, data.tokenizer);
         validation_shards_->verify();
     }
-    tokens_ = Buffer(DType::i32, {config_.train.batch_size, data.sequence_length});
-    targets_ = Buffer(DType::i32, {config_.train.batch_size, data.sequence_length});
+    const Shape shape = {config_.train.batch_size, data.sequence_length};
+    tokens_ = Buffer(DType::i32, shape);
+    targets_ = Buffer(DType::i32, shape);
+    if (device() == Device::cpu) return;
+    device_tokens_ = Buffer(DType::i32, shape, device());
+    device_targets_ = Buffer(DType::i32, shape, device());
 }
 
 void Trainer::make_model() {
@@ -79,11 +103,13 @@ void Trainer::make_model() {
             "data.sequence_length {} exceeds the {} positions of {}", config_.data.sequence_length,
             shape.max_position_embeddings, where);
     constexpr size_t kBytesPerParameter = 16;  // master, gradient, two moments
-    require_memory(static_cast<size_t>(shape.parameters()) *
+    require_memory(device(),
+                   static_cast<size_t>(shape.parameters()) *
                        (kBytesPerParameter + ModifierState::bytes_per_weight(phases_)),
                    "choose a smaller model");
     Transformer::Options options;
     options.activations = config_.precision.activations == "fp32" ? DType::f32 : DType::bf16;
+    options.device = device();
     model_ = std::make_unique<Transformer>(shape, phases_.front().recipe, options);
     if (config_.model.init.empty())
         model_->initialize(context_.seed);
@@ -132,7 +158,7 @@ void Trainer::plan_memory() {
                .monitor = monitor_ ? monitor_->bytes() : 0,
                .step = arena_.peak(),
                .modifiers = modifiers_->bytes()};
-    require_memory(arena_.peak(),
+    require_memory(device(), arena_.peak(),
                    "lower train.micro_batch_size or data.sequence_length, or choose a smaller model");
     arena_.commit();
 }
@@ -189,7 +215,7 @@ void Trainer::resume() {
                      d.then, d.now);
             log()->warn("{} was {} before, now it is {}", d.key, d.then, d.now);
         }
-        const Json machine = describe_machine();
+        const Json machine = describe_machine(device());
         for (const auto& [key, now] : machine.items())
             if (state.at("machine").value(key, Json()) != now)
                 log()->warn("{} was {} before, now it is {}: the run goes on, but not to the bit", key,

@@ -34,7 +34,7 @@ TEST(SpeedOfLight, CountsEveryProductOfAStep) {
     EXPECT_DOUBLE_EQ(training_flops_per_token(c, T) * T, 3 * forward);
 }
 
-TEST(SpeedOfLight, IsMeasured) { EXPECT_GT(measure_gemm_peak(0.01), 1e6); }
+TEST(SpeedOfLight, IsMeasured) { EXPECT_GT(measure_gemm_peak(Device::cpu, 0.01), 1e6); }
 
 TEST(StatusLine, WritesTimesAsClocksDo) {
     EXPECT_EQ(clock_text(0), "0:00");
