@@ -15,7 +15,7 @@ __global__ void posthoc_scales_kernel(const __grid_constant__ Job job) {
     const int64_t in_row = job.padded_cols / kNvfp4Group;
     if (group >= job.rows * in_row) return;
     const float tensor_scale = posthoc_tensor_scale(job.rule, __uint_as_float(job.scalars->posthoc));
-    if (group == 0) *job.tensor_scale = tensor_scale;
+    if (group == 0) *job.tensor_scale = scaled(job, tensor_scale);
     // Rows of a tile share a byte, so they share a coin.
     const int64_t row = group / in_row / job.spec.block_rows * job.spec.block_rows;
     job.scales[group] = round_scale(job.spec, job, bf16_decode(job.wide[group]) / tensor_scale,
@@ -93,6 +93,7 @@ Job make_job(const QuantSpec& spec, const Tensor& x, const RandomKey& key, Quant
     job.mask = spec.mask_clip ? out.mask.as<uint8_t>() : nullptr;
     job.fp32_scales = spec.has_fp32_scales() ? out.fp32_scales.as<float>() : nullptr;
     job.tensor_scale = out.tensor_scale_ptr();
+    job.scale = options.scale;
     job.given_amax = -1;
     return job;
 }

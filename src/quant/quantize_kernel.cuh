@@ -43,8 +43,9 @@ struct Job {
 
     uint8_t *codes, *scales, *mask;
     float *fp32_scales, *tensor_scale;
-    Bf16* wide;        // tensor=posthoc: a wide scale for each group
-    float given_amax;  // of the tensor, where the caller knows it; negative: it is in memory:
+    Bf16* wide;          // tensor=posthoc: a wide scale for each group
+    const float* scale;  // QuantizeOptions::scale
+    float given_amax;    // of the tensor, where the caller knows it; negative: it is in memory:
     const float* amax;
     Scalars* scalars;
     uint32_t* fault;  // raised where a value is not finite
@@ -493,6 +494,10 @@ __device__ void quantize_fp32(const KernelSpec& s, const Job& job, float tensor_
 
 // --- kernels ---
 
+__device__ inline float scaled(const Job& job, float tensor_scale) {
+    return job.scale == nullptr ? tensor_scale : tensor_scale * *job.scale;
+}
+
 // Reads and rotates the group of this thread.
 template <typename T, bool kTransposed, int kRows>
 __device__ inline Group load_group(const KernelSpec& s, const Job& job, float factor, T* tile) {
@@ -557,7 +562,7 @@ __global__ void __launch_bounds__(kRows* kGroups) quantize_kernel(const __grid_c
             scale = fp32_scale(largest_of(s.element), amax).scale;
         }
         shared_amax = amax;
-        if (blockIdx.x == 0 && s.tensor != TensorScale::posthoc) *job.tensor_scale = scale;
+        if (blockIdx.x == 0 && s.tensor != TensorScale::posthoc) *job.tensor_scale = scaled(job, scale);
     }
     __syncthreads();
     Group g = load_group<T, kTransposed, kRows>(s, job, job.factor, reinterpret_cast<T*>(dynamic));
