@@ -14,6 +14,7 @@
 namespace nibble {
 
 // To add a command: write src/cli/NAME.cpp, declare its function here, call it in main.cpp.
+void add_bench_command(CLI::App& app);
 void add_codec_command(CLI::App& app);
 void add_data_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);

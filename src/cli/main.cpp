@@ -28,6 +28,7 @@ void add_commands(CLI::App& app) {
     add_study_command(app);
     add_scaling_command(app);
     add_doctor_command(app);
+    add_bench_command(app);
 }
 
 // The command that the words of the command line reached.

@@ -43,11 +43,19 @@ struct QuantizedMatrix {
     Tensor fp32_scales;   // F32 [rows, padded_cols / fp32 block], or [rows, 1]; square tiles repeat theirs
     Tensor mask;          // U8 [rows, padded_cols / 8], bit k%8 of byte k/8; no data without mask=clip
     Tensor tensor_scale;  // F32 [1], a multiplier
+    // BF16 [rows, padded_cols], what dequantize_operand() would give: beside codes and scales, or in their
+    // place; no shape: not kept.
+    Tensor operand;
 
     float* tensor_scale_ptr() const { return static_cast<float*>(tensor_scale.data); }
 };
 
-QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t rows, int64_t cols);
+// What quantize() writes: codes and scales; for a product that emulates them the operand instead; or both.
+// Specs whose operand is not exact in BF16, or is known only when all bytes are (tensor=posthoc), have bytes
+// alone whatever is asked for.
+enum class Keep : uint8_t { bytes, operand, both };
+QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t rows, int64_t cols,
+                                   Keep keep = Keep::bytes);
 
 struct QuantizeOptions {
     // Overrides the signs that spec and key would give (tests; operands that share a rotation).
@@ -55,12 +63,12 @@ struct QuantizeOptions {
     // tensor=delayed: the amax of the previous step, to use instead of this one's (0: none yet, use this
     // one's).
     float previous_amax = 0.0f;
+    // These three are in the context's device's memory.
     // The amax of x, where its producer knows it (used only without rotation); saves a pass over x.
     const float* known_amax = nullptr;
     // If not null, receives the amax that tensor=current uses (after rotation).
     float* amax = nullptr;
-    // If not null, the tensor scale is multiplied by this, once, in FP32: x is meant times it. Memory of the
-    // context's device.
+    // If not null, the tensor scale is multiplied by this, once, in FP32: x is meant times it.
     const float* scale = nullptr;
     // x is stored [cols, rows]: quantise its transpose. Columns of x beyond the output's rows are left out;
     // rows of x that are missing are zero.

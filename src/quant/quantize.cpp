@@ -6,7 +6,8 @@
 
 namespace nibble {
 
-QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t rows, int64_t cols) {
+QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t rows, int64_t cols,
+                                   Keep keep) {
     require(spec.is_quantized(), "a {} tensor has no codes to allocate", to_string(spec));
     validate_spec(spec);
     QuantizedMatrix q;
@@ -14,8 +15,11 @@ QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t 
     q.rows = spec.padded_rows(rows);
     q.cols = cols;
     q.padded_cols = spec.padded(cols);
-    q.codes = arena.allocate(DType::u8, {q.rows, q.padded_cols * spec.code_bits() / 8});
-    if (spec.has_scale_bytes()) {
+    if (spec.has_fp32_groups() || spec.tensor == TensorScale::posthoc) keep = Keep::bytes;
+    const bool keeps_bytes = keep != Keep::operand;
+    if (keep != Keep::bytes) q.operand = arena.allocate(DType::bf16, {q.rows, q.padded_cols});
+    if (keeps_bytes) q.codes = arena.allocate(DType::u8, {q.rows, q.padded_cols * spec.code_bits() / 8});
+    if (keeps_bytes && spec.has_scale_bytes()) {
         q.scales = arena.allocate(DType::u8, {q.rows, q.padded_cols / spec.block_size()});
     }
     if (spec.has_fp32_scales()) {
@@ -82,9 +86,14 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     if (spec.rotates_rows()) return quantize_rotated_rows(context, spec, x, key, out, options, false);
     NIBBLE_ON_CUDA(context, quantize(context, spec, x, key, out, options));
     if (context.planning()) return;
-    if (!quantize_simd(context, spec, x, key, out, options))
-        return quantize_reference(context, spec, x, key, out, options);
-    apply_scale(out, options);
+    require(out.codes.shape.rank() > 0, "{}: on a cpu the operand is kept beside its bytes, not without them",
+            options.name);
+    if (quantize_simd(context, spec, x, key, out, options)) {
+        apply_scale(out, options);
+    } else {
+        quantize_reference(context, spec, x, key, out, options);
+    }
+    if (out.operand.data != nullptr) dequantize_operand(context, out, out.operand);
 }
 
 }  // namespace nibble

@@ -6,9 +6,6 @@ namespace nibble::cuda {
 
 namespace {
 
-constexpr int kManyRows = 128;  // of a tile, where squares have so many
-constexpr int kFewRows = 32;
-
 // tensor=posthoc, the second pass: one thread for each scale byte.
 __global__ void posthoc_scales_kernel(const __grid_constant__ Job job) {
     const int64_t group = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -86,10 +83,13 @@ Job make_job(const QuantSpec& spec, const Tensor& x, const RandomKey& key, Quant
     job.rows = out.rows;
     job.cols = options.transposed ? x.rows() : out.cols;
     job.stride = options.transposed ? x.cols() : out.cols;
-    job.is_vector = !options.transposed && has_aligned_rows(x, job.stride);
+    job.is_bf16 = x.dtype == DType::bf16;
+    job.is_vector = has_aligned_rows(x, job.stride);
     job.padded_cols = out.padded_cols;
-    job.codes = out.codes.as<uint8_t>();
-    job.scales = spec.has_scale_bytes() ? out.scales.as<uint8_t>() : nullptr;
+    const bool keeps_bytes = out.codes.data != nullptr;
+    job.codes = keeps_bytes ? out.codes.as<uint8_t>() : nullptr;
+    job.scales = keeps_bytes && spec.has_scale_bytes() ? out.scales.as<uint8_t>() : nullptr;
+    job.operand = out.operand.data != nullptr ? out.operand.as<Bf16>() : nullptr;
     job.mask = spec.mask_clip ? out.mask.as<uint8_t>() : nullptr;
     job.fp32_scales = spec.has_fp32_scales() ? out.fp32_scales.as<float>() : nullptr;
     job.tensor_scale = out.tensor_scale_ptr();
@@ -98,39 +98,23 @@ Job make_job(const QuantSpec& spec, const Tensor& x, const RandomKey& key, Quant
     return job;
 }
 
-// Calls body<T, kTransposed, kRows>(threads, shared memory) as x and spec need.
+// Calls body<kTransposed, kRows>() as the call and its spec need.
 template <typename Body>
-void with_tiles(const Job& job, DType dtype, bool transposed, Body&& body) {
-    const auto with_rows = [&]<typename T, bool kTransposed>() {
-        if (job.spec.block_rows > kFewRows) {
-            body.template operator()<T, kTransposed, kManyRows>();
-        } else {
-            body.template operator()<T, kTransposed, kFewRows>();
-        }
+void with_tiles(const Job& job, bool transposed, Body&& body) {
+    const auto with_rows = [&]<bool kTransposed>() {
+        job.spec.block_rows > kFewRows ? body.template operator()<kTransposed, kManyRows>()
+                                       : body.template operator()<kTransposed, kFewRows>();
     };
-    const auto with_type = [&]<typename T>() {
-        transposed ? with_rows.template operator()<T, true>() : with_rows.template operator()<T, false>();
-    };
-    dtype == DType::bf16 ? with_type.template operator()<Bf16>() : with_type.template operator()<float>();
-}
-
-template <typename T, bool kTransposed, int kRows>
-void launch_tiles(const Context& context, void (*kernel)(Job), const Job& job) {
-    const int64_t tiles =
-        divide_up<int64_t>(job.rows, kRows) * divide_up<int64_t>(job.padded_cols, kTileCols);
-    const size_t shared = kTransposed ? sizeof(T) * TransposedTile<T, kRows>::kCount : 0;
-    if (shared > 40 << 10) {
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shared)),
-              "shared memory of a kernel");
-    }
-    launch(context, kernel, dim3(static_cast<unsigned>(tiles)), dim3(kRows * kGroups), shared, job);
+    transposed ? with_rows.template operator()<true>() : with_rows.template operator()<false>();
 }
 
 template <bool kOfRows>
-void find_amax(const Context& context, const Job& job, DType dtype, bool transposed) {
-    with_tiles(job, dtype, transposed, [&]<typename T, bool kTransposed, int kRows>() {
-        launch_tiles<T, kTransposed, kRows>(context, amax_kernel<T, kTransposed, kRows, kOfRows>, job);
+void find_amax(const Context& context, const Job& job, bool transposed) {
+    with_tiles(job, transposed, [&]<bool kTransposed, int kRows>() {
+        const auto of = [&]<typename T>() {
+            launch_tiles<T, kTransposed, kRows>(context, amax_kernel<T, kTransposed, kRows, kOfRows>, job);
+        };
+        job.is_bf16 ? of.template operator()<Bf16>() : of.template operator()<float>();
     });
 }
 
@@ -165,7 +149,7 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     auto* const found = reinterpret_cast<float*>(&job.scalars->amax);
     job.amax = is_known ? options.known_amax : found;
     if (uses_previous) job.given_amax = options.previous_amax;
-    if (is_needed && !is_known) find_amax<false>(context, job, x.dtype, options.transposed);
+    if (is_needed && !is_known) find_amax<false>(context, job, options.transposed);
     if (options.amax != nullptr) {
         check(cudaMemcpyAsync(options.amax, job.amax, sizeof(float), cudaMemcpyDefault, context.stream),
               "copy of an amax");
@@ -173,11 +157,14 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
 
     if (spec.has_row_scales()) {
         cuda::fill_zero(context, out.fp32_scales);
-        find_amax<true>(context, job, x.dtype, options.transposed);
+        find_amax<true>(context, job, options.transposed);
     }
-    with_tiles(job, x.dtype, options.transposed, [&]<typename T, bool kTransposed, int kRows>() {
-        launch_tiles<T, kTransposed, kRows>(context, quantize_kernel<T, kTransposed, kRows>, job);
-    });
+    if (!quantize_hot(context, job, options.transposed)) {
+        with_tiles(job, options.transposed, [&]<bool kTransposed, int kRows>() {
+            launch_tiles<AnyElement, kTransposed, kRows>(
+                context, quantize_kernel<AnySpec, AnyElement, kTransposed, kRows>, job);
+        });
+    }
     if (is_posthoc) {
         launch(context, posthoc_scales_kernel, blocks_of(out.scales.count()), dim3(kThreads), 0, job);
     }

@@ -3,6 +3,8 @@
 // decides a bit is a call of numerics/, in the order of reference.cpp. For quantize.cu alone.
 #pragma once
 
+#include <cuda_fp8.h>
+
 #include "quant/tiles.cuh"
 
 namespace nibble::cuda {
@@ -26,6 +28,8 @@ struct KernelSpec {
     int block_cols, block_rows;  // of a scale; blocks of rows and tensors: 16 and 1
     bool is_row, outer, out_bf16, mask, emulation;
     int rotation, rounds;
+
+    friend bool operator==(const KernelSpec&, const KernelSpec&) = default;
 };
 
 struct Job {
@@ -37,11 +41,13 @@ struct Job {
     float factor, amax_factor;  // of the rotation: as it is quantised, as its amax is taken
 
     const void* x;
+    bool is_bf16;
     bool is_vector;              // rows of x begin at multiples of 16 bytes
     int64_t rows, cols, stride;  // of the operand; `stride` elements between rows of x as it is stored
     int64_t padded_cols;
 
-    uint8_t *codes, *scales, *mask;
+    uint8_t *codes, *scales, *mask;  // codes and scales: null where bytes are not wanted
+    Bf16* operand;                   // code * scale; null where that is not wanted
     float *fp32_scales, *tensor_scale;
     Bf16* wide;          // tensor=posthoc: a wide scale for each group
     const float* scale;  // QuantizeOptions::scale
@@ -49,6 +55,11 @@ struct Job {
     const float* amax;
     Scalars* scalars;
     uint32_t* fault;  // raised where a value is not finite
+};
+
+// The spec of a kernel for all specs.
+struct AnySpec {
+    static __device__ const KernelSpec& of(const Job& job) { return job.spec; }
 };
 
 // The columns of one thread.
@@ -101,33 +112,73 @@ __device__ inline float tree_sum_of_group(const float (&x)[kGroup]) {
 
 // --- reading ---
 
+// The elements of x: of one type, or of what the job says (in shared memory then float).
+struct AnyElement {};
 template <typename T>
-__device__ inline void load_row(const Job& job, Group& g) {
-    const T* const from = static_cast<const T*>(job.x) + g.row * job.stride + g.col;
-    const int64_t present = g.row < job.rows ? job.cols - g.col : 0;
-    if (present >= kGroup && job.is_vector) {
-        alignas(16) T values[kGroup];
-        constexpr int kLoads = sizeof(values) / sizeof(uint4);
+struct InTile {
+    using Type = T;
+};
+template <>
+struct InTile<AnyElement> {
+    using Type = float;
+};
+
+template <typename T>
+__device__ __forceinline__ void load_row(const Job& job, Group& g) {
+    if constexpr (std::is_same_v<T, AnyElement>) {
+        return job.is_bf16 ? load_row<Bf16>(job, g) : load_row<float>(job, g);
+    } else {
+        const T* const from = static_cast<const T*>(job.x) + g.row * job.stride + g.col;
+        const int64_t present = g.row < job.rows ? job.cols - g.col : 0;
+        if (present >= kGroup && job.is_vector) {
+            alignas(16) T values[kGroup];
 #pragma unroll
-        for (int i = 0; i < kLoads; ++i) {
-            reinterpret_cast<uint4*>(values)[i] = reinterpret_cast<const uint4*>(from)[i];
+            for (size_t i = 0; i < sizeof(values) / sizeof(uint4); ++i) {
+                reinterpret_cast<uint4*>(values)[i] = reinterpret_cast<const uint4*>(from)[i];
+            }
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i) g.x[i] = to_float(values[i]);
+            return;
         }
 #pragma unroll
-        for (int i = 0; i < kGroup; ++i) g.x[i] = to_float(values[i]);
-        return;
+        for (int i = 0; i < kGroup; ++i) g.x[i] = i < present ? to_float(from[i]) : 0.0f;
     }
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) g.x[i] = i < present ? to_float(from[i]) : 0.0f;
 }
 
 template <typename T, int kRows>
-__device__ inline void load_tile(const Job& job, int64_t first_row, int64_t first_col, T* tile) {
-    using Tile = TransposedTile<T, kRows>;
-    const T* const x = static_cast<const T*>(job.x);
+__device__ __forceinline__ void load_tile(const Job& job, int64_t first_row, int64_t first_col,
+                                          typename InTile<T>::Type* tile) {
+    using Tile = TransposedTile<typename InTile<T>::Type, kRows>;
+    if constexpr (std::is_same_v<T, Bf16>) {
+        if (job.is_vector && first_row + kRows <= job.rows && first_col + kTileCols <= job.cols) {
+            constexpr int kWidth = sizeof(uint4) / sizeof(T), kInRow = kRows / kWidth;
+            for (int i = static_cast<int>(threadIdx.x); i < kTileCols * kInRow; i += kRows * kGroups) {
+                const int k = i / kInRow, r = i % kInRow * kWidth;
+                const uint4 values = *reinterpret_cast<const uint4*>(
+                    static_cast<const T*>(job.x) + (first_col + k) * job.stride + first_row + r);
+                auto* const to = reinterpret_cast<uint32_t*>(tile + Tile::at(k, r));
+                to[0] = values.x;
+                to[1] = values.y;
+                to[2] = values.z;
+                to[3] = values.w;
+            }
+            return;
+        }
+    }
     for (int i = static_cast<int>(threadIdx.x); i < kTileCols * kRows; i += kRows * kGroups) {
         const int k = i / kRows, r = i % kRows;
         const bool is_there = first_col + k < job.cols && first_row + r < job.rows;
-        tile[Tile::at(k, r)] = is_there ? x[(first_col + k) * job.stride + first_row + r] : T{};
+        const int64_t at = (first_col + k) * job.stride + first_row + r;
+        typename InTile<T>::Type value{};
+        if constexpr (std::is_same_v<T, AnyElement>) {
+            if (is_there) {
+                value = job.is_bf16 ? to_float(static_cast<const Bf16*>(job.x)[at])
+                                    : static_cast<const float*>(job.x)[at];
+            }
+        } else {
+            if (is_there) value = static_cast<const T*>(job.x)[at];
+        }
+        tile[Tile::at(k, r)] = value;
     }
 }
 
@@ -171,45 +222,78 @@ __device__ inline void rotate_group(const KernelSpec& s, const Job& job, float f
 
 // --- elements ---
 
+// 16 elements: their codes, and what those are worth.
 struct Codes {
     uint8_t of[kGroup];
+    float value[kGroup];
 };
 
+// e2m1_nearest() and e2m1_stochastic() without comparisons. A binade 2^e, e >= 0, has steps of 2^(e - 1); its
+// first code is 2 e + 2, and codes count up from 0 through all of them.
+__device__ inline uint32_t e2m1_binade(float a) { return max(__float_as_uint(a) & 0x7f800000u, 0x3f800000u); }
+__device__ inline uint32_t codes_below(uint32_t binade) { return (binade - 0x3f800000u) >> 22; }
+
+__device__ inline void round_to_nearest(float v, uint8_t& code, float& value) {
+    const float a = fminf(fabsf(v), kE2M1Max);
+    const uint32_t binade = e2m1_binade(a), sign = __float_as_uint(v) & 0x80000000u;
+    // Numbers from here on are whole steps: adding it rounds, to even.
+    const uint32_t whole = binade + (22u << 23);
+    const float rounded = a + __uint_as_float(whole);
+    code = static_cast<uint8_t>((__float_as_uint(rounded) - whole + codes_below(binade)) | sign >> 28);
+    value = __uint_as_float(__float_as_uint(rounded - __uint_as_float(whole)) | sign);
+}
+__device__ inline void round_by_coin(float v, uint16_t coin, uint8_t& code, float& value) {
+    const float a = fminf(fabsf(v), kE2M1Max);
+    const uint32_t binade = e2m1_binade(a), sign = __float_as_uint(v) & 0x80000000u;
+    const float steps = a * __uint_as_float((255u << 23) - binade);  // 2^(1 - e) a, below 4
+    // (coin + 1/2) / 65536; both sums are exact.
+    const float threshold = __uint_as_float(0x3f800000u | uint32_t{coin} << 7) - (1.0f - 0x1p-17f);
+    const float down = truncf(steps);
+    const float whole = steps - down > threshold ? down + 1.0f : down;
+    const uint32_t count = __float_as_uint(whole + 0x1p23f) & 7u;
+    code = static_cast<uint8_t>((count + codes_below(binade)) | sign >> 28);
+    value = __uint_as_float(__float_as_uint(whole * __uint_as_float(binade - (1u << 23))) | sign);
+}
+
 // Of 16 scaled values, the first of which has this index in the operand.
-__device__ inline Codes round_group(const KernelSpec& s, const Job& job, int64_t first,
-                                    const float (&v)[kGroup]) {
+__device__ __forceinline__ Codes round_group(const KernelSpec& s, const Job& job, int64_t first,
+                                             const float (&v)[kGroup]) {
     Codes codes;
-    const auto each = [&](auto round) {
+    const auto each = [&](auto element, auto round) {
 #pragma unroll
-        for (int i = 0; i < kGroup; ++i) codes.of[i] = round(v[i]);
+        for (int i = 0; i < kGroup; ++i) {
+            codes.of[i] = round(i);
+            codes.value[i] = element.decode(codes.of[i]);
+        }
     };
-    switch (s.round) {
-        case Rounding::nearest_away:
-            each([](float x) { return e2m1_nearest_away(x); });
-            break;
-        case Rounding::nearest_down:
-            each([](float x) { return e2m1_nearest_down(x); });
-            break;
-        case Rounding::nearest:
-            with_element(s.element,
-                         [&](auto element) { each([](float x) { return decltype(element)::nearest(x); }); });
-            break;
-        case Rounding::stochastic:
+    if (s.round == Rounding::stochastic) {
+        Philox coins[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) coins[i] = element_coins(job.key, static_cast<uint64_t>(first) / 8 + i);
+        if (s.element == Element::e2m1) {
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i)
+                round_by_coin(v[i], coins[i / 8].coin(i % 8), codes.of[i], codes.value[i]);
+        } else {
             with_element(s.element, [&](auto element) {
-#pragma unroll
-                for (int i = 0; i < kGroup; i += 8) {
-                    const Philox coins = element_coins(job.key, static_cast<uint64_t>(first + i) / 8);
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) codes.of[i + j] = element.stochastic(v[i + j], coins.coin(j));
-                }
+                each(element, [&](int i) { return element.stochastic(v[i], coins[i / 8].coin(i % 8)); });
             });
-            break;
+        }
+    } else if (s.round == Rounding::nearest_away) {
+        each(E2M1Element{}, [&](int i) { return e2m1_nearest_away(v[i]); });
+    } else if (s.round == Rounding::nearest_down) {
+        each(E2M1Element{}, [&](int i) { return e2m1_nearest_down(v[i]); });
+    } else if (s.element == Element::e2m1) {
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) round_to_nearest(v[i], codes.of[i], codes.value[i]);
+    } else {
+        with_element(s.element,
+                     [&](auto element) { each(element, [&](int i) { return element.nearest(v[i]); }); });
     }
     return codes;
 }
 
-__device__ inline void store_codes(const KernelSpec& s, const Job& job, const Group& g, const Codes& codes) {
-    const int64_t first = g.row * job.padded_cols + g.col;
+__device__ inline void store_codes(const KernelSpec& s, const Job& job, int64_t first, const Codes& codes) {
     if (bits_of(s.element) == 8) {
         uint32_t words[4] = {};
 #pragma unroll
@@ -221,6 +305,31 @@ __device__ inline void store_codes(const KernelSpec& s, const Job& job, const Gr
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) words[i / 8] |= static_cast<uint32_t>(codes.of[i]) << (i % 8 * 4);
     *reinterpret_cast<uint2*>(job.codes + first / 2) = {words[0], words[1]};
+}
+
+// What products read, code * scale: exact in BF16.
+__device__ inline void store_operand(const Job& job, int64_t first, const Codes& codes, float scale) {
+    uint32_t words[kGroup / 2];
+#pragma unroll
+    for (int i = 0; i < kGroup / 2; ++i) {
+        words[i] = __byte_perm(__float_as_uint(codes.value[2 * i] * scale),
+                               __float_as_uint(codes.value[2 * i + 1] * scale), 0x7632);
+    }
+    auto* const to = reinterpret_cast<uint4*>(job.operand + first);
+    to[0] = {words[0], words[1], words[2], words[3]};
+    to[1] = {words[4], words[5], words[6], words[7]};
+}
+
+// The results of a group: its codes, its scale byte (where the format has one) and, `scale` being what that
+// is worth, its part of the operand. Each where the caller wants it.
+__device__ inline void store_group(const KernelSpec& s, const Job& job, const Group& g, const Codes& codes,
+                                   uint8_t byte, float scale) {
+    const int64_t first = g.row * job.padded_cols + g.col;
+    if (job.codes != nullptr) {
+        store_codes(s, job, first, codes);
+        if (job.scales != nullptr && g.col % s.block_cols == 0) job.scales[first / s.block_cols] = byte;
+    }
+    if (job.operand != nullptr) store_operand(job, first, codes, scale);
 }
 
 // --- values that the rows of a square block share ---
@@ -271,42 +380,77 @@ struct PerThread {
 
 // --- NVFP4 ---
 
+// e4m3_nearest() of a number that is not negative: one instruction from sm_89 on.
+__device__ inline uint8_t nearest_scale(float v) {
+#if __CUDA_ARCH__ >= 890
+    return static_cast<uint8_t>(__nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3));
+#else
+    return e4m3_nearest(v);
+#endif
+}
+
+// x / c, correctly rounded, where neither it nor the remainder leaves the normal numbers. inverse: fl(1 / c).
+// (Markstein, Computation of elementary functions on the IBM RISC System/6000, 1990.)
+__device__ inline float quotient(float x, float c, float inverse) {
+    const float q = x * inverse;
+    return __fmaf_rn(__fmaf_rn(-q, c, x), inverse, q);
+}
+
 __device__ inline uint8_t round_scale(const KernelSpec& s, const Job& job, float target, int64_t group) {
-    if (s.scale_round == ScaleRounding::nearest) return e4m3_nearest(target);
+    if (s.scale_round == ScaleRounding::nearest) return nearest_scale(target);
     return e4m3_stochastic(
         target, scale_coins(job.key, static_cast<uint64_t>(group) / 8).coin(static_cast<int>(group % 8)));
 }
 
-__device__ inline Codes encode_group(const KernelSpec& s, const Job& job, const Nvfp4Tensor& tensor,
-                                     uint8_t scale, const Group& g) {
+__device__ __forceinline__ Codes encode_group(const KernelSpec& s, const Job& job, const Nvfp4Tensor& tensor,
+                                              uint8_t scale, const Group& g) {
     if (scale == 0) return {};
     const float factor = nvfp4_element_factor(tensor, scale);
     float v[kGroup];
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) v[i] = clamp_to_e2m1(g.x[i] * factor);
+    for (int i = 0; i < kGroup; ++i) v[i] = g.x[i] * factor;  // rounding saturates
     return round_group(s, job, g.row * job.padded_cols + g.col, v);
 }
 
-__device__ inline float group_error(const KernelSpec& s, const Nvfp4Tensor& tensor, const Group& g,
-                                    const Codes& codes, uint8_t scale) {
+// The error of a group in one of three measures; error(i): of an element.
+template <typename Error>
+__device__ __forceinline__ float sum_of_errors(ScaleRule measure, Error&& error) {
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
-        const float d = s.emulation ? emulated_error(tensor, g.x[i], codes.of[i], scale)
-                                    : four_six_error(tensor, g.x[i], codes.of[i], scale);
-        if (s.scale == ScaleRule::four_six_mse) sum += d * d;
-        if (s.scale == ScaleRule::four_six_mae) sum += fabsf(d);
-        if (s.scale == ScaleRule::four_six_amax) sum = fmaxf(sum, fabsf(d));
+        const float d = error(i);
+        if (measure == ScaleRule::four_six_mse) sum += d * d;
+        if (measure == ScaleRule::four_six_mae) sum += fabsf(d);
+        if (measure == ScaleRule::four_six_amax) sum = fmaxf(sum, fabsf(d));
     }
     return sum;
 }
 
-__device__ inline float eden_factor_of_group(const Group& g, const Codes& codes, uint8_t scale,
-                                             float tensor_scale, float unit) {
+__device__ __forceinline__ float group_error(const KernelSpec& s, const Nvfp4Tensor& tensor, const Group& g,
+                                             const Codes& codes, uint8_t scale) {
+    if (s.emulation) {
+        return sum_of_errors(s.scale,
+                             [&](int i) { return emulated_error(tensor, g.x[i], codes.of[i], scale); });
+    }
+    // four_six_error(); of a tensor with ordinary numbers without a division.
+    const float byte = e4m3_decode(scale);
+    if (tensor.amax >= 0x1p-60f && tensor.amax <= 0x1p60f) {
+        const float inverse = 1.0f / tensor.rule.reach;
+        return sum_of_errors(s.scale, [&](int i) {
+            return quotient(codes.value[i] * byte * tensor.amax, tensor.rule.reach, inverse) - g.x[i];
+        });
+    }
+    return sum_of_errors(
+        s.scale, [&](int i) { return codes.value[i] * byte * tensor.amax / tensor.rule.reach - g.x[i]; });
+}
+
+__device__ __forceinline__ float eden_factor_of_group(const Group& g, const Codes& codes, uint8_t scale,
+                                                      float tensor_scale, float unit) {
+    const float byte = e4m3_decode(scale);
     float num[kGroup], den[kGroup];
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
-        const float value = nvfp4_operand(codes.of[i], scale) * tensor_scale;
+        const float value = codes.value[i] * byte * tensor_scale;
         num[i] = (g.x[i] * unit) * (g.x[i] * unit);
         den[i] = (g.x[i] * unit) * (value * unit);
     }
@@ -314,12 +458,13 @@ __device__ inline float eden_factor_of_group(const Group& g, const Codes& codes,
 }
 
 // The same over `cols` columns on scaled values.
-__device__ inline float eden_factor_of_scaled(const float (&v)[kGroup], const Codes& codes, int cols) {
+__device__ __forceinline__ float eden_factor_of_scaled(const float (&v)[kGroup], const Codes& codes,
+                                                       int cols) {
     float num[kGroup], den[kGroup];
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
         num[i] = v[i] * v[i];
-        den[i] = v[i] * e2m1_decode(codes.of[i]);
+        den[i] = v[i] * codes.value[i];
     }
     return eden_ratio(sum_of_threads(tree_sum_of_group(num), cols),
                       sum_of_threads(tree_sum_of_group(den), cols));
@@ -327,8 +472,9 @@ __device__ inline float eden_factor_of_scaled(const float (&v)[kGroup], const Co
 
 // Called by all threads; `is_there` where the group lies in the operand.
 template <int kRows>
-__device__ void quantize_nvfp4(const KernelSpec& s, const Job& job, const Nvfp4Tensor& of_tensor, Group& g,
-                               bool is_there, PerThread<kRows>& shared) {
+__device__ __forceinline__ void quantize_nvfp4(const KernelSpec& s, const Job& job,
+                                               const Nvfp4Tensor& of_tensor, Group& g, bool is_there,
+                                               PerThread<kRows>& shared) {
     const Nvfp4Tensor tensor =
         s.outer ? nvfp4_tensor(job.rule, max_of_threads(max_of(g.x), kTileCols)) : of_tensor;
     const auto block_scale = [&](uint8_t byte) {
@@ -339,13 +485,14 @@ __device__ void quantize_nvfp4(const KernelSpec& s, const Job& job, const Nvfp4T
     Codes codes{};
     if (amax != 0.0f) {
         scale = s.emulation            ? emulated_scale(tensor, amax, 1.0f)
-                : is_four_six(s.scale) ? block_scale(four_six_scale_6(tensor, amax))
-                                       : block_scale(nvfp4_scale(tensor, amax));
+                : is_four_six(s.scale) ? block_scale(nearest_scale(amax / tensor.rule.top * tensor.encode))
+                                       : block_scale(nearest_scale(amax * tensor.block_factor));
         codes = encode_group(s, job, tensor, scale, g);
     }
     if (is_four_six(s.scale)) {
-        const uint8_t four =
-            s.emulation ? emulated_scale(tensor, amax, 1.5f) : block_scale(four_six_scale_4(tensor, amax));
+        const uint8_t four = s.emulation
+                                 ? emulated_scale(tensor, amax, 1.5f)
+                                 : block_scale(nearest_scale(amax / tensor.rule.top * tensor.encode * 1.5f));
         const Codes other = encode_group(s, job, tensor, four, g);
         // Rows beyond the operand count 0.
         const float error_six =
@@ -371,8 +518,7 @@ __device__ void quantize_nvfp4(const KernelSpec& s, const Job& job, const Nvfp4T
         if (scale != 0) scale = round_scale(s, job, correction * e4m3_decode(scale), group);
     }
     if (!is_there) return;
-    store_codes(s, job, g, codes);
-    job.scales[group] = scale;
+    store_group(s, job, g, codes, scale, e4m3_decode(scale));
     if (s.outer && g.col % kTileCols == 0) {
         job.fp32_scales[(g.row * job.padded_cols + g.col) / kTileCols] = tensor.scale;
     }
@@ -380,25 +526,22 @@ __device__ void quantize_nvfp4(const KernelSpec& s, const Job& job, const Nvfp4T
 
 // tensor=posthoc: codes and wide scales; the bytes are made of those when the largest is known.
 template <int kRows>
-__device__ float quantize_posthoc(const KernelSpec& s, const Job& job, Group& g, bool is_there,
-                                  PerThread<kRows>& shared) {
+__device__ __forceinline__ float quantize_posthoc(const KernelSpec& s, const Job& job, Group& g,
+                                                  bool is_there, PerThread<kRows>& shared) {
     const float scale = posthoc_scale(job.rule, shared.max_of_block(max_of(g.x), s));
     Codes codes{};
     float wide = 0.0f;
     if (scale != 0.0f) {
         const float factor = posthoc_element_factor(scale);
-        float v[kGroup], clamped[kGroup];
+        float v[kGroup];
 #pragma unroll
-        for (int i = 0; i < kGroup; ++i) {
-            v[i] = g.x[i] * factor;
-            clamped[i] = clamp_to_e2m1(v[i]);
-        }
-        codes = round_group(s, job, g.row * job.padded_cols + g.col, clamped);
+        for (int i = 0; i < kGroup; ++i) v[i] = g.x[i] * factor;
+        codes = round_group(s, job, g.row * job.padded_cols + g.col, v);
         const bool eden = s.correct == Correction::eden;
         wide = posthoc_wide_scale(scale, eden ? eden_factor_of_scaled(v, codes, kGroup) : 1.0f);
     }
     if (!is_there) return 0.0f;
-    store_codes(s, job, g, codes);
+    store_codes(s, job, g.row * job.padded_cols + g.col, codes);
     job.wide[(g.row * job.padded_cols + g.col) / kNvfp4Group] = bf16_encode(wide);
     return wide;
 }
@@ -452,8 +595,8 @@ __device__ inline uint8_t mx_scale(const KernelSpec& s, const Job& job, const Gr
 }
 
 template <int kRows>
-__device__ void quantize_mx(const KernelSpec& s, const Job& job, Group& g, bool is_there,
-                            PerThread<kRows>& shared) {
+__device__ __forceinline__ void quantize_mx(const KernelSpec& s, const Job& job, Group& g, bool is_there,
+                                            PerThread<kRows>& shared) {
     const float amax = shared.max_of_block(max_of(g.x), s);
     const uint8_t byte = mx_scale(s, job, g, amax);
     const float factor = mxfp4_element_factor(byte);
@@ -468,16 +611,15 @@ __device__ void quantize_mx(const KernelSpec& s, const Job& job, Group& g, bool 
     const int64_t first = g.row * job.padded_cols + g.col;
     Codes codes{};
     if (amax > 0.0f) codes = round_group(s, job, first, v);
-    store_codes(s, job, g, codes);
-    if (g.col % kMxfp4Block == 0) job.scales[first / kMxfp4Block] = byte;
+    store_group(s, job, g, codes, byte, e8m0_decode(byte));
     if (s.mask) *reinterpret_cast<uint16_t*>(job.mask + first / 8) = static_cast<uint16_t>(inside);
 }
 
 // --- FP32 scales ---
 
 template <int kRows>
-__device__ void quantize_fp32(const KernelSpec& s, const Job& job, float tensor_amax, Group& g, bool is_there,
-                              PerThread<kRows>& shared) {
+__device__ __forceinline__ void quantize_fp32(const KernelSpec& s, const Job& job, float tensor_amax,
+                                              Group& g, bool is_there, PerThread<kRows>& shared) {
     float amax = tensor_amax;
     const bool has_blocks = s.block_cols > kGroup;
     if (has_blocks) amax = shared.max_of_block(max_of(g.x), s);
@@ -488,7 +630,7 @@ __device__ void quantize_fp32(const KernelSpec& s, const Job& job, float tensor_
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) v[i] = amax == 0.0f ? 0.0f : g.x[i] * scale.encode;
     const int64_t first = g.row * job.padded_cols + g.col;
-    store_codes(s, job, g, round_group(s, job, first, v));
+    store_group(s, job, g, round_group(s, job, first, v), 0, 1.0f);
     if (has_blocks && g.col % s.block_cols == 0) job.fp32_scales[first / s.block_cols] = scale.scale;
 }
 
@@ -500,7 +642,7 @@ __device__ inline float scaled(const Job& job, float tensor_scale) {
 
 // Reads and rotates the group of this thread.
 template <typename T, bool kTransposed, int kRows>
-__device__ inline Group load_group(const KernelSpec& s, const Job& job, float factor, T* tile) {
+__device__ __forceinline__ Group load_group(const KernelSpec& s, const Job& job, float factor, void* shared) {
     const int64_t col_tiles = divide_up<int64_t>(job.padded_cols, kTileCols);
     // Tiles that read the same lines of x are neighbours.
     const int64_t row_tiles = divide_up<int64_t>(job.rows, kRows), id = blockIdx.x;
@@ -509,9 +651,11 @@ __device__ inline Group load_group(const KernelSpec& s, const Job& job, float fa
     const int row = static_cast<int>(threadIdx.x) / kGroups, group = static_cast<int>(threadIdx.x) % kGroups;
     Group g{row_tile * kRows + row, col_tile * kTileCols + group * kGroup, {}};
     if constexpr (kTransposed) {
+        using Type = typename InTile<T>::Type;
+        auto* const tile = static_cast<Type*>(shared);
         load_tile<T, kRows>(job, row_tile * kRows, col_tile * kTileCols, tile);
         __syncthreads();
-        TransposedTile<T, kRows>::read(tile, group, row, g.x);
+        TransposedTile<Type, kRows>::read(tile, group, row, g.x);
     } else {
         load_row<T>(job, g);
     }
@@ -523,8 +667,7 @@ __device__ inline Group load_group(const KernelSpec& s, const Job& job, float fa
 template <typename T, bool kTransposed, int kRows, bool kOfRows>
 __global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_constant__ Job job) {
     extern __shared__ uint4 dynamic[];
-    const Group g =
-        load_group<T, kTransposed, kRows>(job.spec, job, job.amax_factor, reinterpret_cast<T*>(dynamic));
+    const Group g = load_group<T, kTransposed, kRows>(job.spec, job, job.amax_factor, dynamic);
     uint32_t largest = bits_of_largest(g.x);
     for (int lane = kOfRows ? kGroups / 2 : kWarp / 2; lane > 0; lane /= 2) {
         largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lane));
@@ -538,13 +681,13 @@ __global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_const
     }
 }
 
-template <typename T, bool kTransposed, int kRows>
+template <typename Spec, typename T, bool kTransposed, int kRows>
 __global__ void __launch_bounds__(kRows* kGroups) quantize_kernel(const __grid_constant__ Job job) {
     extern __shared__ uint4 dynamic[];
     __shared__ PerThread<kRows> shared;
     __shared__ Nvfp4Tensor shared_tensor;
     __shared__ float shared_amax;
-    const KernelSpec& s = job.spec;
+    const KernelSpec s = Spec::of(job);
     if (threadIdx.x == 0) {
         const float amax = job.given_amax >= 0.0f ? job.given_amax : *job.amax;
         float scale = 1.0f;
@@ -565,7 +708,7 @@ __global__ void __launch_bounds__(kRows* kGroups) quantize_kernel(const __grid_c
         if (blockIdx.x == 0 && s.tensor != TensorScale::posthoc) *job.tensor_scale = scaled(job, scale);
     }
     __syncthreads();
-    Group g = load_group<T, kTransposed, kRows>(s, job, job.factor, reinterpret_cast<T*>(dynamic));
+    Group g = load_group<T, kTransposed, kRows>(s, job, job.factor, dynamic);
     if (bits_of_largest(g.x) >= 0x7f800000u) *job.fault = 1;
     const bool is_there = g.row < job.rows && g.col < job.padded_cols;
     if (s.format == Format::mxfp4 || s.format == Format::mxfp8) {
@@ -580,5 +723,26 @@ __global__ void __launch_bounds__(kRows* kGroups) quantize_kernel(const __grid_c
         quantize_nvfp4(s, job, shared_tensor, g, is_there, shared);
     }
 }
+
+template <typename T, bool kTransposed, int kRows>
+void launch_tiles(const Context& context, void (*kernel)(Job), const Job& job) {
+    using Type = typename InTile<T>::Type;
+    const int64_t tiles =
+        divide_up<int64_t>(job.rows, kRows) * divide_up<int64_t>(job.padded_cols, kTileCols);
+    const size_t shared = kTransposed ? sizeof(Type) * TransposedTile<Type, kRows>::kCount : 0;
+    if (shared > 40 << 10) {
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(shared)),
+              "shared memory of a kernel");
+    }
+    launch(context, kernel, dim3(static_cast<unsigned>(tiles)), dim3(kRows * kGroups), shared, job);
+}
+
+inline constexpr int kFewRows = 32;    // of a tile
+inline constexpr int kManyRows = 128;  // where squares have so many
+
+// The kernels of quantize_hot.cu, for BF16 and the specs that training spends its time in. False where there
+// is none.
+bool quantize_hot(const Context& context, const Job& job, bool transposed);
 
 }  // namespace nibble::cuda

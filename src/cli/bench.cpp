@@ -1,0 +1,417 @@
+// nibble bench: how fast this machine is at the parts of a training step, and at whole ones, beside limits
+// that are measured in the same run.
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "core/cuda.h"
+#include "gemm/matmul.h"
+#include "nn/nn.h"
+#include "numerics/philox.h"
+#include "optim/optim.h"
+#include "train/run_header.h"
+#include "train/speed_of_light.h"
+
+namespace nibble {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct BenchOptions {
+    std::string device_name = std::string(name_of(Device::cpu));
+    fs::path json;
+    std::vector<std::string> names;                // specs or recipes
+    int64_t tokens = 4096, in = 1024, out = 1024;  // of a layer or an operand
+    fs::path model = "configs/models/llama-1m.json";
+    int64_t batch = 8, accumulate = 1, sequence = 256, steps = 5;
+
+    Device device() const { return device_name == name_of(Device::cuda) ? Device::cuda : Device::cpu; }
+};
+
+double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double median(std::vector<double> values) {
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+}
+
+// Seconds of one call of work(context): the median of nine measurements, each of so many calls that it takes
+// 20 ms or more. It is called first with a planning arena, and to warm up.
+template <typename Work>
+double seconds_of(Device device, Work&& work) {
+    Arena arena(device);
+    Context context{arena};
+    const auto run = [&](int64_t calls) {
+        const double begin = now();
+        for (int64_t i = 0; i < calls; ++i) {
+            const ArenaScope scope(arena);
+            work(context);
+        }
+        if (!context.planning()) synchronize(context);
+        return (now() - begin) / static_cast<double>(calls);
+    };
+    run(1);
+    arena.commit();
+    run(1);
+    const auto calls = std::max<int64_t>(1, static_cast<int64_t>(0.02 / run(1)));
+    std::vector<double> seconds(9);
+    for (double& s : seconds) s = run(calls);
+    return median(seconds);
+}
+
+// About normal numbers.
+Buffer random_tensor(DType dtype, Shape shape, Device device, uint64_t seed) {
+    Buffer here(dtype, shape);
+    with_elements(here.tensor(), [&]<typename T>(T* values) {
+        parallel_for(shape.count(), 1 << 14, [=](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                const Philox draw = philox_draw(seed, Purpose::sampling, static_cast<uint64_t>(i));
+                float sum = -2;
+                for (const uint32_t word : draw.word) sum += static_cast<float>(word) * 0x1p-32f;
+                if constexpr (std::is_same_v<T, Bf16>)
+                    values[i] = bf16_encode(sum);
+                else
+                    values[i] = sum;
+            }
+        });
+    });
+    if (device == Device::cpu) return here;
+    Buffer there(dtype, shape, device);
+    copy(here.tensor(), there.tensor());
+    return there;
+}
+
+// What a command found: printed line by line, and written to --json.
+class Report {
+  public:
+    Report(const BenchOptions& options, const char* command) : options_(options) {
+        if (options.device() == Device::cuda) require_cuda();
+        const Json machine = describe_machine(options.device());
+        json_ = {{"command", command}, {"device", options.device_name}, {"machine", machine}};
+        fmt::print("{}, {}\n", machine.value("gpu", cpu_name()), machine.at("gemm").get<std::string>());
+    }
+    void add(const Json& row, const std::string& line) {
+        json_["results"].push_back(row);
+        fmt::print("{}\n", line);
+        std::fflush(stdout);
+    }
+    void finish() const {
+        if (!options_.json.empty()) write_text(options_.json, json_.dump(2) + "\n");
+    }
+
+  private:
+    const BenchOptions& options_;
+    Json json_;
+};
+
+// --- copy
+
+// Bytes a second, read and written, of the largest copy that is worth its time.
+double copy_rate(Device device) {
+    const int64_t count = device == Device::cuda ? int64_t{1} << 30 : int64_t{1} << 26;
+    const Buffer from(DType::u8, {count}, device), to(DType::u8, {count}, device);
+    return 2.0 * static_cast<double>(count) / seconds_of(device, [&](Context& context) {
+               if (!context.planning()) copy(context, from.tensor(), to.tensor());
+           });
+}
+
+void bench_copy(const BenchOptions& options) {
+    Report report(options, "copy");
+    const double rate = copy_rate(options.device());
+    report.add({{"bytes_per_s", rate}}, fmt::format("copy    {:.1f} GB/s, read and written", rate * 1e-9));
+    report.finish();
+}
+
+// --- gemm
+
+void bench_gemm(const BenchOptions& options) {
+    Report report(options, "gemm");
+    const Device device = options.device();
+    const double peak = measure_gemm_peak(device, 1.0);
+    fmt::print("square  {:.1f} TFLOP/s, bf16\n", peak * 1e-12);
+    const int64_t t = options.tokens, k = options.in, n = options.out;
+    const Buffer x = random_tensor(DType::bf16, {t, k}, device, 1),
+                 w = random_tensor(DType::bf16, {n, k}, device, 2),
+                 y = random_tensor(DType::bf16, {t, n}, device, 3), dx(DType::bf16, {t, k}, device),
+                 dw(DType::f32, {n, k}, device);
+    const double flops = 2.0 * static_cast<double>(t) * static_cast<double>(k) * static_cast<double>(n);
+    const auto measure = [&](const char* name, auto&& product) {
+        const double seconds = seconds_of(device, product);
+        report.add({{"product", name},
+                    {"seconds", seconds},
+                    {"flops", flops / seconds},
+                    {"of_peak", flops / seconds / peak}},
+                   fmt::format("{:<6}  {:.1f} TFLOP/s, {:.2f} of the square's", name, flops / seconds * 1e-12,
+                               flops / seconds / peak));
+    };
+    MatmulOptions adding;
+    adding.accumulate = true;
+    measure("fprop", [&](Context& c) { matmul(c, x.tensor(), w.tensor(), y.tensor()); });
+    measure("dgrad",
+            [&](Context& c) { matmul(c, y.tensor(), Operand::transposed(w.tensor()), dx.tensor()); });
+    measure("wgrad", [&](Context& c) {
+        matmul(c, Operand::transposed(y.tensor()), Operand::transposed(x.tensor()), dw.tensor(), adding);
+    });
+    report.finish();
+}
+
+// --- quant
+
+std::vector<QuantSpec> specs_of_recipes() {
+    std::vector<QuantSpec> specs;
+    for (const Recipe& recipe : builtin_recipes())
+        for (const std::string_view name : kOperandNames) {
+            const QuantSpec& spec = operand(recipe, name).spec;
+            if (spec.is_quantized() && std::ranges::find(specs, spec) == specs.end()) specs.push_back(spec);
+        }
+    return specs;
+}
+
+void bench_quant(const BenchOptions& options) {
+    std::vector<QuantSpec> specs;
+    for (const std::string& text : options.names) specs.push_back(parse_spec(text));
+    if (specs.empty()) specs = specs_of_recipes();
+    Report report(options, "quant");
+    const Device device = options.device();
+    const double rate = copy_rate(device);
+    fmt::print(
+        "copy {:.0f} GB/s; BF16 [{}, {}]: G elements/s, and bytes that must move (x once, what is written "
+        "once) "
+        "as a share of it\n",
+        rate * 1e-9, options.tokens, options.in);
+    fmt::print("{:>8} {:>6}  {:>8} {:>6}  {}\n", "rows", "share", "columns", "share", "spec");
+    const Buffer x = random_tensor(DType::bf16, {options.tokens, options.in}, device, 1);
+    const auto count = static_cast<double>(x.tensor().count());
+    for (const QuantSpec& spec : specs) {
+        Json row = {{"spec", to_string(spec)}};
+        std::string line;
+        for (const bool transposed : {false, true}) {
+            Arena arena(device);
+            const int64_t rows = transposed ? options.in : options.tokens,
+                          cols = transposed ? options.tokens : options.in;
+            allocate_quantized(arena, spec, rows, cols);
+            arena.commit();
+            QuantizedMatrix q = allocate_quantized(arena, spec, rows, cols);
+            size_t bytes = x.bytes();
+            for (const Tensor& part : {q.codes, q.scales, q.fp32_scales, q.mask})
+                if (part.data != nullptr) bytes += part.bytes();
+            Buffer fault(DType::u32, {1}, device);
+            const double seconds = seconds_of(device, [&](Context& context) {
+                if (device == Device::cuda) context.fault = fault.tensor().as<uint32_t>();
+                quantize(context, spec, x.tensor(), {.seed = 1}, q, {.transposed = transposed});
+            });
+            const double share = static_cast<double>(bytes) / seconds / rate;
+            row[transposed ? "columns" : "rows"] = {{"seconds", seconds}, {"of_copy", share}};
+            line += fmt::format("{:>8.1f} {:>6.2f}  ", count / seconds * 1e-9, share);
+        }
+        report.add(row, line + to_string(spec));
+    }
+    report.finish();
+}
+
+// --- layer
+
+std::vector<Recipe> recipes_named(const std::vector<std::string>& names) {
+    if (names.empty()) return {builtin_recipes().begin(), builtin_recipes().end()};
+    std::vector<Recipe> recipes;
+    for (const std::string& name : names) recipes.push_back(find_recipe(name));
+    return recipes;
+}
+
+void bench_layer(const BenchOptions& options) {
+    const std::vector<Recipe> recipes = recipes_named(options.names);
+    Report report(options, "layer");
+    const Device device = options.device();
+    const int64_t t = options.tokens, k = options.in, n = options.out;
+    const Buffer x = random_tensor(DType::bf16, {t, k}, device, 1),
+                 w = random_tensor(DType::f32, {n, k}, device, 2),
+                 dy = random_tensor(DType::bf16, {t, n}, device, 3), y(DType::bf16, {t, n}, device),
+                 dx(DType::bf16, {t, k}, device), dw(DType::f32, {n, k}, device),
+                 fault(DType::u32, {1}, device);
+    const double flops = 6.0 * static_cast<double>(t) * static_cast<double>(k) * static_cast<double>(n);
+    const Recipe bf16 = find_recipe("bf16");
+    double reference = 0;
+    fmt::print("{} tokens, {} to {} features, forward and backward with one preparation of the weight\n", t,
+               k, n);
+    const auto measure = [&](const Recipe& recipe) {
+        const QuantLinear layer(recipe, k, n, 0);
+        std::vector<AmaxHistory> history(1);
+        return seconds_of(device, [&](Context& context) {
+            if (device == Device::cuda) context.fault = fault.tensor().as<uint32_t>();
+            const QuantLinear::Weight weight =
+                layer.prepare(context, w.tensor(), layer.needs_history() ? &history[0] : nullptr);
+            const QuantLinear::Saved saved = layer.forward(context, weight, x.tensor(), y.tensor());
+            layer.backward(context, weight, saved, dy.tensor(), dx.tensor(), dw.tensor());
+        });
+    };
+    reference = measure(bf16);
+    for (const Recipe& recipe : recipes) {
+        try {
+            const double seconds = measure(recipe);
+            report.add({{"recipe", recipe.name}, {"seconds", seconds}, {"of_bf16", reference / seconds}},
+                       fmt::format("{:<20} {:>8.3f} ms  {:>7.1f} TFLOP/s  {:.2f} of bf16", recipe.name,
+                                   seconds * 1e3, flops / seconds * 1e-12, reference / seconds));
+        } catch (const Error& error) {
+            report.add({{"recipe", recipe.name}, {"error", error.what()}},
+                       fmt::format("{:<20} {}", recipe.name, error.what()));
+        }
+    }
+    report.finish();
+}
+
+// --- train
+
+// Whole optimizer steps on random tokens.
+class Training {
+  public:
+    Training(const BenchOptions& options, const ModelConfig& config, const Recipe& recipe)
+        : options_(options), arena_(options.device()), model_(config, recipe, {.device = options.device()}) {
+        model_.initialize(1);
+        std::vector<OptimizedTensor> tensors;
+        for (const Parameter& p : model_.parameters()) {
+            tensors.push_back({p.name, p.master, p.gradient, p.kind == ParameterKind::matrix});
+            gradients_.push_back(p.gradient);
+        }
+        optimizer_ = std::make_unique<AdamW>(std::move(tensors), AdamWOptions{});
+        tokens_ = random_tokens(1);
+        targets_ = random_tokens(2);
+        if (options.device() == Device::cuda) {
+            fault_ = Buffer(DType::u32, {1}, Device::cuda);
+            context_.fault = fault_.tensor().as<uint32_t>();
+        }
+        step();  // plans the memory
+        arena_.commit();
+        step();
+    }
+
+    // Seconds of an optimizer step.
+    double step() {
+        const double begin = now();
+        const ArenaScope scope(arena_);
+        context_.step = static_cast<uint32_t>(update_);
+        model_.zero_gradients();
+        model_.begin_step(context_);
+        for (int64_t i = 0; i < options_.accumulate; ++i) {
+            context_.micro_step = static_cast<uint32_t>(i);
+            const float scale = 1.0f / static_cast<float>(tokens_.tensor().count() * options_.accumulate);
+            loss_ = model_.forward_backward(context_, tokens_.tensor(), targets_.tensor(), scale);
+        }
+        const GradientNorm norm = global_norm(context_, gradients_);
+        optimizer_->update(context_, ++update_, 1e-4, clip_factor(norm.norm, 1.0));
+        if (!context_.planning()) synchronize(context_);
+        return now() - begin;
+    }
+    size_t arena_bytes() const { return arena_.peak(); }
+    double loss() const { return loss_.loss_sum / static_cast<double>(loss_.count); }
+
+  private:
+    Buffer random_tokens(uint64_t seed) const {
+        const Shape shape = {options_.batch, options_.sequence};
+        const Buffer here(DType::i32, shape);
+        const auto vocabulary = static_cast<uint32_t>(model_.config().vocab_size);
+        int64_t i = 0;
+        for (int32_t& token : here.tensor().span<int32_t>())
+            token = static_cast<int32_t>(
+                philox_draw(seed, Purpose::sampling, static_cast<uint64_t>(i++)).word[0] % vocabulary);
+        Buffer there(DType::i32, shape, options_.device());
+        copy(here.tensor(), there.tensor());
+        return there;
+    }
+
+    const BenchOptions& options_;
+    Arena arena_;
+    Context context_{arena_};
+    Transformer model_;
+    std::vector<Tensor> gradients_;
+    std::unique_ptr<AdamW> optimizer_;
+    Buffer tokens_, targets_, fault_;
+    HeadLoss loss_;
+    int64_t update_ = 0;
+};
+
+void bench_train(const BenchOptions& options) {
+    const ModelConfig config = parse_model_config(read_text(options.model), options.model.string());
+    const std::vector<Recipe> recipes =
+        options.names.empty() ? std::vector{find_recipe("bf16")} : recipes_named(options.names);
+    Report report(options, "train");
+    const double peak = measure_gemm_peak(options.device(), 1.0);
+    const auto tokens = static_cast<double>(options.batch * options.accumulate * options.sequence);
+    const double flops = tokens * training_flops_per_token(config, options.sequence);
+    fmt::print(
+        "{}: {} parameters; {} sequences of {} tokens, {} micro-batches a step; products {:.1f} TFLOP/s\n",
+        options.model.string(), config.parameters(), options.batch * options.accumulate, options.sequence,
+        options.accumulate, peak * 1e-12);
+    double first = 0;
+    for (const Recipe& recipe : recipes) {
+        Training training(options, config, recipe);
+        std::vector<double> seconds;
+        for (int64_t i = 0; i < options.steps; ++i) seconds.push_back(training.step());
+        const double rate = tokens / median(seconds);
+        if (first == 0) first = rate;
+        report.add(
+            {{"recipe", recipe.name},
+             {"tokens_per_s", rate},
+             {"of_first", rate / first},
+             {"sol", rate / tokens * flops / peak},
+             {"arena_bytes", training.arena_bytes()},
+             {"loss", training.loss()}},
+            fmt::format(
+                "{:<20} {:>9.0f} tokens/s  {:.3f} of {}  {:>4.1f} % of the speed of light  step memory {}",
+                recipe.name, rate, rate / first, recipes.front().name, 100 * rate / tokens * flops / peak,
+                bytes_text(static_cast<double>(training.arena_bytes()))));
+    }
+    report.finish();
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app) {
+    CLI::App* bench = app.add_subcommand(
+        "bench", "How fast this machine is: copies, products, quantisers, layers, training steps");
+    bench->require_subcommand(1);
+    const auto add = [&](const char* name, const char* text, void (*run)(const BenchOptions&)) {
+        CLI::App* command = bench->add_subcommand(name, text);
+        auto options = std::make_shared<BenchOptions>();
+        command->add_option("--device", options->device_name, "cpu or cuda (default: cpu)")
+            ->check(CLI::IsMember({"cpu", "cuda"}));
+        command->add_option("--json", options->json, "Write the figures to this file, too")
+            ->type_name("FILE");
+        command->callback([options, run] { run(*options); });
+        return std::pair(command, options);
+    };
+    const auto add_size = [](CLI::App* command, const char* name, int64_t& value, const char* text) {
+        command->add_option(name, value, text)->check(CLI::PositiveNumber)->capture_default_str();
+    };
+    add("copy", "Copies of memory: the limit of whatever computes little", bench_copy);
+    const auto add_layer = [&](const char* name, const char* text, void (*run)(const BenchOptions&)) {
+        const auto [command, options] = add(name, text, run);
+        add_size(command, "--tokens", options->tokens, "Rows of x");
+        add_size(command, "--in", options->in, "Features that go in");
+        add_size(command, "--out", options->out, "Features that come out");
+        return std::pair(command, options);
+    };
+    add_layer("gemm", "Products of bf16 operands, in the three layouts of a linear layer", bench_gemm);
+    const auto [layer, layer_options] =
+        add_layer("layer", "A linear layer under recipes: weight, forward and backward", bench_layer);
+    layer->add_option("RECIPE", layer_options->names, "Built-in recipes (default: all)");
+    const auto [quant, quant_options] =
+        add("quant", "Quantisers, along the rows and along the columns of a matrix", bench_quant);
+    add_size(quant, "--tokens", quant_options->tokens, "Rows of the matrix");
+    add_size(quant, "--in", quant_options->in, "Columns of the matrix");
+    quant->add_option("SPEC", quant_options->names, "Quantisers (default: those of all recipes)");
+    const auto [train, train_options] = add("train", "Whole optimizer steps on random tokens", bench_train);
+    train->add_option("--model", train_options->model, "config.json of the model")->capture_default_str();
+    add_size(train, "--batch", train_options->batch, "Sequences of a micro-batch");
+    add_size(train, "--accumulate", train_options->accumulate, "Micro-batches of an optimizer step");
+    add_size(train, "--sequence", train_options->sequence, "Tokens of a sequence");
+    add_size(train, "--steps", train_options->steps, "Steps that are measured");
+    train->add_option("RECIPE", train_options->names, "Built-in recipes (default: bf16)");
+}
+
+}  // namespace nibble
