@@ -1,6 +1,7 @@
-# CUDA: the language, and how .cu files are compiled.
+# CUDA: the language, its libraries, and how .cu files are compiled.
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
+find_package(CUDNN REQUIRED)
 # CMake 3.25.1 does not know that nvcc 13 has C++20.
 set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
 set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)

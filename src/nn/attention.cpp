@@ -7,9 +7,11 @@
 #include <cmath>
 #include <vector>
 
+#include "core/cuda.h"
 #include "gemm/tasks.h"
 #include "gemm/tile_product.h"
 #include "nn/attention_rows.h"
+#include "nn/cuda_forms.h"
 #include "nn/element.h"
 
 namespace nibble {
@@ -130,6 +132,7 @@ void attention_forward(Context& context, const AttentionShape& shape, const Tens
                        const Tensor& logsumexp) {
     require_activations({&qkv, &out}, "attention_forward");
     const Layout l(shape, qkv, out, logsumexp);
+    NIBBLE_ON_CUDA(context, attention_forward(context, shape, qkv, out, logsumexp));
     const Products products(l, false);
     const int64_t score_count = kBlock * l.sequence + kVectorSlack, head_count = l.sequence * l.head_dim;
     ScratchLayout layout;
@@ -175,6 +178,7 @@ void attention_backward(Context& context, const AttentionShape& shape, const Ten
                 dqkv.cols() == qkv.cols(),
             "attention_backward: dout {} and dqkv {} do not fit out {} and qkv {}", dout.shape.str(),
             dqkv.shape.str(), out.shape.str(), qkv.shape.str());
+    NIBBLE_ON_CUDA(context, attention_backward(context, shape, dout, qkv, out, logsumexp, dqkv));
     const Products products(l, true);
     const int64_t score_count = kBlock * l.sequence + kVectorSlack, head_count = l.sequence * l.head_dim;
     ScratchLayout layout;

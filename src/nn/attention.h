@@ -9,11 +9,14 @@ namespace nibble {
 struct AttentionShape {
     int64_t sequence = 0;  // T is a multiple of it: sequences lie one after the other
     int heads = 0, kv_heads = 0, head_dim = 0;
+    // Backward gives the same bits on every run. Without it a GPU may add up dq in any order, which takes
+    // less memory and, for sequences of some thousands, less time; a CPU keeps the promise in any case.
+    bool deterministic = true;
 };
 
 // qkv: [T, (heads + 2*kv_heads) * head_dim], queries, then keys, then values; out: [T, heads * head_dim].
-// logsumexp: F32 [T, heads], of the scaled scores of each row, kept for backward. The scores are never
-// stored.
+// logsumexp: F32, T * heads of the scaled scores of each row, kept for backward. Its layout is the device's
+// own: [T, heads] on a CPU, [sequences, heads, sequence] on a GPU. The scores are never stored.
 void attention_forward(Context& context, const AttentionShape& shape, const Tensor& qkv, const Tensor& out,
                        const Tensor& logsumexp);
 // dqkv: overwritten.

@@ -6,11 +6,12 @@
 
 #include "core/tensor.h"
 #include "numerics/bf16.h"
+#include "numerics/host_device.h"
 
 namespace nibble {
 
 template <typename Real, typename Element>
-Real load_as(Element x) {
+NIBBLE_HD Real load_as(Element x) {
     if constexpr (std::is_same_v<Element, Bf16>) {
         return static_cast<Real>(bf16_decode(x));
     } else {
@@ -19,7 +20,7 @@ Real load_as(Element x) {
 }
 
 template <typename Element, typename Real>
-Element store_as(Real x) {
+NIBBLE_HD Element store_as(Real x) {
     if constexpr (std::is_same_v<Element, Bf16>) {
         return bf16_encode(static_cast<float>(x));
     } else {
