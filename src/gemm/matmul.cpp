@@ -79,6 +79,7 @@ class Source {
         : operand_(operand), dtype_(dtype), round_(round) {
         if (is_quantized()) {
             require(!operand.is_transposed, "matmul: {} is quantised and cannot be read transposed", name);
+            require(!has_scale(), "matmul: {} is quantised and has a scale of its own", name);
             rows_ = operand.quantized->rows;
             k_ = stored_k_ = operand.quantized->padded_cols;
             return;
@@ -94,13 +95,14 @@ class Source {
     int64_t k() const { return k_; }
     DType dtype() const { return dtype_; }
     bool is_quantized() const { return operand_.quantized != nullptr; }
+    bool has_scale() const { return operand_.scale.shape.rank() > 0; }
     // Columns that were padded on with zeros, and not rotated into others, need not be multiplied.
     void drop_padding() {
         if (is_quantized() && !operand_.quantized->spec.rotates_columns()) k_ = operand_.quantized->cols;
     }
     // In double: 4/3 has no exact FP32 form, and products of scales are rounded once.
     double tensor_scale() const {
-        if (!is_quantized()) return 1.0;
+        if (!is_quantized()) return has_scale() ? double{*operand_.scale.as<float>()} : 1.0;
         // A matrix that was quantised again carries the product of 4/3 and of the first scale, so the number
         // is kept and only what rounding 4/3 lost is put back.
         constexpr double kLost = (4.0 / 3.0) / static_cast<double>(4.0f / 3.0f);
@@ -302,8 +304,9 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
     b.cut(tiling.n, tiling.k);
     // Where the sums go: into C as they are; or first into scratch of the tile, or of each part of a cut sum.
     // By what is given, not by its value: a dry run does not know that.
-    const bool has_factor = a.is_quantized() || b.is_quantized() || options.alpha.has_value() ||
-                            options.alpha_row != nullptr || options.alpha_col != nullptr;
+    const bool has_factor = a.is_quantized() || b.is_quantized() || a.has_scale() || b.has_scale() ||
+                            options.alpha.has_value() || options.alpha_row != nullptr ||
+                            options.alpha_col != nullptr;
     const bool in_place = !tiling.is_split() && tiling.n.count() == 1 && !has_factor &&
                           (c.dtype == DType::f32 || a.dtype() == DType::bf16);
     const Tensor parts =

@@ -27,10 +27,11 @@ struct Operand {
     Tensor plain;
     const QuantizedMatrix* quantized = nullptr;  // must live until the product is done
     bool is_transposed = false;
+    Tensor scale;  // F32 [1], a factor that the plain values lack; no shape: 1
 };
 
 struct MatmulOptions {
-    std::optional<float> alpha;        // multiplies the operands' tensor scales (product formed in double)
+    std::optional<float> alpha;        // multiplies the operands' scales (product formed in double)
     bool accumulate = false;           // C += instead of C = (F32 output only)
     const float* alpha_row = nullptr;  // optional factor for each row of C [M]
     const float* alpha_col = nullptr;  // and for each column [N]

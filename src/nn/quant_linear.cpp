@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/cuda.h"
 #include "nn/dge.h"
 #include "nn/outliers.h"
 #include "nn/quant_linear_parts.h"
@@ -39,11 +40,11 @@ struct Factor {
     int64_t contraction() const {
         return quantized ? quantized->padded_cols : is_transposed ? plain.rows() : plain.cols();
     }
-    bool is_scaled() const { return scale.shape.rank() > 0; }
-    double scale_value() const { return is_scaled() ? *scale.as<float>() : 1.0; }
     Operand operand() const {
         if (quantized) return *quantized;
-        return is_transposed ? Operand::transposed(plain) : Operand(plain);
+        Operand result = is_transposed ? Operand::transposed(plain) : Operand(plain);
+        result.scale = scale;
+        return result;
     }
 };
 
@@ -72,11 +73,12 @@ class QuantLinear::Execution {
         return allocate_quantized(context_.arena, spec, rows, cols);
     }
 
-    // x: [out.rows, out.cols or fewer], or the transpose of that; `scale` times x is meant. round_target:
-    // what the codes are rounded towards; no shape: as the spec says. Returns the amax for the history (0
-    // unless tensor=delayed).
+    // x: [out.rows, out.cols or fewer], or the transpose of that; `scale` (F32 [1]; no shape: 1) times x is
+    // meant. round_target: what the codes are rounded towards; no shape: as the spec says. Returns the amax
+    // for the history (0 unless tensor=delayed).
     float quantize_into(Place place, uint32_t micro_step, const Tensor& x, QuantizedMatrix& out,
-                        bool is_transposed = false, float scale = 1, const Tensor& round_target = {}) const {
+                        bool is_transposed = false, const Tensor& scale = {},
+                        const Tensor& round_target = {}) const {
         const ArenaScope scope(context_.arena);
         const QuantSpec& spec = at(place).spec;
         const SignBits sign_bits = signs(place, micro_step);
@@ -85,6 +87,7 @@ class QuantLinear::Execution {
         options.signs = &sign_bits;
         options.name = kOperandNames[place];
         options.transposed = is_transposed;
+        options.scale = static_cast<const float*>(scale.data);
         if (spec.tensor == TensorScale::delayed) {
             require(history_ != nullptr,
                     "{} has tensor=delayed, but the layer was prepared without a history",
@@ -95,8 +98,7 @@ class QuantLinear::Execution {
         const Tensor padded = is_transposed ? x : detail::padded_columns(context_, x, out.cols);
         quantize(context_, spec, padded, key(place, micro_step), out, options);
         if (round_target.shape.rank() > 0) round_towards(context_, x, round_target, sign_bits, out);
-        if (!context_.planning()) *out.tensor_scale_ptr() *= scale;
-        show({layer_.layer_, kOperandNames[place], &out, padded, is_transposed, scale, &sign_bits});
+        show({layer_.layer_, kOperandNames[place], &out, padded, is_transposed, shown(scale), &sign_bits});
         return amax;
     }
 
@@ -108,8 +110,7 @@ class QuantLinear::Execution {
         const Tensor values =
             context_.arena.allocate(forward_dtype(forward), {forward.padded_cols, forward.rows});
         dequantize_operand_transposed(context_, forward, values);
-        const float scale = context_.planning() ? 1.0f : *forward.tensor_scale_ptr();
-        return quantize_into(place, micro_step, values.slice(0, out.rows), out, false, scale);
+        return quantize_into(place, micro_step, values.slice(0, out.rows), out, false, forward.tensor_scale);
     }
 
     float make_dgrad_w(const Weight& weight, uint32_t micro_step, QuantizedMatrix& out) const {
@@ -185,17 +186,12 @@ class QuantLinear::Execution {
         for (Factor* factor : {&a, &b}) {
             if (factor->quantized) continue;
             show({layer_.layer_, kOperandNames[factor == &a ? place : other_side(place)], nullptr,
-                  factor->plain, factor->is_transposed,
-                  context_.planning() ? 1.0f : static_cast<float>(factor->scale_value()), nullptr});
+                  factor->plain, factor->is_transposed, shown(factor->scale), nullptr});
             factor->plain = factor->is_transposed
                                 ? detail::padded_rows(context_, factor->plain, contraction)
                                 : detail::padded_columns(context_, factor->plain, contraction);
         }
         MatmulOptions options;
-        if (a.is_scaled() || b.is_scaled()) {
-            options.alpha =
-                context_.planning() ? 0.0f : static_cast<float>(a.scale_value() * b.scale_value());
-        }
         options.accumulate = accumulate;
         options.compute = compute(place);
         matmul(context_, a.operand(), b.operand(), out, options);
@@ -207,6 +203,13 @@ class QuantLinear::Execution {
     }
     void show(const Observation& observation) const {
         if (layer_.observer_) layer_.observer_(context_, observation);
+    }
+    // A scale as an observer is told it: the one number of a GPU that the host waits for, and only then.
+    float shown(const Tensor& scale) const {
+        float value = 1.0f;
+        if (layer_.observer_ && scale.shape.rank() > 0 && !context_.planning())
+            copy(context_, scale, {&value, DType::f32, Device::cpu, scale.shape});
+        return value;
     }
 
   private:
@@ -334,11 +337,24 @@ bool QuantLinear::needs_history() const {
     return false;
 }
 
+void QuantLinear::require_forms(const Context& context, bool has_round_target) const {
+    const auto must_be_cpu = [&](bool is_used, std::string_view what) {
+        if (is_used) require_cpu(context, what);
+    };
+    must_be_cpu(needs_history(), "tensor=delayed");
+    must_be_cpu(has_round_target, "rounding towards a target");
+    must_be_cpu(recipe_->outliers.has_value(), "[outliers]");
+    must_be_cpu(recipe_->wgrad_factor.has_value(), "wgrad.factor");
+    must_be_cpu(recipe_->fprop_y.is_quantized() || recipe_->dgrad_dx.is_quantized(),
+                "a quantised fprop.y or dgrad.dx");
+}
+
 QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master, AmaxHistory* history,
                                          const Tensor& round_target) const {
     require(master.dtype == DType::f32 && master.shape == Shape({out_, in_}),
             "a layer of F32 [{}, {}] was given a weight of {} {}", out_, in_, name_of(master.dtype),
             master.shape.str());
+    require_forms(context, round_target.shape.rank() > 0);
     // The first preparation after a step that was trained begins the next one.
     if (history != nullptr && !context.planning() &&
         *std::max_element(history->current.begin(), history->current.end()) > 0) {
@@ -356,7 +372,7 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
     }
     if (run.quantizes(kFpropW)) {
         weight.fprop = run.allocate(kFpropW, out_, in_);
-        weight.amax[kFpropW] = run.quantize_into(kFpropW, 0, master, weight.fprop, false, 1, round_target);
+        weight.amax[kFpropW] = run.quantize_into(kFpropW, 0, master, weight.fprop, false, {}, round_target);
     }
     if (run.quantizes(kDgradW) && !is_fresh_each_call(dgrad_w.spec)) {
         weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_);

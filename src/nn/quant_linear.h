@@ -94,6 +94,9 @@ class QuantLinear {
   private:
     class Execution;
 
+    // Throws Error if the recipe has parts without a form for the context's device.
+    void require_forms(const Context& context, bool has_round_target) const;
+
     const Recipe* recipe_;
     int64_t in_, out_;
     uint16_t layer_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/cuda.h"
 #include "nn/element.h"
 
 namespace nibble {
@@ -52,6 +53,7 @@ float channel_scale(const SmoothSwiglu& options, float amax, float channel_amax)
 
 void channel_scales(Context& context, const SmoothSwiglu& options, const Tensor& h, const Tensor& scales) {
     check_columns(h, scales, "channel_scales");
+    require_cpu(context, "smooth-swiglu");
     if (context.planning()) return;
     float* const s = scales.as<float>();
     find_column_maxima(h, s);

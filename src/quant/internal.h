@@ -37,6 +37,11 @@ inline SignBits signs_of(const QuantSpec& spec, const RandomKey& key, const Quan
     return options.signs != nullptr ? *options.signs : rotation_signs(spec, key);
 }
 
+// The end of a call: the tensor scale receives the factor of the options.
+inline void apply_scale(QuantizedMatrix& out, const QuantizeOptions& options) {
+    if (options.scale != nullptr) *out.tensor_scale_ptr() *= *options.scale;
+}
+
 // quantize() and quantize_reference() of a spec with rotate=...@rows: the rotation in an F32 copy of x, then
 // the quantiser of the spec without it.
 void quantize_rotated_rows(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,

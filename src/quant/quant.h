@@ -59,6 +59,9 @@ struct QuantizeOptions {
     const float* known_amax = nullptr;
     // If not null, receives the amax that tensor=current uses (after rotation).
     float* amax = nullptr;
+    // If not null, the tensor scale is multiplied by this, once, in FP32: x is meant times it. Memory of the
+    // context's device.
+    const float* scale = nullptr;
     // x is stored [cols, rows]: quantise its transpose. Columns of x beyond the output's rows are left out;
     // rows of x that are missing are zero.
     bool transposed = false;

@@ -81,8 +81,10 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     check_quantize_arguments(spec, x, out, options);
     if (spec.rotates_rows()) return quantize_rotated_rows(context, spec, x, key, out, options, false);
     NIBBLE_ON_CUDA(context, quantize(context, spec, x, key, out, options));
-    if (context.planning() || quantize_simd(context, spec, x, key, out, options)) return;
-    quantize_reference(context, spec, x, key, out, options);
+    if (context.planning()) return;
+    if (!quantize_simd(context, spec, x, key, out, options))
+        return quantize_reference(context, spec, x, key, out, options);
+    apply_scale(out, options);
 }
 
 }  // namespace nibble

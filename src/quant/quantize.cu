@@ -30,6 +30,9 @@ __global__ void row_scales_kernel(const __grid_constant__ Job job) {
     value = fp32_scale(largest_of(job.spec.element), value).scale;
 }
 
+// The end of a call: the factor of the options. One thread.
+__global__ void apply_scale_kernel(float* tensor_scale, const float* scale) { *tensor_scale *= *scale; }
+
 int rows_of_block(Block block) {
     switch (block) {
         case Block::b16x16:
@@ -182,6 +185,9 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     }
     if (spec.has_row_scales()) {
         launch(context, row_scales_kernel, blocks_of(out.rows), dim3(kThreads), 0, job);
+    }
+    if (options.scale != nullptr) {
+        launch(context, apply_scale_kernel, dim3(1), dim3(1), 0, out.tensor_scale_ptr(), options.scale);
     }
     if (context.fault != nullptr) return;
     Scalars result;

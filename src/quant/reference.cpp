@@ -257,6 +257,7 @@ void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x
     } else {
         reference::quantize_with_fp32_scales(spec, x, key, out, options);
     }
+    apply_scale(out, options);
 }
 
 }  // namespace nibble

@@ -184,6 +184,26 @@ TEST_P(MatmulSweep, AppliesAlphaAndFactorsOfRowsAndColumns) {
     }
 }
 
+TEST_P(MatmulSweep, MultipliesTheScalesThatPlainValuesLack) {
+    const Size s{37, 50, 48};
+    std::vector<float> scale_a = {0.3f}, scale_b = {7.0f};
+    for (const Kind kind_b : {Kind::bf16_transposed, Kind::nvfp4}) {
+        const TestOperand a(Kind::bf16, s.m, s.k, 1), b(kind_b, s.n, s.k, 2);
+        Operand scaled_a = a.operand(), scaled_b = b.operand();
+        scaled_a.scale = view_of(scale_a, {1});
+        if (!is_quantized(kind_b)) scaled_b.scale = view_of(scale_b, {1});
+        const double factor = double{scale_a[0]} * (is_quantized(kind_b) ? 1.0 : double{scale_b[0]});
+        const Buffer c(GetParam(), {s.m, s.n});
+        run_planned([&](Context& context) { matmul(context, scaled_a, scaled_b, c.tensor()); });
+        Expected e = naive(a, b, DType::bf16);
+        for (size_t i = 0; i < e.sum.size(); ++i) {
+            e.sum[i] *= factor;
+            e.magnitude[i] *= factor * kFp32Sum;
+        }
+        expect_near(c.tensor(), e.sum, e.magnitude, "with scales");
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(Results, MatmulSweep, testing::Values(DType::f32, DType::bf16),
                          [](const auto& test) { return std::string(name_of(test.param)); });
 
@@ -364,6 +384,10 @@ TEST(Matmul, RefusesWhatDoesNotFit) {
     Operand transposed = q.operand();
     transposed.is_transposed = true;
     EXPECT_THROW(matmul(context, transposed, b.tensor(), c.tensor()), Error);
+    std::vector<float> scale = {1.0f};
+    Operand scaled = q.operand();
+    scaled.scale = view_of(scale, {1});
+    EXPECT_THROW(matmul(context, scaled, b.tensor(), c.tensor()), Error);
 }
 
 TEST(Matmul, SaysHowThisMachineMultiplies) {

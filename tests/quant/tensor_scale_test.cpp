@@ -27,6 +27,23 @@ TEST(TensorScale, CurrentComesFromTheAmaxAfterRotation) {
     EXPECT_EQ(amax, 4.0f);
 }
 
+TEST(TensorScale, IsMultipliedOnceByTheScaleOfTheInput) {
+    const float scale = 0.37f;
+    std::vector<float> x = test::normals(32 * 128, 1);
+    const Tensor tensor = view_of(x, {32, 128});
+    for (const char* spec : {"nvfp4", "nvfp4 tensor=posthoc", "nvfp4 scale=four-six:mse arithmetic=emulation",
+                             "nvfp4 rotate=hadamard:32@rows", "mxfp4 scale=three-quarters", "fp8:e4m3 row"}) {
+        for (const test::Path path : {test::Path::reference, test::Path::fast}) {
+            const Quantized plain(spec, tensor, {}, {}, path);
+            const Quantized scaled(spec, tensor, {}, {.scale = &scale}, path);
+            EXPECT_EQ(scaled.tensor_scale(), plain.tensor_scale() * scale) << spec;
+            EXPECT_TRUE(std::ranges::equal(scaled.matrix().codes.span<uint8_t>(),
+                                           plain.matrix().codes.span<uint8_t>()))
+                << spec;
+        }
+    }
+}
+
 TEST(TensorScale, AKnownAmaxIsTakenAsItIs) {
     std::vector<float> x = test::normals(64, 1);
     const float known = 10.0f;
