@@ -4,7 +4,10 @@
 #include <array>
 #include <cstring>
 
+#include "core/cuda.h"
 #include "gemm/convert.h"
+#include "gemm/cuda_forms.h"
+#include "gemm/matmul_shape.h"
 #include "gemm/row_kernels.h"
 #include "gemm/tasks.h"
 #include "gemm/tile_product.h"
@@ -68,52 +71,21 @@ void convert_some(const Tensor& from, int64_t at, int64_t count, DType dtype, bo
             {to, dtype, Device::cpu, {count}}, round);
 }
 
-bool has_fp32_values(const Operand& operand) {
-    return operand.quantized != nullptr && operand.quantized->spec.has_fp32_groups();
-}
-
 class Source {
   public:
     // Multiplied in `dtype`; plain values are first rounded to BF16 if `round`.
-    Source(const Operand& operand, std::string_view name, DType dtype, bool round)
-        : operand_(operand), dtype_(dtype), round_(round) {
-        if (is_quantized()) {
-            require(!operand.is_transposed, "matmul: {} is quantised and cannot be read transposed", name);
-            require(!has_scale(), "matmul: {} is quantised and has a scale of its own", name);
-            rows_ = operand.quantized->rows;
-            k_ = stored_k_ = operand.quantized->padded_cols;
-            return;
-        }
-        const Tensor& t = operand.plain;
-        require(t.dtype == DType::f32 || t.dtype == DType::bf16, "matmul: {} is {}, neither F32 nor BF16",
-                name, name_of(t.dtype));
-        rows_ = operand.is_transposed ? t.cols() : t.rows();
-        k_ = stored_k_ = operand.is_transposed ? t.rows() : t.cols();
-    }
+    Source(const Operand& operand, DType dtype, bool round)
+        : operand_(operand),
+          dtype_(dtype),
+          round_(round),
+          rows_(extent_of(operand).rows),
+          stored_k_(extent_of(operand).k) {}
 
-    int64_t rows() const { return rows_; }
-    int64_t k() const { return k_; }
     DType dtype() const { return dtype_; }
     bool is_quantized() const { return operand_.quantized != nullptr; }
-    bool has_scale() const { return operand_.scale.shape.rank() > 0; }
-    // Columns that were padded on with zeros, and not rotated into others, need not be multiplied.
-    void drop_padding() {
-        if (is_quantized() && !operand_.quantized->spec.rotates_columns()) k_ = operand_.quantized->cols;
-    }
-    // In double: 4/3 has no exact FP32 form, and products of scales are rounded once.
-    double tensor_scale() const {
-        if (!is_quantized()) return has_scale() ? double{*operand_.scale.as<float>()} : 1.0;
-        // A matrix that was quantised again carries the product of 4/3 and of the first scale, so the number
-        // is kept and only what rounding 4/3 lost is put back.
-        constexpr double kLost = (4.0 / 3.0) / static_cast<double>(4.0f / 3.0f);
-        const double scale = *operand_.quantized->tensor_scale_ptr();
-        return operand_.quantized->spec.scale == ScaleRule::three_quarters ? scale * kLost : scale;
-    }
-
-    // A factor for each row of the product, or null; null too in a dry run.
-    bool has_row_scales() const { return is_quantized() && operand_.quantized->spec.has_row_scales(); }
-    const float* row_scales() const {
-        return has_row_scales() ? operand_.quantized->fp32_scales.as<float>() : nullptr;
+    bool has_scale() const { return scale_of(operand_).shape.rank() > 0; }
+    double scale() const {
+        return has_scale() ? *scale_of(operand_).as<float>() * lost_of_scale(operand_) : 1.0;
     }
 
     // Tiles in the right dtype are read in place, but for pieces of rows, on which the library is slow. Of
@@ -222,7 +194,7 @@ class Source {
     Operand operand_;
     DType dtype_;
     bool round_;
-    int64_t rows_ = 0, k_ = 0, stored_k_ = 0;
+    int64_t rows_, stored_k_;
     bool in_place_ = false;
     size_t tile_bytes_ = 0, gather_bytes_ = 0;
 };
@@ -269,44 +241,30 @@ void finish_row_of(const Tensor& c, int64_t row, int64_t col, int64_t count, con
     }
 }
 
-void fill_zero(const Tensor& c) { std::fill_n(static_cast<std::byte*>(c.data), c.bytes(), std::byte{0}); }
-
 }  // namespace
 
 void matmul(Context& context, const Operand& operand_a, const Operand& operand_b, const Tensor& c,
             const MatmulOptions& options) {
-    require(options.compute == DType::bf16 || options.compute == DType::f32,
-            "matmul: compute is {}, neither BF16 nor F32", name_of(options.compute));
-    // Values with FP32 scales in them are not exact in BF16.
-    const bool has_fp32_groups = has_fp32_values(operand_a) || has_fp32_values(operand_b);
-    const bool round = options.compute == DType::bf16;
-    const DType dtype = round && !has_fp32_groups ? bf16_product_dtype() : DType::f32;
-    Source a(operand_a, "A", dtype, round), b(operand_b, "B", dtype, round);
-    if (a.k() != b.k()) {
-        a.drop_padding();
-        b.drop_padding();
-    }
-    require(a.k() == b.k(), "matmul: A has {} columns and B has {}", a.k(), b.k());
-    require(c.dtype == DType::f32 || (c.dtype == DType::bf16 && !options.accumulate),
-            "matmul: C is {}; it must be F32, or BF16 without accumulation", name_of(c.dtype));
-    require(c.cols() == b.rows() && c.count() == a.rows() * b.rows(),
-            "matmul: C is {}, but the product is [{}, {}]", c.shape.str(), a.rows(), b.rows());
-    const int64_t rows = a.rows(), cols = b.rows(), depth = a.k();
+    const MatmulShape sizes = shape_of_matmul(operand_a, operand_b, c, options);
+    const int64_t rows = sizes.m, cols = sizes.n, depth = sizes.k;
     if (rows == 0 || cols == 0) return;
     if (depth == 0) {
-        if (!options.accumulate && !context.planning()) fill_zero(c);
+        if (!options.accumulate && !context.planning()) fill_zero(context, c);
         return;
     }
+    NIBBLE_ON_CUDA(context, matmul(context, operand_a, operand_b, c, options));
 
+    const DType dtype = sizes.operands == DType::bf16 ? bf16_product_dtype() : DType::f32;
+    Source a(operand_a, dtype, sizes.rounds), b(operand_b, dtype, sizes.rounds);
+    const bool has_fp32_groups = has_fp32_values(operand_a) || has_fp32_values(operand_b);
     const ArenaScope scope(context.arena);
     const Tiling tiling(rows, cols, depth, has_fp32_groups ? 128 : 64);
     a.cut(tiling.m, tiling.k);
     b.cut(tiling.n, tiling.k);
     // Where the sums go: into C as they are; or first into scratch of the tile, or of each part of a cut sum.
     // By what is given, not by its value: a dry run does not know that.
-    const bool has_factor = a.is_quantized() || b.is_quantized() || a.has_scale() || b.has_scale() ||
-                            options.alpha.has_value() || options.alpha_row != nullptr ||
-                            options.alpha_col != nullptr;
+    const bool has_factor = a.has_scale() || b.has_scale() || options.alpha.has_value() ||
+                            options.alpha_row != nullptr || options.alpha_col != nullptr;
     const bool in_place = !tiling.is_split() && tiling.n.count() == 1 && !has_factor &&
                           (c.dtype == DType::f32 || a.dtype() == DType::bf16);
     const Tensor parts =
@@ -344,19 +302,20 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
     }
 
     const float alpha =
-        context.planning()
-            ? 1.0f
-            : static_cast<float>(double{options.alpha.value_or(1.0f)} * a.tensor_scale() * b.tensor_scale());
-    const float* const row_scales = a.row_scales();
+        context.planning() ? 1.0f
+                           : static_cast<float>(double{options.alpha.value_or(1.0f)} * a.scale() * b.scale());
+    const auto* const row_scales = static_cast<const float*>(row_scales_of(operand_a).data);
+    const Tensor col_scales = row_scales_of(operand_b);
     const auto factor_of = [&](int64_t row) {
         const float of_row = options.alpha_row == nullptr ? alpha : alpha * options.alpha_row[row];
         return row_scales == nullptr ? of_row : of_row * row_scales[row];
     };
-    const float* col_factors = b.has_row_scales() ? b.row_scales() : options.alpha_col;
-    if (b.has_row_scales() && options.alpha_col != nullptr) {
+    const bool has_col_scales = col_scales.shape.rank() > 0;
+    const float* col_factors = has_col_scales ? col_scales.as<float>() : options.alpha_col;
+    if (has_col_scales && options.alpha_col != nullptr) {
         const Tensor both = context.arena.allocate(DType::f32, {cols});
         for (int64_t i = 0; i < cols && !context.planning(); ++i) {
-            both.as<float>()[i] = b.row_scales()[i] * options.alpha_col[i];
+            both.as<float>()[i] = col_scales.as<float>()[i] * options.alpha_col[i];
         }
         col_factors = both.as<float>();
     }
@@ -422,6 +381,11 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
     });
 }
 
-std::string matmul_description() { return tile_product_description(); }
+std::string matmul_description(Device device) {
+    if constexpr (kHasCuda) {
+        if (device == Device::cuda) return cuda::matmul_description();
+    }
+    return tile_product_description();
+}
 
 }  // namespace nibble

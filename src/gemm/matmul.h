@@ -43,8 +43,8 @@ struct MatmulOptions {
 void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& c,
             const MatmulOptions& options = {});
 
-// How this machine executes products, for the run's header: "onednn 2.6.3, bf16 amx" or "onednn 2.6.3, f32
-// avx2".
-std::string matmul_description();
+// How a device executes products, for the run's header: "onednn 2.6.3, bf16 amx", "onednn 2.6.3, f32 avx2" or
+// "cublaslt 13.1.0".
+std::string matmul_description(Device device = Device::cpu);
 
 }  // namespace nibble

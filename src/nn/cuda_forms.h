@@ -1,8 +1,9 @@
-// CUDA forms of the layers (core/cuda.h says how they are called). Their contracts are those of the functions
-// of the same name.
+// The CUDA forms of this room (core/cuda.h).
 #pragma once
 
+#include "core/core.h"
 #include "nn/attention.h"
+#include "quant/quant.h"
 
 namespace nibble::cuda {
 
@@ -10,5 +11,9 @@ void attention_forward(Context& context, const AttentionShape& shape, const Tens
                        const Tensor& logsumexp);
 void attention_backward(Context& context, const AttentionShape& shape, const Tensor& dout, const Tensor& qkv,
                         const Tensor& out, const Tensor& logsumexp, const Tensor& dqkv);
+
+// quant_linear_parts.h
+void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mask, const QuantSpec* rotation,
+                     const SignBits& signs, const Tensor& out, bool accumulate);
 
 }  // namespace nibble::cuda

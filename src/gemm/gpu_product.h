@@ -1,0 +1,59 @@
+// GpuProduct: one plain matrix product on a GPU. The only door to cuBLASLt. For .cu files.
+#pragma once
+
+#include <compare>
+#include <string>
+
+#include "core/core.h"
+
+namespace nibble::cuda {
+
+// A matrix with contiguous rows, `stride` elements apart, that begins at a multiple of `alignment` bytes.
+struct StoredMatrix {
+    int64_t stride = 0;
+    bool is_transposed = false;  // an operand is stored [k, rows] instead of [rows, k]
+    uint32_t alignment = 0;
+
+    auto operator<=>(const StoredMatrix&) const = default;
+};
+
+// C[m, n] = alpha * A[m, k] · B[n, k]ᵀ + beta * C, FP32 sums.
+struct GpuProductShape {
+    int64_t m = 0, n = 0, k = 0;
+    StoredMatrix a, b, c;
+    DType operands = DType::bf16;    // of A and B: BF16, or F32, whose products are not rounded to TF32
+    DType result = DType::f32;       // of C: F32, or BF16 with BF16 operands
+    bool factors_on_device = false;  // alpha and beta are read from memory of the GPU when the product runs
+
+    auto operator<=>(const GpuProductShape&) const = default;
+};
+
+class GpuProduct {
+  public:
+    // From the process's cache; made at first use, by the library's heuristic alone: the same shape is
+    // multiplied in the same way, in every run.
+    static const GpuProduct& get(const GpuProductShape& shape);
+
+    // What run() needs beside its operands, aligned to 256 bytes.
+    static constexpr int64_t kWorkspace = 32 << 20;
+    void run(const Context& context, const float* alpha, const void* a, const void* b, const float* beta,
+             void* c, const Tensor& workspace) const;
+
+    GpuProduct(const GpuProduct&) = delete;
+    GpuProduct& operator=(const GpuProduct&) = delete;
+    ~GpuProduct();
+
+  private:
+    explicit GpuProduct(const GpuProductShape& shape);
+
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+// The largest power of two, up to 256, that divides an address.
+uint32_t address_alignment(const void* data);
+
+// "cublaslt 13.1.0".
+std::string gpu_product_description();
+
+}  // namespace nibble::cuda

@@ -1,0 +1,171 @@
+// Products by cuBLASLt. Quantised operands are expanded first, which is exact; scales of the whole operands
+// are the product's alpha; factors of rows and columns are applied to FP32 sums afterwards.
+#include "gemm/cuda_forms.h"
+#include "gemm/gpu_product.h"
+#include "gemm/matmul_shape.h"
+#include "gemm/pack.cuh"
+
+namespace nibble::cuda {
+
+namespace {
+
+// Rows of BF16 that the tensor cores read at full speed begin at multiples of 16 bytes.
+constexpr int64_t kRowBytes = 16;
+
+bool is_aligned(const Tensor& t) {
+    return t.dtype == DType::f32 || (t.cols() * static_cast<int64_t>(size_of(t.dtype)) % kRowBytes == 0 &&
+                                     address_alignment(t.data) >= kRowBytes);
+}
+
+// What the library reads: the operand itself, or a copy in the arena.
+Tensor values_of(Context& context, const Operand& operand, const MatmulShape& shape) {
+    if (operand.quantized != nullptr) {
+        const QuantizedMatrix& q = *operand.quantized;
+        if (q.operand.shape.rank() > 0 && shape.operands == DType::bf16) return q.operand;
+        const Tensor values = context.arena.allocate(shape.operands, {q.rows, q.padded_cols});
+        dequantize_operand(context, q, values);
+        return values;
+    }
+    const Tensor plain = operand.plain.reshaped({operand.plain.rows(), operand.plain.cols()});
+    const bool is_rounded = plain.dtype == DType::bf16 || !shape.rounds;
+    if (plain.dtype == shape.operands && is_rounded && is_aligned(plain)) return plain;
+    const int64_t unit = kRowBytes / static_cast<int64_t>(size_of(shape.operands));
+    const int64_t cols = divide_up(plain.cols(), unit) * unit;
+    const Tensor copy = context.arena.allocate(shape.operands, {plain.rows(), cols});
+    if (!context.planning()) cuda::convert(context, plain, copy, shape.rounds);
+    return copy;
+}
+
+// The numbers that a product reads on the GPU.
+struct Factors {
+    float alpha, beta;
+};
+
+// The scale of an operand, on the GPU, or null, and what it lost (matmul_shape.h).
+struct ScaleOf {
+    const float* scale;
+    double lost;
+
+    explicit ScaleOf(const Operand& operand)
+        : scale(static_cast<const float*>(scale_of(operand).data)), lost(lost_of_scale(operand)) {}
+    __device__ double value() const { return scale == nullptr ? 1.0 : *scale * lost; }
+};
+
+// One thread.
+__global__ void form_factors(float alpha, ScaleOf a, ScaleOf b, float beta, Factors* out) {
+    *out = {static_cast<float>(double{alpha} * a.value() * b.value()), beta};
+}
+
+// Sums of products [rows, stride] and what makes C [rows, cols] of them.
+struct Finish {
+    const float* sums;
+    int64_t rows, cols, stride;
+    const Factors* factors;
+    const float *alpha_row, *row_scales;  // either may be null, here
+    const float *col_scales, *alpha_col;  // and here
+    bool accumulate;
+};
+
+// The order of roundings is that of finish_row().
+template <typename Element, int kPack>
+__global__ void finish(Finish f, Element* c) {
+    const int64_t packs = f.cols / kPack;
+    for (int64_t r = blockIdx.y * int64_t{blockDim.y} + threadIdx.y; r < f.rows;
+         r += int64_t{gridDim.y} * blockDim.y) {
+        float factor = f.factors->alpha;
+        if (f.alpha_row != nullptr) factor *= f.alpha_row[r];
+        if (f.row_scales != nullptr) factor *= f.row_scales[r];
+        for (int64_t p = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; p < packs;
+             p += int64_t{gridDim.x} * blockDim.x) {
+            const int64_t at = p * kPack;
+            const auto sums = *reinterpret_cast<const Pack<float, kPack>*>(f.sums + r * f.stride + at);
+            auto& to = *reinterpret_cast<Pack<Element, kPack>*>(c + r * f.cols + at);
+            Pack<Element, kPack> out;
+            if (f.accumulate) out = to;
+            for (int j = 0; j < kPack; ++j) {
+                float value = sums.v[j] * factor;
+                if (f.col_scales != nullptr || f.alpha_col != nullptr) {
+                    float of_col = f.col_scales != nullptr ? f.col_scales[at + j] : f.alpha_col[at + j];
+                    if (f.col_scales != nullptr && f.alpha_col != nullptr) of_col *= f.alpha_col[at + j];
+                    value *= of_col;
+                }
+                if (f.accumulate) value += to_float(out.v[j]);
+                out.v[j] = store_as<Element>(value);
+            }
+            to = out;
+        }
+    }
+}
+
+void finish_all(const Context& context, const Finish& f, const Tensor& c) {
+    constexpr int kPack = 4;
+    with_elements(c, [&]<typename Element>(Element* to) {
+        const bool is_packed =
+            fits_packs<float, kPack>(f.sums, f.stride) && fits_packs<Element, kPack>(to, f.cols);
+        launch(context, is_packed ? finish<Element, kPack> : finish<Element, 1>,
+               grid_of_rows(f.rows, is_packed ? f.cols / kPack : f.cols), kRowsBlock, 0, f, to);
+    });
+}
+
+StoredMatrix stored(const Tensor& t, bool is_transposed) {
+    return {t.cols(), is_transposed, address_alignment(t.data)};
+}
+
+}  // namespace
+
+void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& c,
+            const MatmulOptions& options) {
+    const MatmulShape shape = shape_of_matmul(a, b, c, options);
+    const ArenaScope scope(context.arena);
+    const Tensor of_a = values_of(context, a, shape), of_b = values_of(context, b, shape);
+    const Tensor row_scales = row_scales_of(a), col_scales = row_scales_of(b);
+    const bool is_finished = options.alpha_row != nullptr || options.alpha_col != nullptr ||
+                             row_scales.shape.rank() > 0 || col_scales.shape.rank() > 0 ||
+                             (c.dtype == DType::bf16 && shape.operands == DType::f32);
+    const bool has_scales = scale_of(a).shape.rank() > 0 || scale_of(b).shape.rank() > 0;
+    const Tensor factors = context.arena.allocate(DType::f32, {2});
+    const Tensor workspace = context.arena.allocate(DType::u8, {GpuProduct::kWorkspace});
+    const Tensor sums =
+        context.arena.allocate(DType::f32, {is_finished ? shape.m : 0, divide_up<int64_t>(shape.n, 4) * 4});
+    if (context.planning()) return;
+
+    const float alpha = options.alpha.value_or(1.0f), beta = options.accumulate ? 1.0f : 0.0f;
+    constexpr float kOne = 1.0f, kZero = 0.0f;
+    auto* const on_device = reinterpret_cast<Factors*>(factors.data);
+    if (has_scales || is_finished)
+        launch(context, form_factors, 1, 1, 0, alpha, ScaleOf(a), ScaleOf(b), beta, on_device);
+
+    GpuProductShape product;
+    product.m = shape.m;
+    product.n = shape.n;
+    product.k = shape.k;
+    product.a = stored(of_a, a.is_transposed);
+    product.b = stored(of_b, b.is_transposed);
+    product.operands = shape.operands;
+    if (is_finished) {
+        product.c = stored(sums, false);
+        GpuProduct::get(product).run(context, &kOne, of_a.data, of_b.data, &kZero, sums.data, workspace);
+        finish_all(context,
+                   {.sums = sums.as<float>(),
+                    .rows = shape.m,
+                    .cols = shape.n,
+                    .stride = sums.cols(),
+                    .factors = on_device,
+                    .alpha_row = options.alpha_row,
+                    .row_scales = static_cast<const float*>(row_scales.data),
+                    .col_scales = static_cast<const float*>(col_scales.data),
+                    .alpha_col = options.alpha_col,
+                    .accumulate = options.accumulate},
+                   c);
+        return;
+    }
+    product.c = {shape.n, false, address_alignment(c.data)};
+    product.result = c.dtype;
+    product.factors_on_device = has_scales;
+    GpuProduct::get(product).run(context, has_scales ? &on_device->alpha : &alpha, of_a.data, of_b.data,
+                                 has_scales ? &on_device->beta : &beta, c.data, workspace);
+}
+
+std::string matmul_description() { return gpu_product_description(); }
+
+}  // namespace nibble::cuda
