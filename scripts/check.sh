@@ -17,9 +17,9 @@ build_and_test() {  # build_and_test PRESET
 
 check_format() { git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror; }
 
-compile_cuda() {
-    nvcc -std=c++20 --expt-relaxed-constexpr -fmad=false -arch=sm_90a -I src -c tests/numerics/numerics_compile.cu \
-         -o /dev/null
+build_hopper() {  # tests of kernels are skipped where there is no GPU
+    scripts/install_cuda_packages.sh && cmake --preset hopper >/dev/null &&
+        cmake --build build/hopper -j "$jobs" && ctest --preset hopper -j "$jobs"
 }
 
 scripts/install_packages.sh clang clang-format libomp-dev || exit 1
@@ -29,7 +29,7 @@ part "address and undefined-behaviour sanitizers" build_and_test asan
 part "clang" build_and_test clang
 part "installed package" scripts/check_install.sh "$jobs"
 if command -v nvcc >/dev/null; then
-    part "CUDA compilation of the numerics headers" compile_cuda
+    part "CUDA, the preset hopper" build_hopper
 else
     printf '\n== CUDA compilation: skipped, there is no nvcc\n'
 fi

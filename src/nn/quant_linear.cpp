@@ -66,11 +66,21 @@ class QuantLinear::Execution {
         return is_of_forward(place) && at(forward_of(place)).spec.format == Format::bf16;
     }
 
-    QuantizedMatrix allocate(Place place, int64_t rows, int64_t contraction) const {
+    // On a GPU an operand is written as the values that emulation multiplies; its bytes, where they are kept
+    // for the backward, or somebody looks at them, or the scales of rows are to be read.
+    QuantizedMatrix allocate(Place place, int64_t rows, int64_t contraction,
+                             Keep on_gpu = Keep::operand) const {
         const QuantSpec& spec = at(place).spec;
         const int64_t padded = padded_contraction(place, contraction);
         const int64_t cols = spec.padded(contraction) == padded ? contraction : padded;
-        return allocate_quantized(context_.arena, spec, rows, cols);
+        const bool is_emulated =
+            context_.device == Device::cuda && !spec.has_fp32_scales() && !layer_.observer_;
+        return allocate_quantized(context_.arena, spec, rows, cols, is_emulated ? on_gpu : Keep::bytes);
+    }
+    // For a matrix whose bytes are kept: the values for one product.
+    void add_operand(QuantizedMatrix& q) const {
+        if (context_.device == Device::cuda && has_exact_operand(q.spec))
+            q.operand = context_.arena.allocate(DType::bf16, {q.rows, q.padded_cols});
     }
 
     // x: [out.rows, out.cols or fewer], or the transpose of that; `scale` (F32 [1]; no shape: 1) times x is
@@ -107,6 +117,8 @@ class QuantLinear::Execution {
     float requantize_into(Place place, uint32_t micro_step, const QuantizedMatrix& forward,
                           QuantizedMatrix& out) const {
         const ArenaScope scope(context_.arena);
+        if (forward.operand.shape.rank() > 0)
+            return quantize_into(place, micro_step, forward.operand, out, true, forward.tensor_scale);
         const Tensor values =
             context_.arena.allocate(forward_dtype(forward), {forward.padded_cols, forward.rows});
         dequantize_operand_transposed(context_, forward, values);
@@ -289,6 +301,7 @@ class QuantLinear::Execution {
             dequantize_operand_transposed(context_, q, values);
             return {std::nullopt, values, false, q.tensor_scale};
         }
+        if (q.operand.shape.rank() > 0) return {std::nullopt, q.operand, true, q.tensor_scale};
         const Tensor values = context_.arena.allocate(DType::bf16, {q.rows, q.padded_cols});
         dequantize_operand(context_, q, values);
         return {std::nullopt, values, true, q.tensor_scale};
@@ -398,9 +411,9 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     const bool keeps_bytes = for_backward && (reads_forward || finish_dx(*recipe_).mask);
     if (for_backward && !reads_forward) saved.x = x;
     QuantizedMatrix quantized;
-    if (keeps_bytes) quantized = saved.fprop_x = run.allocate(kFpropX, x.rows(), in_);
+    if (keeps_bytes) quantized = saved.fprop_x = run.allocate(kFpropX, x.rows(), in_, Keep::bytes);
     if (for_backward && run.quantizes(kWgradX) && !run.is_of_forward(kWgradX)) {
-        saved.wgrad_x = run.allocate(kWgradX, in_, x.rows());
+        saved.wgrad_x = run.allocate(kWgradX, in_, x.rows(), Keep::bytes);
         run.make_wgrad_x(saved, saved.wgrad_x);
         saved.x = {};
     }
@@ -408,7 +421,11 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     Factor a = {std::nullopt, x, false, {}}, b = {std::nullopt, {}, false, {}};
     ClampRange range;
     if (run.quantizes(kFpropX)) {
-        if (!keeps_bytes) quantized = run.allocate(kFpropX, x.rows(), in_);
+        if (keeps_bytes) {
+            run.add_operand(quantized);
+        } else {
+            quantized = run.allocate(kFpropX, x.rows(), in_);
+        }
         const ArenaScope clamped_scope(context.arena);
         Tensor narrow = x;
         if (recipe_->outliers) {

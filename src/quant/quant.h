@@ -51,9 +51,10 @@ struct QuantizedMatrix {
 };
 
 // What quantize() writes: codes and scales; for a product that emulates them the operand instead; or both.
-// Specs whose operand is not exact in BF16, or is known only when all bytes are (tensor=posthoc), have bytes
-// alone whatever is asked for.
 enum class Keep : uint8_t { bytes, operand, both };
+// Whether quantize() can write the operand: it is exact in BF16, and does not wait for the last scale
+// (tensor=posthoc). Other specs have bytes whatever is asked for.
+bool has_exact_operand(const QuantSpec& spec);
 QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t rows, int64_t cols,
                                    Keep keep = Keep::bytes);
 

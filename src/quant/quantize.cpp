@@ -6,6 +6,10 @@
 
 namespace nibble {
 
+bool has_exact_operand(const QuantSpec& spec) {
+    return !spec.has_fp32_groups() && spec.tensor != TensorScale::posthoc;
+}
+
 QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t rows, int64_t cols,
                                    Keep keep) {
     require(spec.is_quantized(), "a {} tensor has no codes to allocate", to_string(spec));
@@ -15,7 +19,7 @@ QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t 
     q.rows = spec.padded_rows(rows);
     q.cols = cols;
     q.padded_cols = spec.padded(cols);
-    if (spec.has_fp32_groups() || spec.tensor == TensorScale::posthoc) keep = Keep::bytes;
+    if (!has_exact_operand(spec)) keep = Keep::bytes;
     const bool keeps_bytes = keep != Keep::operand;
     if (keep != Keep::bytes) q.operand = arena.allocate(DType::bf16, {q.rows, q.padded_cols});
     if (keeps_bytes) q.codes = arena.allocate(DType::u8, {q.rows, q.padded_cols * spec.code_bits() / 8});
