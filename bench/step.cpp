@@ -78,7 +78,7 @@ class Training {
     void step() {
         const ArenaScope scope(arena_);
         context_.step = static_cast<uint32_t>(update_);
-        model_.zero_gradients();
+        model_.zero_gradients(context_);
         model_.begin_step(context_);
         model_.forward_backward(context_, tokens_.tensor(), targets_.tensor(), 1.0f / kTokens);
         const GradientNorm norm = global_norm(context_, gradients_);

@@ -295,7 +295,7 @@ class Training {
         const double begin = now();
         const ArenaScope scope(arena_);
         context_.step = static_cast<uint32_t>(update_);
-        model_.zero_gradients();
+        model_.zero_gradients(context_);
         model_.begin_step(context_);
         for (int64_t i = 0; i < options_.accumulate; ++i) {
             context_.micro_step = static_cast<uint32_t>(i);

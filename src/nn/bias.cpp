@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/cuda.h"
+#include "nn/cuda_forms.h"
 #include "nn/element.h"
 
 namespace nibble {
@@ -19,6 +21,7 @@ void check(const Tensor& rows, const Tensor& bias, std::string_view function) {
 void add_bias(Context& context, const Tensor& y, const Tensor& bias) {
     check(y, bias, "add_bias");
     if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, add_bias(context, y, bias));
     const int64_t cols = y.cols();
     const float* const b = bias.as<float>();
     with_elements(y, [&]<typename Element>(Element* values) {
@@ -33,6 +36,7 @@ void add_bias(Context& context, const Tensor& y, const Tensor& bias) {
 
 void bias_backward(Context& context, const Tensor& dy, const Tensor& dbias) {
     check(dy, dbias, "bias_backward");
+    NIBBLE_ON_CUDA(context, bias_backward(context, dy, dbias));
     if (context.planning()) return;
     constexpr int64_t kColumns = 64;  // a task's
     const int64_t rows = dy.rows(), cols = dy.cols();

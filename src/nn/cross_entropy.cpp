@@ -7,12 +7,14 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/cuda.h"
 #include "gemm/convert.h"
 #include "gemm/matmul.h"
 #include "gemm/row_kernels.h"
 #include "gemm/tasks.h"
 #include "gemm/tile_product.h"
 #include "nn/cross_entropy_rows.h"
+#include "nn/cuda_forms.h"
 #include "nn/element.h"
 #include "quant/quant.h"
 
@@ -28,7 +30,7 @@ struct HeadOperand {
 
 // The elements of fp8:e4m3, exact in BF16.
 HeadOperand in_fp8(Context& context, const Tensor& x, std::string_view name) {
-    static const QuantSpec spec = parse_spec("fp8:e4m3 tensor");
+    static const QuantSpec spec = parse_spec(kHeadSpec);
     const Tensor values = context.arena.allocate(bf16_product_dtype(), {x.rows(), x.cols()});
     const ArenaScope scope(context.arena);
     QuantizedMatrix q = allocate_quantized(context.arena, spec, x.rows(), x.cols());
@@ -42,7 +44,6 @@ HeadOperand in_fp8(Context& context, const Tensor& x, std::string_view name) {
     }
     return {values, *q.tensor_scale_ptr()};
 }
-constexpr float kLargestGradient = 57344.0f;  // of E5M2
 
 // Sizes and dtypes of one call.
 struct Head {
@@ -52,13 +53,8 @@ struct Head {
     int64_t tile;    // rows whose logits exist at a time
     int64_t chunk;   // rows whose gradients of logits exist at a time
 
-    Head(const Tensor& x, const Tensor& weight, HeadOperands in, std::string_view function) {
-        require_activations({&x}, function);
-        rows = x.rows();
-        cols = x.cols();
-        vocabulary = weight.rows();
-        require(weight.cols() == cols && rows > 0 && vocabulary > 0, "{}: x {} and weight {} do not fit",
-                function, x.shape.str(), weight.shape.str());
+    Head(const Tensor& x, const Tensor& weight, HeadOperands in)
+        : rows(x.rows()), cols(x.cols()), vocabulary(weight.rows()) {
         const bool narrow = x.dtype == DType::bf16 || in == HeadOperands::fp8;
         operands = narrow ? bf16_product_dtype() : DType::f32;
         rounds = narrow && operands == DType::f32;
@@ -105,20 +101,26 @@ Tensor pack(Context& context, const RowProduct& product, const Tensor& weight) {
     return packed;
 }
 
-void check_targets(const Tensor& targets, int64_t rows, int64_t vocabulary) {
-    require(targets.count() == rows, "{} targets do not fit {} rows", targets.count(), rows);
-    for (int64_t t = 0; t < rows; ++t) {
+void check_targets(const Tensor& targets, int64_t vocabulary) {
+    for (int64_t t = 0; t < targets.count(); ++t) {
         const int32_t target = targets.as<int32_t>()[t];
         require(target == kIgnoredTarget || (0 <= target && target < vocabulary),
                 "target {} at position {} is not in the vocabulary of {}", target, t, vocabulary);
     }
 }
 
+void check_shapes(const Tensor& x, const Tensor& weight, const Tensor& targets) {
+    require_activations({&x}, "head_loss");
+    require(weight.cols() == x.cols() && x.rows() > 0 && weight.rows() > 0,
+            "head_loss: x {} and weight {} do not fit", x.shape.str(), weight.shape.str());
+    require(targets.count() == x.rows(), "{} targets do not fit {} rows", targets.count(), x.rows());
+}
+
 // The loss, and its gradients where dx has data (in a planning pass: where `backward`).
 HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
              const Tensor& loss_rows, HeadOperands in, bool backward, float scale, const Tensor& dx,
              const Tensor& dweight) {
-    const Head head(x, weight, in, "head_loss");
+    const Head head(x, weight, in);
     const ArenaScope scope(context.arena);
     const Tensor losses = context.arena.allocate(DType::f32, {head.rows});
     HeadOperand a = {x}, b = {weight};
@@ -141,7 +143,7 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
     const Tensor dx_packed = backward ? pack(context, dx_product, b.values) : Tensor{};
     const Tensor gradients =
         context.arena.allocate(head.operands, {backward ? head.chunk : 0, head.vocabulary});
-    if (!context.planning()) check_targets(targets, head.rows, head.vocabulary);
+    if (!context.planning()) check_targets(targets, head.vocabulary);
 
     ScratchLayout layout;
     const size_t product_at =
@@ -218,6 +220,8 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
 
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                    const Tensor& loss_rows, HeadOperands operands) {
+    check_shapes(x, weight, targets);
+    NIBBLE_ON_CUDA(context, head_loss(context, x, weight, targets, loss_rows, operands));
     return run(context, x, weight, targets, loss_rows, operands, false, 1.0f, {}, {});
 }
 
@@ -227,11 +231,14 @@ HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& wei
     require(dx.count() == x.count() && dweight.count() == weight.count(),
             "head_loss_backward: dx {} and dweight {} do not fit x {} and weight {}", dx.shape.str(),
             dweight.shape.str(), x.shape.str(), weight.shape.str());
+    check_shapes(x, weight, targets);
+    NIBBLE_ON_CUDA(context, head_loss_backward(context, x, weight, targets, scale, dx, dweight, operands));
     return run(context, x, weight, targets, {}, operands, true, scale, dx, dweight);
 }
 
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
                  HeadOperands operands) {
+    NIBBLE_ON_CUDA(context, head_logits(context, x, weight, logits, operands));
     MatmulOptions options;
     options.compute = x.dtype;
     if (operands == HeadOperands::plain) return matmul(context, x, weight, logits, options);

@@ -20,7 +20,8 @@ struct HeadLoss {
 enum class HeadOperands : uint8_t { plain, fp8 };
 
 // logits = x · weightᵀ, loss = -log softmax(logits)[target].
-// x: [T, C]; weight: F32 [V, C]; targets: I32 [T]; loss_rows: F32 [T] per token, or no data.
+// x: [T, C]; weight: F32 [V, C]; targets: I32 [T]; loss_rows: F32 [T] per token, or no data. Throws Error for
+// a target outside the vocabulary; on a GPU it makes the loss NaN.
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                    const Tensor& loss_rows, HeadOperands operands = HeadOperands::plain);
 

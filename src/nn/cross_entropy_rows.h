@@ -1,9 +1,15 @@
 // Vector loops of the loss: one row of logits at a time.
 #pragma once
 
+#include <string_view>
+
 #include "core/core.h"
 
 namespace nibble {
+
+// Of the head's operands in FP8, and the largest E5M2, to which the gradients of the logits are scaled.
+inline constexpr std::string_view kHeadSpec = "fp8:e4m3 tensor";
+inline constexpr float kLargestGradient = 57344.0f;
 
 // The loss of one row: log(sum exp(factor * logits)) - factor * logits[target]. The logits are overwritten.
 // gradient, unless null: scale * (softmax(factor * logits) - onehot(target)), rounded, and stored as BF16 or

@@ -1,19 +1,67 @@
-// The CUDA forms of this room (core/cuda.h).
+// The CUDA forms of this room's functions: same names, arguments and contracts, on memory of the GPU.
+//
+// What they cannot do is throw for what only the GPU can see. A token outside the vocabulary becomes a row of
+// NaN and has no gradient; a target outside it makes loss and gradient NaN.
 #pragma once
 
-#include "core/core.h"
-#include "nn/attention.h"
-#include "quant/quant.h"
+#include "nn/cross_entropy.h"
+#include "nn/cross_entropy_rows.h"
+#include "nn/qk_norm.h"
+#include "nn/quant_linear_parts.h"
+#include "nn/rope.h"
 
 namespace nibble::cuda {
+
+void rmsnorm_forward(Context& context, const Tensor& x, const Tensor& delta, const Tensor& weight, float eps,
+                     const Tensor& sum, const Tensor& y, const Tensor& rstd, float* amax);
+void rmsnorm_backward(Context& context, const Tensor& dy, const Tensor& x, const Tensor& weight,
+                      const Tensor& rstd, const Tensor& d_sum, const Tensor& dx, const Tensor& dweight);
+
+// Both directions of RoPE: `direction` 1 or -1.
+void rotate_heads(Context& context, RopeLayout layout, const Tensor& qkv, int64_t sequence, int heads,
+                  int kv_heads, const Tensor& cos, const Tensor& sin, float direction);
+
+void swiglu_forward(Context& context, const Tensor& gate_up, const Tensor& h, float* amax);
+void swiglu_backward(Context& context, const Tensor& dh, const Tensor& gate_up, const Tensor& dgate_up);
+
+void embedding_forward(Context& context, const Tensor& tokens, const Tensor& weight, const Tensor& y);
+void embedding_backward(Context& context, const Tensor& dy, const Tensor& tokens, const Tensor& dweight);
+
+void add_bias(Context& context, const Tensor& y, const Tensor& bias);
+void bias_backward(Context& context, const Tensor& dy, const Tensor& dbias);
+
+void qk_norm_forward(Context& context, const AttentionShape& shape, const Tensor& qkv, const Tensor& q_weight,
+                     const Tensor& k_weight, float eps, const Tensor& x, const Tensor& rstd);
+void qk_norm_backward(Context& context, const AttentionShape& shape, const Tensor& dqkv,
+                      const Tensor& q_weight, const Tensor& k_weight, const Tensor& x, const Tensor& rstd,
+                      const Tensor& dq_weight, const Tensor& dk_weight);
 
 void attention_forward(Context& context, const AttentionShape& shape, const Tensor& qkv, const Tensor& out,
                        const Tensor& logsumexp);
 void attention_backward(Context& context, const AttentionShape& shape, const Tensor& dout, const Tensor& qkv,
                         const Tensor& out, const Tensor& logsumexp, const Tensor& dqkv);
 
-// quant_linear_parts.h
+HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                   const Tensor& loss_rows, HeadOperands operands);
+HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands);
+void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
+                 HeadOperands operands);
+// nibble::loss_row() of every row. logits: F32 [R, V], not overwritten, multiplied by row.factor and by the
+// F32 numbers at `factors`, where not null; targets: I32 [R]; losses: F32 [R]; gradients: BF16 or F32 [R, V],
+// or no data.
+void loss_rows(Context& context, const LossRow& row, const Tensor& logits,
+               const std::array<const float*, 2>& factors, const Tensor& targets, const Tensor& losses,
+               const Tensor& gradients);
+
+bool is_finite(const Context& context, const Tensor& tensor);
+
+namespace detail {
+void convert(Context& context, const Tensor& x, const Tensor& out);
+// out <- x and zeros to the right of it.
+void pad_columns(Context& context, const Tensor& x, const Tensor& out);
 void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mask, const QuantSpec* rotation,
                      const SignBits& signs, const Tensor& out, bool accumulate);
+}  // namespace detail
 
 }  // namespace nibble::cuda

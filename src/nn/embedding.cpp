@@ -2,7 +2,9 @@
 
 #include <cstring>
 
+#include "core/cuda.h"
 #include "gemm/row_kernels.h"
+#include "nn/cuda_forms.h"
 #include "nn/element.h"
 
 namespace nibble {
@@ -28,6 +30,7 @@ int64_t checked_token(const Tensor& tokens, int64_t t, int64_t vocabulary) {
 void embedding_forward(Context& context, const Tensor& tokens, const Tensor& weight, const Tensor& y) {
     check(tokens, weight, y, "embedding_forward");
     if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, embedding_forward(context, tokens, weight, y));
     const int64_t cols = weight.cols();
     parallel_for(tokens.count(), 64, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
@@ -45,6 +48,7 @@ constexpr int64_t kAhead = 8;  // tokens whose rows are on their way into the ca
 
 void embedding_backward(Context& context, const Tensor& dy, const Tensor& tokens, const Tensor& dweight) {
     check(tokens, dweight, dy, "embedding_backward");
+    NIBBLE_ON_CUDA(context, embedding_backward(context, dy, tokens, dweight));
     if (context.planning()) return;
     const int64_t cols = dweight.cols();
     for (int64_t t = 0; t < tokens.count(); ++t) checked_token(tokens, t, dweight.rows());

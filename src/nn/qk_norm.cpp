@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/cuda.h"
+#include "nn/cuda_forms.h"
 #include "nn/qk_norm_reference.h"
 
 namespace nibble {
@@ -32,6 +34,7 @@ void qk_norm_forward(Context& context, const AttentionShape& shape, const Tensor
                      const Tensor& k_weight, float eps, const Tensor& x, const Tensor& rstd) {
     const Heads heads(shape, qkv, q_weight, k_weight);
     if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, qk_norm_forward(context, shape, qkv, q_weight, k_weight, eps, x, rstd));
     const bool keeps = x.shape.rank() > 0;
     with_elements(qkv, [&]<typename Element>(Element* values) {
         parallel_for(qkv.rows(), rows_per_task(heads.width), [&](int64_t begin, int64_t end) {
@@ -53,6 +56,8 @@ void qk_norm_backward(Context& context, const AttentionShape& shape, const Tenso
                       const Tensor& q_weight, const Tensor& k_weight, const Tensor& x, const Tensor& rstd,
                       const Tensor& dq_weight, const Tensor& dk_weight) {
     const Heads heads(shape, dqkv, q_weight, k_weight);
+    NIBBLE_ON_CUDA(context,
+                   qk_norm_backward(context, shape, dqkv, q_weight, k_weight, x, rstd, dq_weight, dk_weight));
     const int64_t chunks = (dqkv.rows() + kChunk - 1) / kChunk;
     const ArenaScope scope(context.arena);
     const Tensor sums = context.arena.allocate(DType::f32, {chunks, 2, heads.size});

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "core/cuda.h"
-#include "gemm/cuda_forms.h"
 #include "nn/cuda_forms.h"
 #include "nn/element.h"
 
@@ -14,20 +13,17 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread
 
-// What `out` has more rows or columns is zero.
-void copy_with_zeros(Context& context, const Tensor& x, const Tensor& out) {
-    if (context.planning()) return;
-    NIBBLE_ON_CUDA(context, convert(context, x, out));
+void pad_columns(Context& context, const Tensor& x, const Tensor& out) {
+    NIBBLE_ON_CUDA(context, detail::pad_columns(context, x, out));
     const size_t from_bytes = static_cast<size_t>(x.cols()) * size_of(x.dtype);
     const size_t to_bytes = static_cast<size_t>(out.cols()) * size_of(x.dtype);
     const auto* from = static_cast<const std::byte*>(x.data);
     auto* to = static_cast<std::byte*>(out.data);
-    parallel_for(out.rows(), rows_per_task(out.cols(), kGrain), [&](int64_t begin, int64_t end) {
+    parallel_for(x.rows(), rows_per_task(out.cols(), kGrain), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
-            const size_t given = r < x.rows() ? from_bytes : 0;
             std::byte* row = to + static_cast<size_t>(r) * to_bytes;
-            std::memcpy(row, from + static_cast<size_t>(r) * from_bytes, given);
-            std::memset(row + given, 0, to_bytes - given);
+            std::memcpy(row, from + static_cast<size_t>(r) * from_bytes, from_bytes);
+            std::memset(row + from_bytes, 0, to_bytes - from_bytes);
         }
     });
 }
@@ -37,7 +33,7 @@ void copy_with_zeros(Context& context, const Tensor& x, const Tensor& out) {
 void convert(Context& context, const Tensor& x, const Tensor& out) {
     require(x.count() == out.count(), "{} does not convert into {}", x.shape.str(), out.shape.str());
     if (context.planning()) return;
-    NIBBLE_ON_CUDA(context, convert(context, x, out));
+    NIBBLE_ON_CUDA(context, detail::convert(context, x, out));
     with_elements(x, [&](const auto* from) {
         with_elements(out, [&]<typename Element>(Element* to) {
             parallel_for(x.count(), kGrain, [&](int64_t begin, int64_t end) {
@@ -57,21 +53,24 @@ Tensor as_bf16(Context& context, const Tensor& x) {
 Tensor padded_columns(Context& context, const Tensor& x, int64_t count) {
     if (x.cols() == count) return x;
     const Tensor out = context.arena.allocate(x.dtype, {x.rows(), count});
-    copy_with_zeros(context, x, out);
+    if (!context.planning()) pad_columns(context, x, out);
     return out;
 }
 
 Tensor padded_rows(Context& context, const Tensor& x, int64_t count) {
     if (x.rows() == count) return x;
     const Tensor out = context.arena.allocate(x.dtype, {count, x.cols()});
-    copy_with_zeros(context, x, out);
+    if (context.planning()) return out;
+    copy(context, x, out.slice(0, x.rows()));
+    fill_zero(context, out.slice(x.rows(), count));
     return out;
 }
 
 void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mask, const QuantSpec* rotation,
                      const SignBits& signs, const Tensor& out, bool accumulate) {
     if (context.planning()) return;
-    NIBBLE_ON_CUDA(context, finish_gradient(context, gradient, mask, rotation, signs, out, accumulate));
+    NIBBLE_ON_CUDA(context,
+                   detail::finish_gradient(context, gradient, mask, rotation, signs, out, accumulate));
     const int64_t cols = gradient.cols(), wanted = out.cols();
     float* const g = gradient.as<float>();
     if (mask.shape.rank() > 0) {

@@ -1,70 +1,188 @@
-#include "gemm/pack.cuh"
+#include "core/cuda_vector.cuh"
 #include "nn/cuda_forms.h"
 
-namespace nibble::cuda {
+namespace nibble::cuda::detail {
 
 namespace {
 
-// out <- x [rows, cols], zero where its mask is, or out + that. `cols` may be fewer than the stride of x, and
-// `out` may be x itself.
-struct Masked {
-    const float* x;
-    int64_t rows, cols, stride;
-    const uint8_t* mask;  // or null
-    int64_t mask_stride;
-    bool accumulate;
-};
+constexpr int kThreads = 256;
+constexpr int kInFlight = 4;  // pieces of a thread
 
-template <typename Element, int kPack>
-__global__ void store_masked(Masked m, Element* out) {
-    const int64_t packs = m.cols / kPack;
-    for (int64_t r = blockIdx.y * int64_t{blockDim.y} + threadIdx.y; r < m.rows;
-         r += int64_t{gridDim.y} * blockDim.y) {
-        for (int64_t p = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; p < packs;
-             p += int64_t{gridDim.x} * blockDim.x) {
-            const int64_t at = p * kPack;
-            const auto values = *reinterpret_cast<const Pack<float, kPack>*>(m.x + r * m.stride + at);
-            const unsigned bits =
-                m.mask == nullptr ? ~0u : unsigned{m.mask[r * m.mask_stride + at / 8]} >> (at % 8);
-            auto& to = *reinterpret_cast<Pack<Element, kPack>*>(out + r * m.cols + at);
-            Pack<Element, kPack> result;
-            if (m.accumulate) result = to;
-            for (int j = 0; j < kPack; ++j) {
-                float value = bits >> j & 1 ? values.v[j] : 0.0f;
-                if (m.accumulate) value = to_float(result.v[j]) + value;
-                result.v[j] = store_as<Element>(value);
+template <typename From, typename To>
+__global__ void __launch_bounds__(kThreads) convert_kernel(int64_t count, const From* from, To* to) {
+    constexpr int kWidth = 4;
+    const int64_t first = (int64_t{blockIdx.x} * kThreads * kInFlight + threadIdx.x) * kWidth;
+    Piece<From, kWidth> held[kInFlight];
+#pragma unroll
+    for (int p = 0; p < kInFlight; ++p) {
+        const int64_t i = first + p * kThreads * kWidth;
+        if (i + kWidth <= count) held[p] = Piece<From, kWidth>::load(from + i);
+    }
+#pragma unroll
+    for (int p = 0; p < kInFlight; ++p) {
+        const int64_t i = first + p * kThreads * kWidth;
+        if (i + kWidth <= count) {
+            float values[kWidth];
+            for (int j = 0; j < kWidth; ++j) values[j] = held[p][j];
+            store_floats(values, to + i);
+        } else {
+            for (int64_t j = i; j < count; ++j) {
+                float value[1];
+                load_floats(from + j, value);
+                store_floats(value, to + j);
             }
-            to = result;
         }
     }
 }
 
-void store_masked(const Context& context, const Tensor& x, const Tensor& mask, const Tensor& out,
-                  bool accumulate) {
-    constexpr int kPack = 8;
-    const Masked m{.x = x.as<float>(),
-                   .rows = x.rows(),
-                   .cols = out.cols(),
-                   .stride = x.cols(),
-                   .mask = static_cast<const uint8_t*>(mask.data),
-                   .mask_stride = mask.cols(),
-                   .accumulate = accumulate};
-    with_elements(out, [&]<typename Element>(Element* to) {
-        const bool is_packed =
-            fits_packs<float, kPack>(m.x, m.stride) && fits_packs<Element, kPack>(to, m.cols);
-        launch(context, is_packed ? store_masked<Element, kPack> : store_masked<Element, 1>,
-               grid_of_rows(m.rows, is_packed ? m.cols / kPack : m.cols), kRowsBlock, 0, m, to);
-    });
+struct Finish {
+    int64_t rows, cols, wanted;
+    const float* gradient;
+    const uint8_t* mask;  // or null
+    int64_t mask_stride;
+    int size, rounds;  // of the rotation; 0: none
+    uint32_t signs[2 * kMaxRotation / 32];
+    bool accumulate, wide_out;
+};
+
+// The inverse rotation of four neighbours a lane, in the order of hadamard_transform(): stages within the
+// lane, then between lanes.
+__device__ __forceinline__ void unrotate(const Finish& f, float (&x)[4]) {
+    const unsigned lane = threadIdx.x % kWarp;
+    const float factor = hadamard_factor(f.size);
+    for (int round = f.rounds - 1; round >= 0; --round) {
+        const float a[4] = {x[0] + x[1], x[0] - x[1], x[2] + x[3], x[2] - x[3]};
+        x[0] = a[0] + a[2];
+        x[1] = a[1] + a[3];
+        x[2] = a[0] - a[2];
+        x[3] = a[1] - a[3];
+        for (unsigned distance = 1; distance < static_cast<unsigned>(f.size) / 4; distance *= 2) {
+            for (float& v : x) {
+                const float other = __shfl_xor_sync(0xffffffffu, v, distance);
+                v = (lane & distance) != 0 ? other - v : v + other;
+            }
+        }
+        const unsigned j =
+            static_cast<unsigned>(round) * kMaxRotation + lane * 4 % static_cast<unsigned>(f.size);
+        const uint32_t negated = f.signs[j / 32] >> (j % 32);
+        for (int i = 0; i < 4; ++i) {
+            x[i] *= factor;
+            if ((negated >> i & 1u) != 0) x[i] = -x[i];
+        }
+    }
+}
+
+// A warp takes pieces of rows of 32 * kWidth columns, in which rotated blocks do not straddle.
+template <int kWidth, typename Element>
+__global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ Finish f, Element* out) {
+    constexpr int kWarps = kThreads / kWarp, kSegment = kWarp * kWidth;
+    const int64_t segments = divide_up<int64_t>(f.cols, kSegment);
+    const int64_t first = int64_t{blockIdx.x} * kWarps * kInFlight + threadIdx.x / kWarp;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    Piece<float, kWidth> held[kInFlight];
+    int64_t rows[kInFlight], columns[kInFlight];
+#pragma unroll
+    for (int p = 0; p < kInFlight; ++p) {
+        const int64_t segment = first + p * kWarps;
+        rows[p] = segment / segments;
+        columns[p] = (segment - rows[p] * segments) * kSegment + lane * kWidth;
+        if (rows[p] < f.rows && columns[p] < f.cols) {
+            held[p] = Piece<float, kWidth>::load(f.gradient + rows[p] * f.cols + columns[p]);
+        } else {
+            held[p] = {};
+        }
+    }
+#pragma unroll
+    for (int p = 0; p < kInFlight; ++p) {
+        const int64_t r = rows[p], c = columns[p];
+        float x[kWidth];
+        for (int i = 0; i < kWidth; ++i) x[i] = held[p][i];
+        const bool inside = r < f.rows && c < f.cols;
+        if (f.mask != nullptr && inside) {
+            const unsigned bits = f.mask[r * f.mask_stride + c / 8] >> (c % 8);
+            for (int i = 0; i < kWidth; ++i)
+                if ((bits >> i & 1u) == 0) x[i] = 0.0f;
+        }
+        if constexpr (kWidth == 4)
+            if (f.size > 0) unrotate(f, x);
+        if (!inside) continue;
+        Element* const to = out + r * f.wanted + c;
+        if (f.wide_out) {
+            if (c >= f.wanted) continue;
+            if (f.accumulate) {
+                const auto before = Piece<Element, kWidth>::load(to);
+                for (int i = 0; i < kWidth; ++i) x[i] = before[i] + x[i];
+            }
+            store_floats(x, to);
+        } else {
+            for (int i = 0; i < kWidth && c + i < f.wanted; ++i) {
+                float before[1] = {0.0f}, value[1] = {x[i]};
+                if (f.accumulate) {
+                    load_floats(to + i, before);
+                    value[0] = before[0] + x[i];
+                }
+                store_floats(value, to + i);
+            }
+        }
+    }
 }
 
 }  // namespace
 
-void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mask, const QuantSpec* rotation,
-                     const SignBits& signs, const Tensor& out, bool accumulate) {
-    if (rotation == nullptr) return store_masked(context, gradient, mask, out, accumulate);
-    if (mask.shape.rank() > 0) store_masked(context, gradient, mask, gradient, false);
-    unrotate(context, rotation->rotation_size, signs, gradient, rotation->rotation_rounds());
-    store_masked(context, gradient, {}, out, accumulate);
+void convert(Context& context, const Tensor& x, const Tensor& out) {
+    if (x.dtype == out.dtype) return cuda::copy(context, x, out);
+    const int64_t count = x.count();
+    const auto blocks = static_cast<unsigned>(divide_up<int64_t>(count, kThreads * kInFlight * 4));
+    with_elements(x, [&]<typename From>(From* from) {
+        with_elements(out, [&]<typename To>(To* to) {
+            require(fits_width<From>(4, 4, {from}) && fits_width<To>(4, 4, {to}),
+                    "convert: tensors on the GPU begin at multiples of 16 bytes");
+            if constexpr (!std::is_same_v<From, To>)
+                launch(context, convert_kernel<From, To>, blocks, kThreads, 0, count, from, to);
+        });
+    });
 }
 
-}  // namespace nibble::cuda
+void pad_columns(Context& context, const Tensor& x, const Tensor& out) {
+    const size_t from = static_cast<size_t>(x.cols()) * size_of(x.dtype);
+    const size_t to = static_cast<size_t>(out.cols()) * size_of(x.dtype);
+    const auto rows = static_cast<size_t>(x.rows());
+    check(cudaMemcpy2DAsync(out.data, to, x.data, from, from, rows, cudaMemcpyDeviceToDevice, context.stream),
+          "copy on the GPU");
+    check(cudaMemset2DAsync(static_cast<std::byte*>(out.data) + from, to, 0, to - from, rows, context.stream),
+          "clearing memory of the GPU");
+}
+
+void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mask, const QuantSpec* rotation,
+                     const SignBits& signs, const Tensor& out, bool accumulate) {
+    Finish finish{};
+    finish.rows = gradient.rows();
+    finish.cols = gradient.cols();
+    finish.wanted = out.cols();
+    finish.gradient = gradient.as<float>();
+    if (mask.shape.rank() > 0) {
+        finish.mask = mask.as<uint8_t>();
+        finish.mask_stride = mask.cols();
+    }
+    if (rotation != nullptr) {
+        finish.size = rotation->rotation_size;
+        finish.rounds = rotation->rotation_rounds();
+        for (size_t j = 0; j < signs.size(); ++j)
+            if (signs[j]) finish.signs[j / 32] |= 1u << (j % 32);
+        require(finish.cols % finish.size == 0, "{} columns are not a multiple of the rotation's {}",
+                finish.cols, finish.size);
+    }
+    finish.accumulate = accumulate;
+    with_elements(out, [&]<typename Element>(Element* to) {
+        finish.wide_out = fits_width<Element>(4, finish.wanted, {to});
+        const bool wide = fits_width<float>(4, finish.cols, {finish.gradient});
+        require(wide || finish.size == 0, "finish_gradient: tensors begin at multiples of 16 bytes");
+        finish.wide_out = finish.wide_out && wide;
+        const int64_t segments = finish.rows * divide_up<int64_t>(finish.cols, wide ? 4 * kWarp : kWarp);
+        const auto blocks = static_cast<unsigned>(divide_up<int64_t>(segments, kThreads / kWarp * kInFlight));
+        launch(context, wide ? finish_kernel<4, Element> : finish_kernel<1, Element>, blocks, kThreads, 0,
+               finish, to);
+    });
+}
+
+}  // namespace nibble::cuda::detail

@@ -5,7 +5,9 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "core/cuda.h"
 #include "gemm/simd-inl.h"
+#include "nn/cuda_forms.h"
 #include "nn/element.h"
 
 #ifndef NIBBLE_NN_RMSNORM_ROWS
@@ -133,6 +135,7 @@ void rmsnorm_forward(Context& context, const Tensor& x, const Tensor& delta, con
     require(y.count() == x.count() && weight.count() == cols && rstd.count() == rows,
             "rmsnorm_forward: x {}, y {}, weight {} and rstd {} do not fit", x.shape.str(), y.shape.str(),
             weight.shape.str(), rstd.shape.str());
+    NIBBLE_ON_CUDA(context, rmsnorm_forward(context, x, delta, weight, eps, sum, y, rstd, amax));
     const ArenaScope scope(context.arena);
     const Tensor maxima = context.arena.allocate(DType::f32, {chunks});
     if (context.planning()) return;
@@ -161,6 +164,7 @@ void rmsnorm_backward(Context& context, const Tensor& dy, const Tensor& x, const
             "rmsnorm_backward: dy {}, x {}, dx {}, weight {}, dweight {} and rstd {} do not fit",
             dy.shape.str(), x.shape.str(), dx.shape.str(), weight.shape.str(), dweight.shape.str(),
             rstd.shape.str());
+    NIBBLE_ON_CUDA(context, rmsnorm_backward(context, dy, x, weight, rstd, d_sum, dx, dweight));
     const ArenaScope scope(context.arena);
     const Tensor parts = context.arena.allocate(DType::f32, {chunks, cols});
     if (context.planning()) return;

@@ -9,7 +9,8 @@ namespace nibble {
 // sum = x + delta (rounded to the activations' dtype), y = rmsnorm(sum).
 // x, delta, sum, y: [T, C]; `sum` may be x itself; no data in `delta`: sum is not written and y = rmsnorm(x).
 // weight: F32 [C]; rstd: F32 [T], 1 / sqrt(mean + eps), kept for backward.
-// amax: if not null, receives max|y| (after rounding), for the quantiser that reads y.
+// amax: if not null, receives max|y| (after rounding), for the quantiser that reads y; memory of
+// the context's device.
 void rmsnorm_forward(Context& context, const Tensor& x, const Tensor& delta, const Tensor& weight, float eps,
                      const Tensor& sum, const Tensor& y, const Tensor& rstd, float* amax = nullptr);
 

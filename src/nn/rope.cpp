@@ -5,7 +5,9 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "core/cuda.h"
 #include "gemm/simd-inl.h"
+#include "nn/cuda_forms.h"
 #include "nn/element.h"
 
 #ifndef NIBBLE_NN_ROPE_ROW
@@ -116,6 +118,8 @@ void rotate_rows(Context& context, RopeLayout layout, const Tensor& qkv, int64_t
     require(sequence > 0 && sequence <= cos.rows() && cos.shape == sin.shape,
             "rope: a table of {} positions is too short for sequences of {}", cos.rows(), sequence);
     if (context.planning()) return;
+    NIBBLE_ON_CUDA(context,
+                   rotate_heads(context, layout, qkv, sequence, heads, kv_heads, cos, sin, direction));
     const float* cosines = cos.as<float>();
     const float* sines = sin.as<float>();
     parallel_for(qkv.rows(), 16, [&](int64_t begin, int64_t end) {

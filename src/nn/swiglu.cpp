@@ -5,7 +5,9 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "core/cuda.h"
 #include "gemm/simd-inl.h"
+#include "nn/cuda_forms.h"
 #include "nn/element.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -76,6 +78,7 @@ void swiglu_forward(Context& context, const Tensor& gate_up, const Tensor& h, fl
     const int64_t rows = h.rows(), cols = h.cols(), chunks = (rows + kChunk - 1) / kChunk;
     require(gate_up.count() == 2 * h.count() && gate_up.cols() == 2 * cols,
             "swiglu_forward: gate_up {} is not twice as wide as h {}", gate_up.shape.str(), h.shape.str());
+    NIBBLE_ON_CUDA(context, swiglu_forward(context, gate_up, h, amax));
     const ArenaScope scope(context.arena);
     const Tensor maxima = context.arena.allocate(DType::f32, {chunks});
     if (context.planning()) return;
@@ -107,6 +110,7 @@ void swiglu_backward(Context& context, const Tensor& dh, const Tensor& gate_up, 
         "swiglu_backward: dh {}, gate_up {} and dgate_up {} do not fit", dh.shape.str(), gate_up.shape.str(),
         dgate_up.shape.str());
     if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, swiglu_backward(context, dh, gate_up, dgate_up));
     parallel_for(rows, kChunk, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
             const int64_t at = 2 * t * cols;

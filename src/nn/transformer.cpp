@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numbers>
 
+#include "core/cuda.h"
 #include "nn/rope.h"
 #include "nn/transformer_pass.h"
 #include "numerics/philox.h"
@@ -33,9 +33,8 @@ NormalPair normal_pair(uint64_t seed, uint16_t parameter, uint64_t j) {
     return {radius * std::cos(angle), radius * std::sin(angle)};
 }
 
-void fill_normal(const Tensor& tensor, uint64_t seed, uint16_t parameter, double deviation) {
-    auto* values = tensor.as<float>();
-    const int64_t count = tensor.count();
+void fill_normal(std::span<float> values, uint64_t seed, uint16_t parameter, double deviation) {
+    const auto count = static_cast<int64_t>(values.size());
     parallel_for((count + 1) / 2, 1024, [=](int64_t first, int64_t last) {
         for (int64_t j = first; j < last; ++j) {
             const NormalPair pair = normal_pair(seed, parameter, static_cast<uint64_t>(j));
@@ -43,6 +42,16 @@ void fill_normal(const Tensor& tensor, uint64_t seed, uint16_t parameter, double
             if (2 * j + 1 < count) values[2 * j + 1] = static_cast<float>(deviation * pair.second);
         }
     });
+}
+
+// What fill(values) makes of the tensor's elements on the CPU, wherever they belong.
+template <typename Fill>
+void fill_on_cpu(const Tensor& tensor, Fill&& fill) {
+    if (tensor.device == Device::cpu) return fill(tensor.span<float>());
+    const Buffer values(DType::f32, tensor.shape);
+    fill(values.tensor().span<float>());
+    Arena none(tensor.device);
+    copy(Context{none}, values.tensor(), tensor);
 }
 
 }  // namespace
@@ -86,10 +95,14 @@ Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const 
     saved_.resize(static_cast<size_t>(config.num_hidden_layers));
 
     const int64_t positions = config.max_position_embeddings, half = config.head_dim / 2;
-    rope_table_ = Buffer(DType::f32, {2, positions, half});
+    rope_table_ = Buffer(DType::f32, {2, positions, half}, options.device);
     rope_cos_ = rope_table_.tensor().slice(0, 1).reshaped({positions, half});
     rope_sin_ = rope_table_.tensor().slice(1, 2).reshaped({positions, half});
-    rope_table(config.rope_theta, rope_cos_, rope_sin_);
+    fill_on_cpu(rope_table_.tensor(), [&](std::span<float> values) {
+        const Tensor both{values.data(), DType::f32, Device::cpu, {2, positions, half}};
+        rope_table(config.rope_theta, both.slice(0, 1).reshaped({positions, half}),
+                   both.slice(1, 2).reshaped({positions, half}));
+    });
 }
 
 Transformer::~Transformer() = default;
@@ -112,7 +125,7 @@ void Transformer::add_parameters() {
     const int64_t c = config_.hidden_size, f = config_.intermediate_size, v = config_.vocab_size;
     int64_t elements = 0;
     const auto add = [&](std::string name, Shape shape, ParameterKind kind) {
-        parameters_.push_back({std::move(name), {nullptr, DType::f32, Device::cpu, shape}, {}, kind});
+        parameters_.push_back({std::move(name), {nullptr, DType::f32, options_.device, shape}, {}, kind});
         elements += aligned(shape.count());
     };
     add("embedding", {v, c}, ParameterKind::embedding);
@@ -135,8 +148,8 @@ void Transformer::add_parameters() {
     add("norm", {c}, ParameterKind::norm);
     if (!config_.tie_word_embeddings) add("head", {v, c}, ParameterKind::head);
 
-    masters_ = Buffer(DType::f32, {elements});
-    gradients_ = Buffer(DType::f32, {elements});
+    masters_ = Buffer(DType::f32, {elements}, options_.device);
+    gradients_ = Buffer(DType::f32, {elements}, options_.device);
     int64_t begin = 0;
     for (Parameter& parameter : parameters_) {
         const Shape shape = parameter.master.shape;
@@ -153,13 +166,14 @@ void Transformer::initialize(uint64_t seed) {
         const Parameter& parameter = parameters_[i];
         if (parameter.kind == ParameterKind::norm || parameter.kind == ParameterKind::bias) {
             const float value = parameter.kind == ParameterKind::norm ? 1.0f : 0.0f;
-            std::ranges::fill(parameter.master.span<float>(), value);
+            fill_on_cpu(parameter.master, [=](std::span<float> values) { std::ranges::fill(values, value); });
             continue;
         }
         const bool is_output =
             parameter.name.ends_with("attention.out") || parameter.name.ends_with("mlp.down");
-        fill_normal(parameter.master, seed, static_cast<uint16_t>(i),
-                    is_output ? output_deviation : deviation);
+        fill_on_cpu(parameter.master, [&](std::span<float> values) {
+            fill_normal(values, seed, static_cast<uint16_t>(i), is_output ? output_deviation : deviation);
+        });
     }
 }
 
@@ -187,7 +201,8 @@ Parameter& Transformer::head() {
     return config_.tie_word_embeddings ? parameters_.front() : parameters_.back();
 }
 
-void Transformer::zero_gradients() {
+void Transformer::zero_gradients(const Context& context) {
+    if (options_.device != Device::cpu) return fill_zero(context, gradients_.tensor());
     auto* const gradients = gradients_.tensor().as<float>();
     parallel_for(gradients_.tensor().count(), 1 << 14,
                  [=](int64_t begin, int64_t end) { std::fill(gradients + begin, gradients + end, 0.0f); });

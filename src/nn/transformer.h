@@ -56,7 +56,7 @@ class Transformer {
   public:
     struct Options {
         DType activations = DType::bf16;  // or F32, for study
-        Device device = Device::cpu;      // of parameters and gradients
+        Device device = Device::cpu;      // of parameters, gradients and tables, and of every context
     };
     // Whose forward a step uses: the recipe's, or bf16 in every layer (evaluation).
     enum class Execution : uint8_t { recipe, bf16 };
@@ -80,7 +80,7 @@ class Transformer {
     const std::vector<Parameter>& parameters() const { return parameters_; }
     // The parameter of that name. Throws Error when there is none.
     Parameter& parameter(std::string_view name);
-    void zero_gradients();
+    void zero_gradients(const Context& context);
     // The linear layers' ids are 0 .. layers() - 1; this is the weight of one.
     size_t layers() const { return layers_.size(); }
     Parameter& matrix_of(size_t layer);
@@ -102,8 +102,8 @@ class Transformer {
     void begin_step(Context& context, Execution execution = Execution::recipe);
 
     // Adds the gradients of scale * (summed loss) to the parameters' gradients and returns the loss.
-    // tokens, targets: I32 [sequences, length]; length at most max_position_embeddings.
-    // What backward needs lives in context.arena until the call returns.
+    // tokens, targets: I32 [sequences, length] on the model's device, as all tensors of a call; length at
+    // most max_position_embeddings. What backward needs lives in context.arena until the call returns.
     HeadLoss forward_backward(Context& context, const Tensor& tokens, const Tensor& targets, float scale);
     // Called in the backward of each block, the last one first, with the gradient of the residual stream at
     // the block's input, [T, C] in the activations' dtype: for studies.

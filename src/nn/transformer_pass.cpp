@@ -1,11 +1,12 @@
 #include "nn/transformer_pass.h"
 
 #include <cmath>
-#include <cstring>
 
+#include "core/cuda.h"
 #include "nn/attention.h"
 #include "nn/bias.h"
 #include "nn/embedding.h"
+#include "nn/finite.h"
 #include "nn/qk_norm.h"
 #include "nn/rmsnorm.h"
 #include "nn/rope.h"
@@ -21,23 +22,6 @@ struct FoundNonFinite {
     std::string name;
 };
 
-bool is_finite(const Tensor& tensor) {
-    const int64_t count = tensor.count();
-    // The exponent bits alone, all set: a NaN or an infinity.
-    if (tensor.dtype == DType::bf16) {
-        const auto* x = tensor.as<Bf16>();
-        for (int64_t i = 0; i < count; ++i) {
-            if ((x[i].bits & 0x7f80u) == 0x7f80u) return false;
-        }
-        return true;
-    }
-    const auto* x = tensor.as<float>();
-    for (int64_t i = 0; i < count; ++i) {
-        if (!std::isfinite(x[i])) return false;
-    }
-    return true;
-}
-
 // True if the backward of a layer under `recipe` reads the tensor that its forward was given.
 bool backward_reads_input(const Recipe& recipe) {
     const OperandSpec& x = recipe.wgrad_x;
@@ -48,7 +32,7 @@ bool backward_reads_input(const Recipe& recipe) {
 
 void Transformer::check(const Context& context, const Tensor& tensor, std::string_view what,
                         int block) const {
-    if (!checks_ || context.planning() || is_finite(tensor)) return;
+    if (!checks_ || context.planning() || is_finite(context, tensor)) return;
     const size_t name = what.find('@');  // where the block's prefix goes
     if (name == std::string_view::npos) throw FoundNonFinite{std::string(what)};
     throw FoundNonFinite{fmt::format("{}layers.{}.{}", what.substr(0, name), block, what.substr(name + 1))};
@@ -104,7 +88,7 @@ void Transformer::linear_backward(Context& context, int block, BlockLayer which,
     }
     const ArenaScope scope(context.arena);
     const Tensor scaled = context.arena.allocate(DType::f32, gradient.shape);
-    if (!context.planning()) std::memset(scaled.data, 0, scaled.bytes());
+    if (!context.planning()) fill_zero(context, scaled);
     (*executed_)[id].backward(context, weights_[id], saved, dy, dx, scaled);
     divide_columns(context, scaled, scales, gradient, /*accumulate=*/true);
     multiply_columns(context, dx, scales);
@@ -320,8 +304,7 @@ void Transformer::logits(Context& context, const Tensor& tokens, const Tensor& o
         if (!context.planning()) {
             for (int64_t s = 0; s < sequences; ++s) {
                 const int64_t row = (s + 1) * length - 1;
-                const Tensor to = last.slice(s, s + 1);
-                std::memcpy(to.data, x.slice(row, row + 1).data, to.bytes());
+                copy(context, x.slice(row, row + 1), last.slice(s, s + 1));
             }
         }
         x = last;
@@ -343,7 +326,8 @@ Tensor Transformer::flat_targets(const Tensor& tokens, const Tensor& targets) co
 std::string Transformer::first_non_finite(Context& context, const Tensor& tokens, const Tensor& targets,
                                           float scale) {
     for (const Parameter& parameter : parameters_) {
-        if (!is_finite(parameter.master)) return "master of " + parameter.name;
+        if (!context.planning() && !is_finite(context, parameter.master))
+            return "master of " + parameter.name;
     }
     const ArenaScope scope(context.arena);
     std::string found;

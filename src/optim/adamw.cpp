@@ -5,8 +5,10 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "optim/adamw.cpp"
+#include "core/cuda.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "optim/cuda_forms.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble::HWY_NAMESPACE {
@@ -66,7 +68,10 @@ AdamW::AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options)
         fail_usage("the weight decay must not be negative, but is {}", options.weight_decay);
     }
     int64_t elements = 0;
+    const Device device = tensors_.empty() ? Device::cpu : tensors_.front().master.device;
     for (const OptimizedTensor& tensor : tensors_) {
+        require(tensor.master.device == device && tensor.gradient.device == device,
+                "{}: AdamW needs all tensors on one device", tensor.name);
         require(tensor.master.dtype == DType::f32 && tensor.gradient.dtype == DType::f32,
                 "{}: AdamW needs an F32 master and gradient, not {} and {}", tensor.name,
                 name_of(tensor.master.dtype), name_of(tensor.gradient.dtype));
@@ -74,18 +79,25 @@ AdamW::AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options)
                 tensor.name, tensor.master.shape.str(), tensor.gradient.shape.str());
         elements += (tensor.master.count() + kAlignment - 1) / kAlignment * kAlignment;
     }
-    memory_ = Buffer(DType::f32, {2 * elements});
-    float* next = memory_.tensor().as<float>();
+    memory_ = Buffer(DType::f32, {2 * elements}, device);
+    int64_t next = 0;
+    const auto take = [&](const Shape& shape, int64_t stride) {
+        const Tensor taken = memory_.tensor().slice(next, next + shape.count()).reshaped(shape);
+        next += stride;
+        return taken;
+    };
     for (size_t t = 0; t < tensors_.size(); ++t) {
         const Tensor& master = tensors_[t].master;
         const int64_t count = master.count(), stride = (count + kAlignment - 1) / kAlignment * kAlignment;
-        state_.push_back({tensors_[t].name,
-                          {next, DType::f32, Device::cpu, master.shape},
-                          {next + stride, DType::f32, Device::cpu, master.shape}});
-        next += 2 * stride;
+        State state{tensors_[t].name, take(master.shape, stride), {}};
+        state.v = take(master.shape, stride);
+        state_.push_back(std::move(state));
         for (int64_t begin = 0; begin < count; begin += kChunk) {
             chunks_.push_back({t, begin, std::min(count, begin + kChunk)});
         }
+    }
+    if constexpr (kHasCuda) {
+        if (device == Device::cuda) cuda_chunks_ = cuda::adamw_chunks(tensors_, state_);
     }
 }
 
@@ -104,6 +116,7 @@ void AdamW::update(Context& context, int64_t update, double lr, double gradient_
     decayed.lr = static_cast<float>(lr);
     decayed.epsilon = static_cast<float>(options_.epsilon);
     decayed.keep = static_cast<float>(1 - lr * options_.weight_decay);
+    NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, decayed));
     AdamWFactors plain = decayed;
     plain.keep = 1;
     const auto update_vectors = HWY_DYNAMIC_DISPATCH(UpdateVectors);

@@ -45,8 +45,9 @@ class AdamW {
         Tensor m, v;       // F32, of the tensor's shape; zero at first
     };
 
-    // Takes memory for both moments. Throws Error when a tensor is not F32 or its gradient has another shape,
-    // and UsageError when an option is out of range.
+    // Takes memory for both moments, on the tensors' device. Throws Error when a tensor is not F32, or its
+    // gradient has another shape, or they are on different devices, and UsageError when an option is out of
+    // range.
     AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options);
 
     // Update number `update` (1 is the first), with gradients multiplied by `gradient_factor` (see
@@ -67,6 +68,7 @@ class AdamW {
     Buffer memory_;
     std::vector<State> state_;
     std::vector<Chunk> chunks_;
+    Buffer cuda_chunks_;  // the same in memory of the GPU, where the tensors are there
 };
 
 }  // namespace nibble

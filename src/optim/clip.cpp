@@ -4,6 +4,9 @@
 #include <array>
 #include <cmath>
 
+#include "core/cuda.h"
+#include "optim/cuda_forms.h"
+
 namespace nibble {
 
 namespace {
@@ -31,6 +34,7 @@ double sum_of_squares(const float* x, int64_t count) {
 }  // namespace
 
 GradientNorm global_norm(Context& context, std::span<const Tensor> gradients) {
+    NIBBLE_ON_CUDA(context, global_norm(context, gradients));
     int64_t most_chunks = 0;
     for (const Tensor& gradient : gradients) most_chunks = std::max(most_chunks, chunks_of(gradient));
     const ArenaScope scope(context.arena);

@@ -81,11 +81,11 @@ AlignmentStudy::Gradients AlignmentStudy::run(int step) {
         return gradients.of[static_cast<size_t>(block) * names_.size() + name];
     };
     const Observation observation(model_, [&](int block, const Tensor& t) { of(block, 0) = as_floats(t); });
-    model_.zero_gradients();
     Arena arena;
     Context context{arena};
     context.seed = seed_;
     context.step = static_cast<uint32_t>(step);
+    model_.zero_gradients(context);
     const auto pass = [&] {
         const ArenaScope scope(arena);
         model_.begin_step(context);

@@ -63,7 +63,7 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
 }
 
 std::optional<double> Trainer::accumulate_gradients(double targets) {
-    model_->zero_gradients();
+    model_->zero_gradients(context_);
     modifiers_->round_weights(context_);
     model_->begin_step(context_);  // quantises the weights, once for all micro-steps
     double loss_sum = 0;
@@ -274,7 +274,7 @@ std::string Trainer::first_non_finite() {
     const auto scale = static_cast<float>(1.0 / static_cast<double>(counted_targets(targets_.tensor())));
     std::string first;
     for (int64_t micro_step = 0; micro_step < config_.micro_steps() && first.empty(); ++micro_step) {
-        model_->zero_gradients();
+        model_->zero_gradients(context_);
         context_.micro_step = static_cast<uint32_t>(micro_step);
         first = model_->first_non_finite(context_, micro_batch(tokens_, micro_step),
                                          micro_batch(targets_, micro_step), scale);

@@ -141,7 +141,7 @@ void Trainer::plan_memory() {
     for (auto phase = phases_.rbegin(); phase != phases_.rend(); ++phase) {  // the first one last: it stays
         model_->set_recipe(phase->recipe);
         train_step();
-        model_->zero_gradients();
+        model_->zero_gradients(context_);
         context_.micro_step = 0;
         model_->first_non_finite(context_, micro_batch(tokens_, 0), micro_batch(targets_, 0), 1.0f);
         if (validation_shards_)

@@ -141,7 +141,7 @@ inline StepResult train_step(Context& context, Transformer& model, AdamW& optimi
     context.step = step;
     int64_t count = 0;
     for (const int32_t target : targets.span<const int32_t>()) count += target != kIgnoredTarget;
-    model.zero_gradients();
+    model.zero_gradients(context);
     model.begin_step(context);
     const HeadLoss loss = model.forward_backward(context, tokens, targets, 1.0f / static_cast<float>(count));
     std::vector<Tensor> gradients;

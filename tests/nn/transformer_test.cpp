@@ -41,7 +41,7 @@ Result run(Transformer& model, Batch& batch, uint32_t step = 0, uint32_t micro_s
     Session session;
     session.context.step = step;
     session.context.micro_step = micro_step;
-    model.zero_gradients();
+    model.zero_gradients(context);
     model.begin_step(session.context);
     const HeadLoss loss = model.forward_backward(session.context, batch.tokens(), batch.targets(), scale);
     return {loss.loss_sum, gradients_of(model)};
@@ -189,7 +189,7 @@ TEST(TransformerGradient, OfMicroBatchesAddsUpToThatOfTheBatch) {
     Batch batch(4, 16, 64, 6);
     const Result whole = run(*model, batch, 0, 0, 0.25f);
     Session session;
-    model->zero_gradients();
+    model->zero_gradients(context);
     model->begin_step(session.context);
     double loss = 0;
     for (int64_t half = 0; half < 2; ++half) {
@@ -220,7 +220,7 @@ void expect_runs_in_the_memory_that_it_plans(Transformer& model) {
     Context context{arena};
     const auto step = [&] {
         const ArenaScope scope(arena);
-        model.zero_gradients();
+        model.zero_gradients(context);
         model.begin_step(context);
         return model.forward_backward(context, batch.tokens(), batch.targets(), 1.0f).loss_sum;
     };

@@ -1,0 +1,313 @@
+// The logits of a tile of rows at a time: product, then softmax, loss and the gradient of the logits in one
+// kernel. The gradients of a chunk of tiles are kept for the products that give dx and dweight. Losses and
+// scales stay on the GPU until the call's end.
+#include "core/cuda_vector.cuh"
+#include "gemm/matmul.h"
+#include "nn/cuda_forms.h"
+#include "quant/quant.h"
+
+namespace nibble::cuda {
+
+namespace {
+
+constexpr int kThreads = 1024;  // of a row
+constexpr int kWidth = 4;
+
+struct LossArguments {
+    int64_t vocabulary;
+    const float* logits;
+    const float* factors[2];
+    float factor, scale;
+    const int32_t* targets;
+    float* losses;
+};
+
+// As numerics/elements.h rounds to E5M2, to nearest even; |v| is at most 57344.
+__device__ float rounded_to_e5m2(float v) {
+    constexpr int kDropped = 23 - 2;  // bits of the mantissa
+    const uint32_t bits = __float_as_uint(v);
+    const uint32_t up = bits + (bits >> kDropped & 1u) + (1u << (kDropped - 1)) - 1;
+    const float normal = __uint_as_float(up & ~0u << kDropped);
+    const float whole = 0x1.8p7f;  // adding it leaves no bits below 2^-16
+    return fabsf(v) < 0x1p-14f ? (v + whole) - whole : normal;
+}
+
+template <LossRow::Rounding kRounding>
+__device__ float rounded(float v) {
+    if constexpr (kRounding == LossRow::Rounding::bf16) return round_to_bf16(v);
+    if constexpr (kRounding == LossRow::Rounding::e5m2) return rounded_to_e5m2(v);
+    return v;
+}
+
+// The maximum of scaled logits so far, and the sum of exponentials relative to it.
+struct Softmax {
+    float max = -INFINITY, sum = 0.0f;
+
+    template <int kCount>
+    __device__ void add(const float (&logits)[kCount]) {
+        float most = logits[0];
+        for (int i = 1; i < kCount; ++i) most = fmaxf(most, logits[i]);
+        if (most > max) {
+            sum *= expf(max - most);
+            max = most;
+        }
+        const float base = max == -INFINITY ? 0.0f : max;
+        for (int i = 0; i < kCount; ++i) sum += expf(logits[i] - base);
+    }
+};
+
+// A block a row. Rows begin anywhere; what is between multiples of four, counted from the first row, is read
+// four at a time. The second pass goes backwards: what was read last is still in the cache.
+template <LossRow::Rounding kRounding, typename Element>
+__global__ void __launch_bounds__(kThreads) loss_kernel(const LossArguments a, Element* gradients) {
+    __shared__ float maxima[kWarp], sums[kWarp];
+    const int64_t begin = blockIdx.x * a.vocabulary, end = begin + a.vocabulary;
+    const int64_t first = min(end, (begin + kWidth - 1) / kWidth * kWidth),
+                  last = max(first, end / kWidth * kWidth);
+    const int64_t pieces = (last - first) / kWidth, heads = first - begin, singles = heads + (end - last);
+    // The place of one of the `singles` before and after the pieces.
+    const auto place_of = [&](int64_t i) { return i < heads ? begin + i : last + (i - heads); };
+    const int64_t target = a.targets[blockIdx.x];
+    const auto thread = static_cast<int64_t>(threadIdx.x);
+
+    if (target == kIgnoredTarget) {
+        if (thread == 0) a.losses[blockIdx.x] = 0.0f;
+        if (gradients == nullptr) return;
+        const float zeros[kWidth] = {}, zero[1] = {};
+        for (int64_t i = thread; i < pieces; i += kThreads)
+            store_floats(zeros, gradients + first + i * kWidth);
+        if (thread < singles) store_floats(zero, gradients + place_of(thread));
+        return;
+    }
+    float factor = a.factor;
+    for (const float* other : a.factors)
+        if (other != nullptr) factor *= *other;
+
+    Softmax softmax;
+#pragma unroll 4
+    for (int64_t i = thread; i < pieces; i += kThreads) {
+        float logits[kWidth];
+        load_floats(a.logits + first + i * kWidth, logits);
+        for (float& v : logits) v *= factor;
+        softmax.add(logits);
+    }
+    if (thread < singles) {
+        const float logit[1] = {a.logits[place_of(thread)] * factor};
+        softmax.add(logit);
+    }
+    const float warp_max = lanes_max(softmax.max);
+    if (thread % kWarp == 0) maxima[thread / kWarp] = warp_max;
+    __syncthreads();
+    const float max = lanes_max(maxima[thread % kWarp]);
+    const bool is_target = 0 <= target && target < a.vocabulary;
+    float total = block_sum(softmax.sum * expf(softmax.max - max), sums);
+    if (!is_target) total = NAN;
+    if (thread == 0) {
+        const float at_target = is_target ? factor * a.logits[begin + target] : 0.0f;
+        a.losses[blockIdx.x] = max - at_target + logf(total);
+    }
+    if (gradients == nullptr) return;
+
+    const float inverse = a.scale / total;
+    const auto gradient = [&](int64_t at, float logit) {
+        float e = expf(logit * factor - max);
+        if (at == begin + target) e -= total;
+        return rounded<kRounding>(e * inverse);
+    };
+    if (thread < singles) {
+        const int64_t at = place_of(thread);
+        const float out[1] = {gradient(at, a.logits[at])};
+        store_floats(out, gradients + at);
+    }
+#pragma unroll 4
+    for (int64_t i = pieces - 1 - thread; i >= 0; i -= kThreads) {
+        const int64_t at = first + i * kWidth;
+        float values[kWidth];
+        load_floats(a.logits + at, values);
+        for (int j = 0; j < kWidth; ++j) values[j] = gradient(at + j, values[j]);
+        store_floats(values, gradients + at);
+    }
+}
+
+// result: the sum of the losses in double, and how many targets counted.
+__global__ void __launch_bounds__(kThreads)
+    total_kernel(int64_t rows, const float* losses, const int32_t* targets, double* result) {
+    __shared__ double sums[kWarp], counts[kWarp];
+    double sum = 0, count = 0;
+#pragma unroll 4
+    for (int64_t t = threadIdx.x; t < rows; t += kThreads) {
+        sum += double{losses[t]};
+        count += targets[t] == kIgnoredTarget ? 0 : 1;
+    }
+    sum = block_sum(sum, sums);
+    count = block_sum(count, counts);
+    if (threadIdx.x != 0) return;
+    result[0] = sum;
+    result[1] = count;
+}
+
+// out[i] = a * *b.
+__global__ void fill_product_kernel(int64_t count, float a, const float* b, float* out) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i < count) out[i] = a * *b;
+}
+
+// What a product reads of x or of the weight: `values` times the number at `scale`, if any.
+struct HeadOperand {
+    Tensor values;
+    const float* scale = nullptr;
+};
+
+Tensor as_matrix(const Tensor& x) { return x.reshaped({x.rows(), x.cols()}); }
+
+QuantizedMatrix quantized(Context& context, const Tensor& x, std::string_view name) {
+    static const QuantSpec spec = parse_spec(kHeadSpec);
+    QuantizedMatrix q = allocate_quantized(context.arena, spec, x.rows(), x.cols());
+    nibble::quantize(context, spec, x, {}, q, {.name = name});
+    return q;
+}
+
+// The elements of kHeadSpec, exact in BF16.
+HeadOperand in_fp8(Context& context, const Tensor& x, std::string_view name) {
+    const Tensor values = context.arena.allocate(DType::bf16, {x.rows(), x.cols()});
+    const Tensor scale = context.arena.allocate(DType::f32, {1});
+    const ArenaScope scope(context.arena);
+    const QuantizedMatrix q = quantized(context, x, name);
+    const bool is_padded = q.padded_cols != x.cols();
+    const Tensor decoded = is_padded ? context.arena.allocate(values.dtype, {q.rows, q.padded_cols}) : values;
+    nibble::dequantize_operand(context, q, decoded);
+    if (context.planning()) return {values};
+    if (is_padded) {
+        const auto width = static_cast<size_t>(x.cols()) * sizeof(Bf16);
+        check(cudaMemcpy2DAsync(values.data, width, decoded.data,
+                                static_cast<size_t>(q.padded_cols) * sizeof(Bf16), width,
+                                static_cast<size_t>(x.rows()), cudaMemcpyDeviceToDevice, context.stream),
+              "copy on the GPU");
+    }
+    cuda::copy(context, q.tensor_scale, scale);
+    return {values, scale.as<float>()};
+}
+
+// A factor a * *b for each of `count` columns of a product; null where nothing multiplies.
+const float* column_factors(Context& context, int64_t count, float a, const float* b, bool needed) {
+    if (!needed) return nullptr;
+    const Tensor factors = context.arena.allocate(DType::f32, {count});
+    if (context.planning()) return nullptr;
+    launch(context, fill_product_kernel, static_cast<unsigned>(divide_up<int64_t>(count, 256)), 256, 0, count,
+           a, b, factors.as<float>());
+    return factors.as<float>();
+}
+
+// Rows whose logits (F32), and whose gradients of logits, exist at a time: large products, and memory that
+// does not grow with the batch.
+constexpr int64_t kLogitBytes = int64_t{512} << 20, kGradientBytes = int64_t{1} << 30, kRows = 128;
+int64_t rows_in(int64_t bytes, int64_t row_bytes, int64_t multiple) {
+    return std::max(multiple, bytes / row_bytes / multiple * multiple);
+}
+
+// The loss, and its gradients where `backward`.
+HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+             const Tensor& loss_rows, HeadOperands in, bool backward, float scale, const Tensor& dx,
+             const Tensor& dweight) {
+    const bool is_fp8 = in == HeadOperands::fp8;
+    const DType operands = is_fp8 ? DType::bf16 : x.dtype;
+    const int64_t rows = x.rows(), cols = x.cols(), vocabulary = weight.rows();
+    const int64_t tile = std::min(rows, rows_in(kLogitBytes, vocabulary * 4, kRows));
+    const int64_t gradient_bytes = vocabulary * static_cast<int64_t>(size_of(operands));
+    const int64_t chunk = backward ? std::min(rows, rows_in(kGradientBytes, gradient_bytes, tile)) : tile;
+
+    const ArenaScope scope(context.arena);
+    const Tensor losses = context.arena.allocate(DType::f32, {rows});
+    const Tensor result = context.arena.allocate(DType::f64, {2});
+    HeadOperand a = {as_matrix(x)}, b = {weight};
+    if (is_fp8) {
+        a = in_fp8(context, x, "input of lm_head");
+        b = in_fp8(context, weight, "weight of lm_head");
+    } else if (operands != weight.dtype) {
+        b.values = context.arena.allocate(operands, weight.shape);
+        nibble::detail::convert(context, weight, b.values);
+    }
+    const Tensor logits = context.arena.allocate(DType::f32, {tile, vocabulary});
+    const Tensor gradients = context.arena.allocate(operands, {backward ? chunk : 0, vocabulary});
+    // What the gradients of the logits that are kept lack.
+    const float lacks = is_fp8 ? scale / kLargestGradient : 1.0f;
+    MatmulOptions plain, for_dx, for_dweight;
+    plain.compute = for_dx.compute = for_dweight.compute = operands;
+    for_dweight.accumulate = true;
+    if (backward) {
+        for_dx.alpha_col = column_factors(context, cols, lacks, b.scale, is_fp8);
+        for_dweight.alpha_col = column_factors(context, cols, lacks, a.scale, is_fp8);
+    }
+    const LossRow how{.scale = is_fp8 ? kLargestGradient : scale,
+                      .is_bf16 = operands == DType::bf16,
+                      .rounding = is_fp8 ? LossRow::Rounding::e5m2 : LossRow::Rounding::none};
+    for (int64_t begin = 0; begin < rows; begin += chunk) {
+        const int64_t end = std::min(rows, begin + chunk);
+        for (int64_t at = begin; at < end; at += tile) {
+            const int64_t next = std::min(end, at + tile);
+            const Tensor tile_logits = logits.slice(0, next - at);
+            nibble::matmul(context, a.values.slice(at, next), b.values, tile_logits, plain);
+            if (context.planning()) continue;
+            cuda::loss_rows(context, how, tile_logits, {a.scale, b.scale}, targets.slice(at, next),
+                            losses.slice(at, next),
+                            backward ? gradients.slice(at - begin, next - begin) : Tensor{});
+        }
+        if (!backward) continue;
+        const Tensor chunk_gradients = gradients.slice(0, end - begin);
+        nibble::matmul(context, chunk_gradients, Operand::transposed(b.values),
+                       as_matrix(dx).slice(begin, end), for_dx);
+        nibble::matmul(context, Operand::transposed(chunk_gradients),
+                       Operand::transposed(a.values.slice(begin, end)), dweight, for_dweight);
+    }
+    if (context.planning()) return {};
+    launch(context, total_kernel, 1, kThreads, 0, rows, losses.as<float>(), targets.as<int32_t>(),
+           result.as<double>());
+    if (loss_rows.data != nullptr) cuda::copy(context, losses, loss_rows);
+    std::vector<double> sums(2);
+    cuda::copy(context, result, view_of(sums, {2}));
+    return {sums[0], static_cast<int64_t>(sums[1])};
+}
+
+}  // namespace
+
+void loss_rows(Context& context, const LossRow& row, const Tensor& logits,
+               const std::array<const float*, 2>& factors, const Tensor& targets, const Tensor& losses,
+               const Tensor& gradients) {
+    const LossArguments arguments{logits.cols(), logits.as<float>(),    {factors[0], factors[1]}, row.factor,
+                                  row.scale,     targets.as<int32_t>(), losses.as<float>()};
+    const auto go = [&]<typename Element>(Element* to) {
+        require(fits_width<Element>(kWidth, kWidth, {to}) &&
+                    fits_width<float>(kWidth, kWidth, {arguments.logits}),
+                "loss_rows: tensors on the GPU begin at multiples of 16 bytes");
+        auto* kernel = loss_kernel<LossRow::Rounding::none, Element>;
+        if (row.rounding == LossRow::Rounding::bf16) kernel = loss_kernel<LossRow::Rounding::bf16, Element>;
+        if (row.rounding == LossRow::Rounding::e5m2) kernel = loss_kernel<LossRow::Rounding::e5m2, Element>;
+        launch(context, kernel, static_cast<unsigned>(logits.rows()), kThreads, 0, arguments, to);
+    };
+    if (gradients.data == nullptr) return go(static_cast<float*>(nullptr));
+    with_elements(gradients, go);
+}
+
+HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                   const Tensor& loss_rows, HeadOperands operands) {
+    return run(context, x, weight, targets, loss_rows, operands, false, 1.0f, {}, {});
+}
+
+HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands) {
+    return run(context, x, weight, targets, {}, operands, true, scale, dx, dweight);
+}
+
+void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
+                 HeadOperands operands) {
+    MatmulOptions options;
+    options.compute = x.dtype;
+    if (operands == HeadOperands::plain) return nibble::matmul(context, x, weight, logits, options);
+    const ArenaScope scope(context.arena);
+    const QuantizedMatrix a = quantized(context, x, "input of lm_head");
+    const QuantizedMatrix b = quantized(context, weight, "weight of lm_head");
+    options.compute = DType::bf16;
+    nibble::matmul(context, a, b, logits, options);
+}
+
+}  // namespace nibble::cuda
