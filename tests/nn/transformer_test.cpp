@@ -41,7 +41,7 @@ Result run(Transformer& model, Batch& batch, uint32_t step = 0, uint32_t micro_s
     Session session;
     session.context.step = step;
     session.context.micro_step = micro_step;
-    model.zero_gradients(context);
+    model.zero_gradients(session.context);
     model.begin_step(session.context);
     const HeadLoss loss = model.forward_backward(session.context, batch.tokens(), batch.targets(), scale);
     return {loss.loss_sum, gradients_of(model)};
@@ -189,7 +189,7 @@ TEST(TransformerGradient, OfMicroBatchesAddsUpToThatOfTheBatch) {
     Batch batch(4, 16, 64, 6);
     const Result whole = run(*model, batch, 0, 0, 0.25f);
     Session session;
-    model->zero_gradients(context);
+    model->zero_gradients(session.context);
     model->begin_step(session.context);
     double loss = 0;
     for (int64_t half = 0; half < 2; ++half) {
