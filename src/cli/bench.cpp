@@ -314,9 +314,10 @@ class Training {
     Buffer random_tokens(uint64_t seed) const {
         const Shape shape = {options_.batch, options_.sequence};
         const Buffer here(DType::i32, shape);
+        const std::span<int32_t> all = here.tensor().span<int32_t>();
         const auto vocabulary = static_cast<uint32_t>(model_.config().vocab_size);
         int64_t i = 0;
-        for (int32_t& token : here.tensor().span<int32_t>())
+        for (int32_t& token : all)
             token = static_cast<int32_t>(
                 philox_draw(seed, Purpose::sampling, static_cast<uint64_t>(i++)).word[0] % vocabulary);
         Buffer there(DType::i32, shape, options_.device());
