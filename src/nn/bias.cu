@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 #pragma unroll
         for (int i = 0; i < kInFlight; ++i) {
             held[i] = {};
-            if (r + i * kWarps < end) held[i] = Piece<Element, kWidth>::load(dy + (r + i * kWarps) * cols + c);
+            if (r + i * kWarps < end)
+                held[i] = Piece<Element, kWidth>::load(dy + (r + i * kWarps) * cols + c);
         }
 #pragma unroll
         for (int i = 0; i < kInFlight; ++i)

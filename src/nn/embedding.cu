@@ -35,13 +35,12 @@ __global__ void __launch_bounds__(kThreads)
     places[t] = static_cast<int32_t>(t);
 }
 
-// keys: sorted, equal ones in the order of their places. A warp has 32 keys and some columns: it adds all rows
-// of the runs that begin among its keys.
+// keys: sorted, equal ones in the order of their places. A warp has 32 keys and some columns: it adds all
+// rows of the runs that begin among its keys.
 template <int kWidth, typename Element>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(int64_t count, int64_t vocabulary, int64_t cols, const uint32_t* keys,
                     const int32_t* places, const Element* dy, float* dweight) {
-    constexpr int kInFlight = 32 / kWidth;  // rows of dy
     const int64_t slices = divide_up<int64_t>(cols, kWarp * kWidth);
     const int64_t warp = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp, segment = warp / slices;
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -65,19 +64,23 @@ __global__ void __launch_bounds__(kThreads)
             const uint32_t later_key = key_at(next + lane);
             const int32_t later_place = place_at(next + lane);
             const int end = from + __popc(__ballot_sync(0xffffffffu, run_key == token));
-            for (; from < end; from += kInFlight) {
-                Piece<Element, kWidth> held[kInFlight];
+            const auto add = [&](auto in_flight) {
+                constexpr int kCount = in_flight();
+                for (; from + kCount <= end; from += kCount) {
+                    Piece<Element, kWidth> held[kCount];
 #pragma unroll
-                for (int i = 0; i < kInFlight; ++i) {
-                    const int64_t t = __shfl_sync(0xffffffffu, run_place, (from + i) % kWarp);
-                    if (from + i < end && c < cols) held[i] = Piece<Element, kWidth>::load(dy + t * cols + c);
-                }
+                    for (int i = 0; i < kCount; ++i) {
+                        const int64_t t = __shfl_sync(0xffffffffu, run_place, from + i);
+                        held[i] = Piece<Element, kWidth>::load(dy + t * cols + (c < cols ? c : 0));
+                    }
 #pragma unroll
-                for (int i = 0; i < kInFlight; ++i) {
-                    if (from + i >= end) break;
-                    for (int j = 0; j < kWidth; ++j) sums[j] += held[i][j];
+                    for (int i = 0; i < kCount; ++i)
+                        for (int j = 0; j < kWidth; ++j) sums[j] += held[i][j];
                 }
-            }
+            };
+            add(Constant<64 / static_cast<int>(sizeof(Element))>());
+            add(Constant<4>());
+            add(Constant<1>());
             if (end < kWarp) break;  // uniform: another key follows
             run_key = later_key;
             run_place = later_place;

@@ -54,21 +54,38 @@ __global__ void __launch_bounds__(kMostThreads) forward_kernel(const Forward n) 
     const auto* delta = static_cast<const Element*>(n.delta);
     auto* sum = static_cast<Element*>(n.sum);
     auto* y = static_cast<Element*>(n.y);
-    Values held[kHolds ? kPieces : 1];
-    float weights[kHolds ? kPieces : 1][kWidth];
+    constexpr bool kFetches = kPieces >= 2;  // the next row, while this one waits for its sum
+    constexpr int kHeld = kHolds ? kPieces : 1;
+    Values held[kHeld], added[kHeld], next[kHeld], next_added[kHeld];
+    float weights[kHeld][kWidth];
     if constexpr (kHolds)
         each_piece<kWidth, kPieces>(n.cols, [&](int p, int64_t c) { load_floats(n.weight + c, weights[p]); });
+    const auto fetch = [&](int64_t t) {
+        if (t >= n.rows) return;
+        each_piece<kWidth, kPieces>(n.cols, [&](int p, int64_t c) {
+            next[p] = Values::load(x + t * n.cols + c);
+            if (delta != nullptr) next_added[p] = Values::load(delta + t * n.cols + c);
+        });
+    };
+    if constexpr (kFetches) fetch(blockIdx.x);
     float largest = 0.0f;
     int turn = 0;
     for (int64_t t = blockIdx.x; t < n.rows; t += gridDim.x, turn ^= 1) {
         const int64_t row = t * n.cols;
+        if constexpr (kFetches) {
+            for (int p = 0; p < kHeld; ++p) {
+                held[p] = next[p];
+                added[p] = next_added[p];
+            }
+            fetch(t + gridDim.x);
+        }
         float squares = 0.0f;
         each_piece<kWidth, kPieces>(n.cols, [&](int p, int64_t c) {
-            held[p] = Values::load(x + row + c);
+            if constexpr (!kFetches) held[p] = Values::load(x + row + c);
             if (delta != nullptr) {
-                const Values added = Values::load(delta + row + c);
+                if constexpr (!kFetches) added[p] = Values::load(delta + row + c);
                 float both[kWidth];
-                for (int i = 0; i < kWidth; ++i) both[i] = held[p][i] + added[i];
+                for (int i = 0; i < kWidth; ++i) both[i] = held[p][i] + added[p][i];
                 held[p] = Values::of(both);
                 held[p].store(sum + row + c);
             }
@@ -107,44 +124,47 @@ __global__ void __launch_bounds__(kMostThreads) backward_kernel(const Backward n
     const auto* d_sum = static_cast<const Element*>(n.d_sum);
     auto* dx = static_cast<Element*>(n.dx);
     float* const parts = n.parts + blockIdx.x * n.cols;
-    Values held_dy[kHeld], held_x[kHeld], held_past[kHeld];
+    struct Held {
+        Values dy, x, past;
+    };
+    Held held[kHeld];
     float weights[kHeld][kWidth], sums[kHeld][kWidth] = {};
     each_piece<kWidth, kPieces>(n.cols, [&](int p, int64_t c) {
         if constexpr (kHoldsWeights) load_floats(n.weight + c, weights[p]);
         if constexpr (!kHolds) store_floats(sums[p], parts + c);
     });
-    const int64_t end = min(n.rows, (blockIdx.x + 1) * n.chunk);
+    const int64_t first = blockIdx.x * n.chunk, end = min(n.rows, first + n.chunk);
+    const auto load = [&](int64_t t, int64_t c, Held& to) {
+        to.dy = Values::load(dy + t * n.cols + c);
+        to.x = Values::load(x + t * n.cols + c);
+        if (d_sum != nullptr) to.past = Values::load(d_sum + t * n.cols + c);
+    };
     int turn = 0;
-    for (int64_t t = blockIdx.x * n.chunk; t < end; ++t, turn ^= 1) {
-        const int64_t row = t * n.cols;
-        const auto load = [&](int p, int64_t c) {
-            held_dy[p] = Values::load(dy + row + c);
-            held_x[p] = Values::load(x + row + c);
-            if (d_sum != nullptr) held_past[p] = Values::load(d_sum + row + c);
-        };
-        if constexpr (kHolds) each_piece<kWidth, kPieces>(n.cols, load);
+    for (int64_t t = first; t < end; ++t, turn ^= 1) {
+        const float rstd = n.rstd[t];
+        if constexpr (kHolds)
+            each_piece<kWidth, kPieces>(n.cols, [&](int p, int64_t c) { load(t, c, held[p]); });
         float dot = 0.0f;
         each_piece<kWidth, kPieces>(n.cols, [&](int p, int64_t c) {
-            if constexpr (!kHolds) load(p, c);
+            if constexpr (!kHolds) load(t, c, held[p]);
             if constexpr (!kHoldsWeights) load_floats(n.weight + c, weights[p]);
-            for (int i = 0; i < kWidth; ++i) dot += held_dy[p][i] * weights[p][i] * held_x[p][i];
+            for (int i = 0; i < kWidth; ++i) dot += held[p].dy[i] * weights[p][i] * held[p].x[i];
         });
-        const float rstd = n.rstd[t];
         const float mean = block_sum(dot, warp_sums[turn]) * rstd / static_cast<float>(n.cols);
         each_piece<kWidth, kPieces>(n.cols, [&](int p, int64_t c) {
             if constexpr (!kHolds) {
-                load(p, c);
+                load(t, c, held[p]);
                 load_floats(parts + c, sums[p]);
             }
             if constexpr (!kHoldsWeights) load_floats(n.weight + c, weights[p]);
             float out[kWidth];
             for (int i = 0; i < kWidth; ++i) {
-                const float g = held_dy[p][i], xhat = held_x[p][i] * rstd;
-                const float past = d_sum != nullptr ? held_past[p][i] : 0.0f;
+                const float g = held[p].dy[i], xhat = held[p].x[i] * rstd;
+                const float past = d_sum != nullptr ? held[p].past[i] : 0.0f;
                 out[i] = past + rstd * (g * weights[p][i] - xhat * mean);
                 sums[p][i] += g * xhat;
             }
-            store_floats(out, dx + row + c);
+            store_floats(out, dx + t * n.cols + c);
             if constexpr (!kHolds) store_floats(sums[p], parts + c);
         });
     }

@@ -5,7 +5,7 @@ namespace nibble::cuda {
 
 namespace {
 
-constexpr int kThreads = 128, kHeads = 2;  // kHeads: of a thread at a time
+constexpr int kThreads = 128;
 
 struct Rotation {
     int64_t rows, sequence, width;
@@ -20,6 +20,7 @@ template <typename Element, int kWidth, bool kInterleaved>
 __global__ void __launch_bounds__(kThreads) rotate_kernel(const Rotation r, Element* qkv) {
     using Values = Piece<Element, kWidth>;
     constexpr int kPieces = kInterleaved ? 1 : 2, kAngles = kWidth * kPieces / 2;
+    constexpr int kHeads = 8 / kPieces;  // whose loads are in flight together
     const int64_t threads = r.half / kAngles, index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
     const int64_t t = index / threads, i = (index - t * threads) * kAngles;
     if (t >= r.rows) return;
@@ -31,7 +32,7 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(const Rotation r, Elem
     Element* const first = qkv + t * r.width + (kInterleaved ? 2 * i : i);
     const auto at = [&](int head, int piece) { return first + (int64_t{head} * 2 + piece) * r.half; };
     for (int h0 = 0; h0 < r.heads; h0 += kHeads) {
-        Values held[kHeads][kPieces];  // loads in flight
+        Values held[kHeads][kPieces];
 #pragma unroll
         for (int h = 0; h < kHeads; ++h)
             for (int p = 0; p < kPieces; ++p)
@@ -78,11 +79,11 @@ void rotate_heads(Context& context, RopeLayout layout, const Tensor& qkv, int64_
                           fits_width<float>(4, half, {rotation.cos, rotation.sin});
         if (layout == RopeLayout::interleaved) {
             // A pair always begins at a multiple of its size.
-            (wide ? launch_rotation<Element, kWidth, true> : launch_rotation<Element, 2, true>)(
-                context, rotation, values);
+            (wide ? launch_rotation<Element, kWidth, true>
+                  : launch_rotation<Element, 2, true>)(context, rotation, values);
         } else {
-            (wide ? launch_rotation<Element, kWidth, false> : launch_rotation<Element, 1, false>)(
-                context, rotation, values);
+            (wide ? launch_rotation<Element, kWidth, false>
+                  : launch_rotation<Element, 1, false>)(context, rotation, values);
         }
     });
 }
