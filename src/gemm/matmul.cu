@@ -133,43 +133,44 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
     const Tensor factors = context.arena.allocate(DType::f32, {2});
     const Tensor workspace = context.arena.allocate(DType::u8, {GpuProduct::kWorkspace});
     const Tensor sums = context.arena.allocate(DType::f32, {is_finished ? shape.m : 0, n});
+
+    GpuProductShape shape_of_product;
+    shape_of_product.m = shape.m;
+    shape_of_product.n = n;
+    shape_of_product.k = padded(shape, shape.k);
+    shape_of_product.a = stored(of_a, a.is_transposed);
+    shape_of_product.b = stored(of_b, b.is_transposed);
+    shape_of_product.c =
+        is_finished ? stored(sums, false) : StoredMatrix{n, false, address_alignment(c.data)};
+    shape_of_product.operands = shape.operands;
+    shape_of_product.result = is_finished ? DType::f32 : c.dtype;
+    shape_of_product.factors_on_device = has_scales && !is_finished;
+    const GpuProduct& product = GpuProduct::get(shape_of_product, context.planning());
     if (context.planning()) return;
 
     const float alpha = options.alpha.value_or(1.0f), beta = options.accumulate ? 1.0f : 0.0f;
-    constexpr float kOne = 1.0f, kZero = 0.0f;
     auto* const on_device = reinterpret_cast<Factors*>(factors.data);
     if (has_scales || is_finished)
         launch(context, form_factors, 1, 1, 0, alpha, ScaleOf(a), ScaleOf(b), beta, on_device);
-
-    GpuProductShape product;
-    product.m = shape.m;
-    product.n = n;
-    product.k = padded(shape, shape.k);
-    product.a = stored(of_a, a.is_transposed);
-    product.b = stored(of_b, b.is_transposed);
-    product.operands = shape.operands;
-    if (is_finished) {
-        product.c = stored(sums, false);
-        GpuProduct::get(product).run(context, &kOne, of_a.data, of_b.data, &kZero, sums.data, workspace);
-        finish_all(context,
-                   {.sums = sums.as<float>(),
-                    .rows = shape.m,
-                    .cols = shape.n,
-                    .stride = sums.cols(),
-                    .factors = on_device,
-                    .alpha_row = options.alpha_row,
-                    .row_scales = static_cast<const float*>(row_scales.data),
-                    .col_scales = static_cast<const float*>(col_scales.data),
-                    .alpha_col = options.alpha_col,
-                    .accumulate = options.accumulate},
-                   c);
+    if (!is_finished) {
+        product.run(context, has_scales ? &on_device->alpha : &alpha, of_a.data, of_b.data,
+                    has_scales ? &on_device->beta : &beta, c.data, workspace);
         return;
     }
-    product.c = {n, false, address_alignment(c.data)};
-    product.result = c.dtype;
-    product.factors_on_device = has_scales;
-    GpuProduct::get(product).run(context, has_scales ? &on_device->alpha : &alpha, of_a.data, of_b.data,
-                                 has_scales ? &on_device->beta : &beta, c.data, workspace);
+    constexpr float kOne = 1.0f, kZero = 0.0f;
+    product.run(context, &kOne, of_a.data, of_b.data, &kZero, sums.data, workspace);
+    finish_all(context,
+               {.sums = sums.as<float>(),
+                .rows = shape.m,
+                .cols = shape.n,
+                .stride = sums.cols(),
+                .factors = on_device,
+                .alpha_row = options.alpha_row,
+                .row_scales = static_cast<const float*>(row_scales.data),
+                .col_scales = static_cast<const float*>(col_scales.data),
+                .alpha_col = options.alpha_col,
+                .accumulate = options.accumulate},
+               c);
 }
 
 std::string matmul_description() { return gpu_product_description(); }

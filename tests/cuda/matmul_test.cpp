@@ -5,6 +5,7 @@
 #include <limits>
 #include <random>
 
+#include "gemm/gpu_product.h"
 #include "support/linear_run.h"
 #include "support/on_gpu.h"
 
@@ -215,6 +216,25 @@ TEST_F(Products, RepeatToTheBit) {
             EXPECT_EQ(multiply(Device::cuda, p), multiply(Device::cuda, p)) << kind.str() << " " << size.k;
         }
     }
+}
+
+// Planning passes time the algorithms of large products. None of their choices changes a bit, also not the
+// library's own, which a product without a planning pass has.
+TEST_F(Products, AreTheSameBitsWhateverAlgorithmWasTheFastest) {
+    constexpr int64_t kM = 2048, kN = 8960, kK = 1536;
+    const Buffer a = buffer_on(Device::cuda, DType::bf16, {kM, kK}, 1),
+                 b = buffer_on(Device::cuda, DType::bf16, {kN, kK}, 2);
+    const Tensor measured = allocate(DType::f32, {kM, kN}), proposed = allocate(DType::f32, {kM, kN}),
+                 workspace = allocate(DType::u8, {cuda::GpuProduct::kWorkspace});
+    cuda::GpuProductShape shape{kM, kN, kK, {kK, false, 256}, {kK, false, 256}, {kN, false, 256}};
+    const float one = 1.0f, zero = 0.0f;
+    const auto run = [&](bool measure, const Tensor& c) {
+        cuda::GpuProduct::get(shape, measure).run(gpu(), &one, a.data(), b.data(), &zero, c.data, workspace);
+    };
+    run(true, measured);
+    shape.a.alignment = 128;  // or it would be the same entry of the cache
+    run(false, proposed);
+    EXPECT_EQ(get<float>(measured), get<float>(proposed));
 }
 
 TEST_F(Products, ClearOrKeepCWhenThereIsNothingToSum) {
