@@ -5,7 +5,9 @@ namespace nibble::cuda {
 
 namespace {
 
-constexpr int kPack = 8;
+// Elements that a thread reads and writes at once: neighbours write neighbouring 16 bytes.
+template <typename To>
+constexpr int kPackOf = 16 / sizeof(To);
 
 template <typename To, typename From>
 __device__ To converted(From x, bool round_bf16) {
@@ -13,7 +15,7 @@ __device__ To converted(From x, bool round_bf16) {
     return store_as<To>(round_bf16 ? round_to_bf16(value) : value);
 }
 
-template <typename From, typename To>
+template <typename From, typename To, int kPack>
 __global__ void convert_packs(const Pack<From, kPack>* from, Pack<To, kPack>* to, int64_t packs,
                               bool round_bf16) {
     for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < packs;
@@ -48,12 +50,13 @@ void convert(const Context& context, const Tensor& from, const Tensor& to, bool 
     with_elements(from, [&]<typename From>(const From* values) {
         with_elements(to, [&]<typename To>(To* out) {
             const int64_t rows = to.rows(), cols = to.cols();
+            constexpr int kPack = kPackOf<To>;
             const bool is_same = from.count() == to.count();
             if (is_same && fits_packs<From, kPack>(values, to.count()) &&
                 fits_packs<To, kPack>(out, to.count())) {
                 constexpr int kThreads = 256;
                 const int64_t packs = to.count() / kPack;
-                launch(context, convert_packs<From, To>, grid_for(packs, kThreads), kThreads, 0,
+                launch(context, convert_packs<From, To, kPack>, grid_for(packs, kThreads), kThreads, 0,
                        reinterpret_cast<const Pack<From, kPack>*>(values),
                        reinterpret_cast<Pack<To, kPack>*>(out), packs, round_bf16);
                 return;

@@ -30,9 +30,11 @@ struct GpuProductShape {
 
 class GpuProduct {
   public:
-    // From the process's cache; made at first use, by the library's heuristic alone: the same shape is
-    // multiplied in the same way, in every run.
-    static const GpuProduct& get(const GpuProductShape& shape);
+    // From the process's cache; made at first use. `measure`: a large product's algorithms are timed then,
+    // which waits for the GPU and takes its memory for a moment, so this is for planning passes. Only
+    // algorithms that sum over k in one sequence are timed: they give the same bits as the one that the
+    // library proposes.
+    static const GpuProduct& get(const GpuProductShape& shape, bool measure = false);
 
     // What run() needs beside its operands, aligned to 256 bytes.
     static constexpr int64_t kWorkspace = 32 << 20;
@@ -44,7 +46,7 @@ class GpuProduct {
     ~GpuProduct();
 
   private:
-    explicit GpuProduct(const GpuProductShape& shape);
+    GpuProduct(const GpuProductShape& shape, bool measure);
 
     struct Impl;
     std::unique_ptr<Impl> impl_;

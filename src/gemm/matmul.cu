@@ -9,29 +9,35 @@ namespace nibble::cuda {
 
 namespace {
 
-// Rows of BF16 that the tensor cores read at full speed begin at multiples of 16 bytes.
-constexpr int64_t kRowBytes = 16;
-
-bool is_aligned(const Tensor& t) {
-    return t.dtype == DType::f32 || (t.cols() * static_cast<int64_t>(size_of(t.dtype)) % kRowBytes == 0 &&
-                                     address_alignment(t.data) >= kRowBytes);
+// Tensor cores read BF16 at full speed where contiguous dimensions are multiples of 8, 16 bytes: other
+// products are seven times as slow, and are padded with zeros.
+int64_t padded(const MatmulShape& shape, int64_t size) {
+    return shape.operands == DType::bf16 ? divide_up<int64_t>(size, 8) * 8 : size;
 }
 
-// What the library reads: the operand itself, or a copy in the arena.
-Tensor values_of(Context& context, const Operand& operand, const MatmulShape& shape) {
+// What the library reads, with at least `rows` rows: the operand itself, or a copy in the arena.
+Tensor values_of(Context& context, const Operand& operand, int64_t rows, const MatmulShape& shape) {
     if (operand.quantized != nullptr) {
         const QuantizedMatrix& q = *operand.quantized;
-        if (q.operand.shape.rank() > 0 && shape.operands == DType::bf16) return q.operand;
-        const Tensor values = context.arena.allocate(shape.operands, {q.rows, q.padded_cols});
-        dequantize_operand(context, q, values);
+        const bool is_kept = q.operand.shape.rank() > 0 && shape.operands == DType::bf16;
+        if (is_kept && rows == q.rows) return q.operand;
+        const Tensor values = context.arena.allocate(shape.operands, {rows, q.padded_cols});
+        if (context.planning()) return values;
+        if (is_kept) {
+            cuda::convert(context, q.operand, values);
+        } else {
+            dequantize_operand(context, q, values.slice(0, q.rows));
+            cuda::fill_zero(context, values.slice(q.rows, rows));
+        }
         return values;
     }
     const Tensor plain = operand.plain.reshaped({operand.plain.rows(), operand.plain.cols()});
+    const int64_t k = padded(shape, shape.k);
+    const Shape wanted = operand.is_transposed ? Shape{k, padded(shape, rows)} : Shape{rows, k};
     const bool is_rounded = plain.dtype == DType::bf16 || !shape.rounds;
-    if (plain.dtype == shape.operands && is_rounded && is_aligned(plain)) return plain;
-    const int64_t unit = kRowBytes / static_cast<int64_t>(size_of(shape.operands));
-    const int64_t cols = divide_up(plain.cols(), unit) * unit;
-    const Tensor copy = context.arena.allocate(shape.operands, {plain.rows(), cols});
+    const bool is_aligned = shape.operands == DType::f32 || address_alignment(plain.data) >= 16;
+    if (plain.dtype == shape.operands && is_rounded && is_aligned && plain.shape == wanted) return plain;
+    const Tensor copy = context.arena.allocate(shape.operands, wanted);
     if (!context.planning()) cuda::convert(context, plain, copy, shape.rounds);
     return copy;
 }
@@ -117,53 +123,54 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
             const MatmulOptions& options) {
     const MatmulShape shape = shape_of_matmul(a, b, c, options);
     const ArenaScope scope(context.arena);
-    const Tensor of_a = values_of(context, a, shape), of_b = values_of(context, b, shape);
+    const int64_t n = padded(shape, shape.n);
+    const Tensor of_a = values_of(context, a, shape.m, shape), of_b = values_of(context, b, n, shape);
     const Tensor row_scales = row_scales_of(a), col_scales = row_scales_of(b);
-    const bool is_finished = options.alpha_row != nullptr || options.alpha_col != nullptr ||
+    const bool is_finished = n != shape.n || options.alpha_row != nullptr || options.alpha_col != nullptr ||
                              row_scales.shape.rank() > 0 || col_scales.shape.rank() > 0 ||
                              (c.dtype == DType::bf16 && shape.operands == DType::f32);
     const bool has_scales = scale_of(a).shape.rank() > 0 || scale_of(b).shape.rank() > 0;
     const Tensor factors = context.arena.allocate(DType::f32, {2});
     const Tensor workspace = context.arena.allocate(DType::u8, {GpuProduct::kWorkspace});
-    const Tensor sums =
-        context.arena.allocate(DType::f32, {is_finished ? shape.m : 0, divide_up<int64_t>(shape.n, 4) * 4});
+    const Tensor sums = context.arena.allocate(DType::f32, {is_finished ? shape.m : 0, n});
+
+    GpuProductShape shape_of_product;
+    shape_of_product.m = shape.m;
+    shape_of_product.n = n;
+    shape_of_product.k = padded(shape, shape.k);
+    shape_of_product.a = stored(of_a, a.is_transposed);
+    shape_of_product.b = stored(of_b, b.is_transposed);
+    shape_of_product.c =
+        is_finished ? stored(sums, false) : StoredMatrix{n, false, address_alignment(c.data)};
+    shape_of_product.operands = shape.operands;
+    shape_of_product.result = is_finished ? DType::f32 : c.dtype;
+    shape_of_product.factors_on_device = has_scales && !is_finished;
+    const GpuProduct& product = GpuProduct::get(shape_of_product, context.planning());
     if (context.planning()) return;
 
     const float alpha = options.alpha.value_or(1.0f), beta = options.accumulate ? 1.0f : 0.0f;
-    constexpr float kOne = 1.0f, kZero = 0.0f;
     auto* const on_device = reinterpret_cast<Factors*>(factors.data);
     if (has_scales || is_finished)
         launch(context, form_factors, 1, 1, 0, alpha, ScaleOf(a), ScaleOf(b), beta, on_device);
-
-    GpuProductShape product;
-    product.m = shape.m;
-    product.n = shape.n;
-    product.k = shape.k;
-    product.a = stored(of_a, a.is_transposed);
-    product.b = stored(of_b, b.is_transposed);
-    product.operands = shape.operands;
-    if (is_finished) {
-        product.c = stored(sums, false);
-        GpuProduct::get(product).run(context, &kOne, of_a.data, of_b.data, &kZero, sums.data, workspace);
-        finish_all(context,
-                   {.sums = sums.as<float>(),
-                    .rows = shape.m,
-                    .cols = shape.n,
-                    .stride = sums.cols(),
-                    .factors = on_device,
-                    .alpha_row = options.alpha_row,
-                    .row_scales = static_cast<const float*>(row_scales.data),
-                    .col_scales = static_cast<const float*>(col_scales.data),
-                    .alpha_col = options.alpha_col,
-                    .accumulate = options.accumulate},
-                   c);
+    if (!is_finished) {
+        product.run(context, has_scales ? &on_device->alpha : &alpha, of_a.data, of_b.data,
+                    has_scales ? &on_device->beta : &beta, c.data, workspace);
         return;
     }
-    product.c = {shape.n, false, address_alignment(c.data)};
-    product.result = c.dtype;
-    product.factors_on_device = has_scales;
-    GpuProduct::get(product).run(context, has_scales ? &on_device->alpha : &alpha, of_a.data, of_b.data,
-                                 has_scales ? &on_device->beta : &beta, c.data, workspace);
+    constexpr float kOne = 1.0f, kZero = 0.0f;
+    product.run(context, &kOne, of_a.data, of_b.data, &kZero, sums.data, workspace);
+    finish_all(context,
+               {.sums = sums.as<float>(),
+                .rows = shape.m,
+                .cols = shape.n,
+                .stride = sums.cols(),
+                .factors = on_device,
+                .alpha_row = options.alpha_row,
+                .row_scales = static_cast<const float*>(row_scales.data),
+                .col_scales = static_cast<const float*>(col_scales.data),
+                .alpha_col = options.alpha_col,
+                .accumulate = options.accumulate},
+               c);
 }
 
 std::string matmul_description() { return gpu_product_description(); }

@@ -358,8 +358,6 @@ void QuantLinear::require_forms(const Context& context, bool has_round_target) c
     must_be_cpu(has_round_target, "rounding towards a target");
     must_be_cpu(recipe_->outliers.has_value(), "[outliers]");
     must_be_cpu(recipe_->wgrad_factor.has_value(), "wgrad.factor");
-    must_be_cpu(recipe_->fprop_y.is_quantized() || recipe_->dgrad_dx.is_quantized(),
-                "a quantised fprop.y or dgrad.dx");
 }
 
 QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master, AmaxHistory* history,

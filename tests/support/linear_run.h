@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/core.h"
+#include "core/cuda.h"
 #include "nn/quant_linear.h"
 
 namespace nibble::test {
@@ -66,29 +67,41 @@ struct Keys {
 
 // prepare, then forward and backward of each of `micro_batches` equal parts of the tokens. Outputs are F32.
 inline LinearOutput run_linear(const QuantLinear& layer, const LinearInput& input, const Keys& keys = {},
-                               int micro_batches = 1, AmaxHistory* history = nullptr) {
+                               int micro_batches = 1, AmaxHistory* history = nullptr,
+                               Device device = Device::cpu) {
     const int64_t tokens = input.x.rows(), part = tokens / micro_batches;
-    const Matrix y(DType::f32, tokens, layer.out()), dx(DType::f32, tokens, layer.in());
-    const Matrix dw(DType::f32, layer.out(), layer.in());
+    const auto on = [&](const Matrix& m) {
+        Buffer there(m.tensor().dtype, m.tensor().shape, device);
+        copy(m.tensor(), there.tensor());
+        return there;
+    };
+    const Buffer x = on(input.x), w = on(input.w), dy = on(input.dy);
+    const Buffer y(DType::f32, {tokens, layer.out()}, device), dx(DType::f32, {tokens, layer.in()}, device),
+        dw(DType::f32, {layer.out(), layer.in()}, device);
     const auto step = [&](Context& context) {
         const ArenaScope scope(context.arena);
-        const QuantLinear::Weight weight = layer.prepare(context, input.w.tensor(), history);
+        const QuantLinear::Weight weight = layer.prepare(context, w.tensor(), history);
         for (int i = 0; i < micro_batches; ++i) {
             const ArenaScope micro_scope(context.arena);
             context.micro_step = static_cast<uint32_t>(i);
-            const auto of = [&](const Matrix& m) { return m.tensor().slice(i * part, (i + 1) * part); };
-            const QuantLinear::Saved saved = layer.forward(context, weight, of(input.x), of(y));
-            layer.backward(context, weight, saved, of(input.dy), of(dx), dw.tensor());
+            const auto of = [&](const Buffer& b) { return b.tensor().slice(i * part, (i + 1) * part); };
+            const QuantLinear::Saved saved = layer.forward(context, weight, of(x), of(y));
+            layer.backward(context, weight, saved, of(dy), of(dx), dw.tensor());
         }
     };
-    Arena arena;
+    Arena arena(device);
     Context context{arena};
     context.seed = keys.seed;
     context.step = keys.step;
     step(context);
     arena.commit();
     step(context);
-    return {y.values(), dx.values(), dw.values()};
+    const auto values = [](const Buffer& b) {
+        const OnCpu here(b.tensor());
+        const auto all = here.tensor().span<float>();
+        return std::vector<float>(all.begin(), all.end());
+    };
+    return {values(y), values(dx), values(dw)};
 }
 
 // a [M, K] times b [N, K], transposed, in FP64.
