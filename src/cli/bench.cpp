@@ -195,7 +195,10 @@ void bench_quant(const BenchOptions& options) {
             Arena arena(device);
             const int64_t rows = transposed ? options.in : options.tokens,
                           cols = transposed ? options.tokens : options.in;
-            allocate_quantized(arena, spec, rows, cols);
+            {
+                const ArenaScope scope(arena);
+                allocate_quantized(arena, spec, rows, cols);
+            }
             arena.commit();
             QuantizedMatrix q = allocate_quantized(arena, spec, rows, cols);
             size_t bytes = x.bytes();

@@ -44,6 +44,7 @@ struct Job {
     bool is_bf16;
     bool is_vector;              // rows of x begin at multiples of 16 bytes
     int64_t rows, cols, stride;  // of the operand; `stride` elements between rows of x as it is stored
+    int steps;                   // tiles of a thread block
     int64_t padded_cols;
 
     uint8_t *codes, *scales, *mask;  // codes and scales: null where bytes are not wanted
@@ -123,68 +124,141 @@ struct InTile<AnyElement> {
     using Type = float;
 };
 
-template <typename T>
-__device__ __forceinline__ void load_row(const Job& job, Group& g) {
-    if constexpr (std::is_same_v<T, AnyElement>) {
-        return job.is_bf16 ? load_row<Bf16>(job, g) : load_row<float>(job, g);
-    } else {
-        const T* const from = static_cast<const T*>(job.x) + g.row * job.stride + g.col;
-        const int64_t present = g.row < job.rows ? job.cols - g.col : 0;
-        if (present >= kGroup && job.is_vector) {
-            alignas(16) T values[kGroup];
-#pragma unroll
-            for (size_t i = 0; i < sizeof(values) / sizeof(uint4); ++i) {
-                reinterpret_cast<uint4*>(values)[i] = reinterpret_cast<const uint4*>(from)[i];
-            }
-#pragma unroll
-            for (int i = 0; i < kGroup; ++i) g.x[i] = to_float(values[i]);
-            return;
-        }
-#pragma unroll
-        for (int i = 0; i < kGroup; ++i) g.x[i] = i < present ? to_float(from[i]) : 0.0f;
-    }
-}
+// Reads the tiles of a thread block one after the other. fetch() begins to read one, take() gives this
+// thread's group of it: in between is time for the tile before. (Of types other than BF16 take() does it
+// all.)
+template <typename T, bool kTransposed, int kRows>
+class Reader {
+  public:
+    using Type = typename InTile<T>::Type;
+    using Tile = TransposedTile<Type, kRows>;
 
-template <typename T, int kRows>
-__device__ __forceinline__ void load_tile(const Job& job, int64_t first_row, int64_t first_col,
-                                          typename InTile<T>::Type* tile) {
-    using Tile = TransposedTile<typename InTile<T>::Type, kRows>;
-    if constexpr (std::is_same_v<T, Bf16>) {
-        if (job.is_vector && first_row + kRows <= job.rows && first_col + kTileCols <= job.cols) {
-            constexpr int kWidth = sizeof(uint4) / sizeof(T), kInRow = kRows / kWidth;
-            for (int i = static_cast<int>(threadIdx.x); i < kTileCols * kInRow; i += kRows * kGroups) {
-                const int k = i / kInRow, r = i % kInRow * kWidth;
-                const uint4 values = *reinterpret_cast<const uint4*>(
-                    static_cast<const T*>(job.x) + (first_col + k) * job.stride + first_row + r);
-                auto* const to = reinterpret_cast<uint32_t*>(tile + Tile::at(k, r));
-                to[0] = values.x;
-                to[1] = values.y;
-                to[2] = values.z;
-                to[3] = values.w;
+    __device__ Reader(const Job& job, void* shared) : job_(job), tile_(static_cast<Type*>(shared)) {}
+
+    // From this row and column on, kRows x 128 elements of the operand.
+    __device__ __forceinline__ void fetch(int64_t first_row, int64_t first_col) {
+        if constexpr (std::is_same_v<T, Bf16>) {
+#pragma unroll
+            for (int i = 0; i < kPieces; ++i) {
+                const auto [row, col] = place_of(i);
+                ahead_[i] = piece(first_row + row, first_col + col);
             }
-            return;
         }
     }
-    for (int i = static_cast<int>(threadIdx.x); i < kTileCols * kRows; i += kRows * kGroups) {
-        const int k = i / kRows, r = i % kRows;
-        const bool is_there = first_col + k < job.cols && first_row + r < job.rows;
-        const int64_t at = (first_col + k) * job.stride + first_row + r;
-        typename InTile<T>::Type value{};
-        if constexpr (std::is_same_v<T, AnyElement>) {
-            if (is_there) {
-                value = job.is_bf16 ? to_float(static_cast<const Bf16*>(job.x)[at])
-                                    : static_cast<const float*>(job.x)[at];
+
+    // Called by all threads.
+    __device__ __forceinline__ void take(int64_t first_row, int64_t first_col, Group& g) {
+        const int row = static_cast<int>(threadIdx.x) / kGroups,
+                  group = static_cast<int>(threadIdx.x) % kGroups;
+        g.row = first_row + row;
+        g.col = first_col + group * kGroup;
+        if constexpr (kTransposed) {
+            __syncthreads();  // all have read the tile before
+            deposit(first_row, first_col);
+            __syncthreads();
+            Tile::read(tile_, group, row, g.x);
+        } else if constexpr (std::is_same_v<T, Bf16>) {
+            const auto* const words = reinterpret_cast<const uint32_t*>(ahead_);
+#pragma unroll
+            for (int i = 0; i < kGroup / 2; ++i) {
+                g.x[2 * i] = __uint_as_float(words[i] << 16);
+                g.x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
             }
         } else {
-            if (is_there) value = static_cast<const T*>(job.x)[at];
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i) g.x[i] = to_float(element(g.row, g.col + i));
         }
-        tile[Tile::at(k, r)] = value;
     }
-}
+
+  private:
+    static constexpr int kPieces = 2, kPiece = 8;  // of a thread, and the elements of one
+
+    // Where a piece lies in the tile: it goes along the rows of x as it is stored.
+    struct Place {
+        int row, col;
+    };
+    static __device__ Place place_of(int i) {
+        const int thread = static_cast<int>(threadIdx.x);
+        if constexpr (!kTransposed) return {thread / kGroups, thread % kGroups * kGroup + i * kPiece};
+        constexpr int kInRow = kRows / kPiece;
+        const int piece = i * kRows * kGroups + thread;
+        return {piece % kInRow * kPiece, piece / kInRow};
+    }
+    __device__ Type element(int64_t row, int64_t col) const {
+        if (row >= job_.rows || col >= job_.cols) return Type{};
+        const int64_t at = kTransposed ? col * job_.stride + row : row * job_.stride + col;
+        if constexpr (std::is_same_v<T, AnyElement>) {
+            return job_.is_bf16 ? to_float(static_cast<const Bf16*>(job_.x)[at])
+                                : static_cast<const float*>(job_.x)[at];
+        } else {
+            return static_cast<const T*>(job_.x)[at];
+        }
+    }
+    __device__ __forceinline__ uint4 piece(int64_t row, int64_t col) const {
+        const int64_t last_row = row + (kTransposed ? kPiece : 1),
+                      last_col = col + (kTransposed ? 1 : kPiece);
+        if (job_.is_vector && last_row <= job_.rows && last_col <= job_.cols) {
+            const int64_t at = kTransposed ? col * job_.stride + row : row * job_.stride + col;
+            return *reinterpret_cast<const uint4*>(static_cast<const Bf16*>(job_.x) + at);
+        }
+        return piece_of_elements(row, col);
+    }
+    // At the edges, and where rows are not aligned. Out of line: the registers are the other way's.
+    __device__ __noinline__ uint4 piece_of_elements(int64_t row, int64_t col) const {
+        uint32_t words[kPiece / 2] = {};
+#pragma unroll
+        for (int j = 0; j < kPiece; ++j) {
+            const Bf16 value = kTransposed ? element(row + j, col) : element(row, col + j);
+            words[j / 2] |= uint32_t{value.bits} << (j % 2 * 16);
+        }
+        return {words[0], words[1], words[2], words[3]};
+    }
+    __device__ __forceinline__ void deposit(int64_t first_row, int64_t first_col) {
+        if constexpr (std::is_same_v<T, Bf16>) {
+#pragma unroll
+            for (int i = 0; i < kPieces; ++i) {
+                const auto [row, col] = place_of(i);
+                auto* const to = reinterpret_cast<uint32_t*>(tile_ + Tile::at(col, row));
+                to[0] = ahead_[i].x;
+                to[1] = ahead_[i].y;
+                to[2] = ahead_[i].z;
+                to[3] = ahead_[i].w;
+            }
+        } else {
+            for (int i = static_cast<int>(threadIdx.x); i < kTileCols * kRows; i += kRows * kGroups) {
+                tile_[Tile::at(i / kRows, i % kRows)] = element(first_row + i % kRows, first_col + i / kRows);
+            }
+        }
+    }
+
+    const Job& job_;
+    Type* tile_;
+    uint4 ahead_[kPieces];
+};
+
+// The tiles of a thread block: `steps` of them, one below the other. Blocks that read the same lines of x are
+// neighbours.
+template <bool kTransposed, int kRows>
+struct Tiles {
+    int64_t first_row, first_col;
+    int count;
+
+    __device__ explicit Tiles(const Job& job) {
+        const int64_t cols = divide_up<int64_t>(job.padded_cols, kTileCols);
+        const int64_t rows = divide_up<int64_t>(job.rows, kRows);
+        const int64_t bands = divide_up<int64_t>(rows, job.steps), id = blockIdx.x;
+        const int64_t band = kTransposed ? id % bands : id / cols;
+        first_row = band * job.steps * kRows;
+        first_col = (kTransposed ? id / bands : id % cols) * kTileCols;
+        count = static_cast<int>(
+            min(static_cast<long long>(job.steps), static_cast<long long>(rows - band * job.steps)));
+    }
+    __device__ int64_t row(int step) const { return first_row + int64_t{step} * kRows; }
+};
 
 // --- rotation ---
 
-__device__ inline void rotate_group(const KernelSpec& s, const Job& job, float factor, Group& g) {
+__device__ __forceinline__ void rotate_group(const KernelSpec& s, const Job& job, float factor, Group& g) {
     const int place = static_cast<int>(g.col) & (s.rotation - 1);
     const int group = static_cast<int>(threadIdx.x) % kGroups;
     for (int round = 0; round < s.rounds; ++round) {
@@ -204,11 +278,11 @@ __device__ inline void rotate_group(const KernelSpec& s, const Job& job, float f
             }
         }
         for (int lane = 1; lane < s.rotation / kGroup; lane *= 2) {
-            const bool is_upper = (group & lane) != 0;
+            const uint32_t negated = (group & lane) != 0 ? 0x80000000u : 0u;  // a - b, seen from b
 #pragma unroll
             for (int i = 0; i < kGroup; ++i) {
                 const float other = __shfl_xor_sync(0xffffffffu, g.x[i], lane);
-                g.x[i] = is_upper ? other - g.x[i] : g.x[i] + other;
+                g.x[i] = other + __uint_as_float(__float_as_uint(g.x[i]) ^ negated);
             }
         }
 #pragma unroll
@@ -396,10 +470,38 @@ __device__ inline float quotient(float x, float c, float inverse) {
     return __fmaf_rn(__fmaf_rn(-q, c, x), inverse, q);
 }
 
+// Coins of scales: a draw has those of eight groups. Where the eight threads of 128 columns share one, each
+// of them makes that of one of eight steps.
+class ScaleCoins {
+  public:
+    __device__ uint16_t coin(const Job& job, int64_t group) {
+        return scale_coins(job.key, static_cast<uint64_t>(group) / 8).coin(static_cast<int>(group % 8));
+    }
+    // Called by all threads; `group` is that of this thread in this step.
+    template <int kRows>
+    __device__ __forceinline__ uint16_t coin_of_step(const Job& job, int64_t group, int step) {
+        const int thread = static_cast<int>(threadIdx.x) % kGroups;
+        if (step % kGroups == 0) {
+            const int64_t groups_between_steps = kRows * (job.padded_cols / kGroup);
+            draw_ = scale_coins(job.key, static_cast<uint64_t>(group + thread * groups_between_steps) / 8);
+        }
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            words[i] = __shfl_sync(0xffffffffu, draw_.word[i], step % kGroups, kGroups);
+        const uint32_t low = (thread & 2) != 0 ? words[1] : words[0],
+                       high = (thread & 2) != 0 ? words[3] : words[2];
+        const uint32_t word = (thread & 4) != 0 ? high : low;
+        return static_cast<uint16_t>((thread & 1) != 0 ? word >> 16 : word);
+    }
+
+  private:
+    Philox draw_;
+};
+
 __device__ inline uint8_t round_scale(const KernelSpec& s, const Job& job, float target, int64_t group) {
     if (s.scale_round == ScaleRounding::nearest) return nearest_scale(target);
-    return e4m3_stochastic(
-        target, scale_coins(job.key, static_cast<uint64_t>(group) / 8).coin(static_cast<int>(group % 8)));
+    return e4m3_stochastic(target, ScaleCoins().coin(job, group));
 }
 
 __device__ __forceinline__ Codes encode_group(const KernelSpec& s, const Job& job, const Nvfp4Tensor& tensor,
@@ -474,7 +576,7 @@ __device__ __forceinline__ float eden_factor_of_scaled(const float (&v)[kGroup],
 template <int kRows>
 __device__ __forceinline__ void quantize_nvfp4(const KernelSpec& s, const Job& job,
                                                const Nvfp4Tensor& of_tensor, Group& g, bool is_there,
-                                               PerThread<kRows>& shared) {
+                                               PerThread<kRows>& shared, ScaleCoins& coins, int step) {
     const Nvfp4Tensor tensor =
         s.outer ? nvfp4_tensor(job.rule, max_of_threads(max_of(g.x), kTileCols)) : of_tensor;
     const auto block_scale = [&](uint8_t byte) {
@@ -505,9 +607,15 @@ __device__ __forceinline__ void quantize_nvfp4(const KernelSpec& s, const Job& j
         }
     }
     const int64_t group = (g.row * job.padded_cols + g.col) / kNvfp4Group;
-    if (s.correct == Correction::eden && scale != 0) {
+    if (s.correct == Correction::eden) {
         const float factor = eden_factor_of_group(g, codes, scale, tensor.scale, eden_unit(tensor.amax));
-        scale = round_scale(s, job, factor * e4m3_decode(scale), group);
+        const float target = factor * e4m3_decode(scale);
+        if (s.scale_round == ScaleRounding::stochastic && s.rotation == kTileCols) {
+            const uint16_t coin = coins.coin_of_step<kRows>(job, group, step);
+            if (scale != 0) scale = e4m3_stochastic(target, coin);
+        } else if (scale != 0) {
+            scale = round_scale(s, job, target, group);
+        }
     }
     if (s.correct == Correction::eden_block) {
         const float factor = scale == 0 ? 0.0f : nvfp4_element_factor(tensor, scale);
@@ -640,102 +748,115 @@ __device__ inline float scaled(const Job& job, float tensor_scale) {
     return job.scale == nullptr ? tensor_scale : tensor_scale * *job.scale;
 }
 
-// Reads and rotates the group of this thread.
-template <typename T, bool kTransposed, int kRows>
-__device__ __forceinline__ Group load_group(const KernelSpec& s, const Job& job, float factor, void* shared) {
-    const int64_t col_tiles = divide_up<int64_t>(job.padded_cols, kTileCols);
-    // Tiles that read the same lines of x are neighbours.
-    const int64_t row_tiles = divide_up<int64_t>(job.rows, kRows), id = blockIdx.x;
-    const int64_t row_tile = kTransposed ? id % row_tiles : id / col_tiles;
-    const int64_t col_tile = kTransposed ? id / row_tiles : id % col_tiles;
-    const int row = static_cast<int>(threadIdx.x) / kGroups, group = static_cast<int>(threadIdx.x) % kGroups;
-    Group g{row_tile * kRows + row, col_tile * kTileCols + group * kGroup, {}};
-    if constexpr (kTransposed) {
-        using Type = typename InTile<T>::Type;
-        auto* const tile = static_cast<Type*>(shared);
-        load_tile<T, kRows>(job, row_tile * kRows, col_tile * kTileCols, tile);
-        __syncthreads();
-        TransposedTile<Type, kRows>::read(tile, group, row, g.x);
-    } else {
-        load_row<T>(job, g);
-    }
-    if (s.rotation != 0) rotate_group(s, job, factor, g);
-    return g;
-}
-
 // The largest magnitude after rotation: of the tensor, or of each row (kOfRows).
 template <typename T, bool kTransposed, int kRows, bool kOfRows>
 __global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_constant__ Job job) {
     extern __shared__ uint4 dynamic[];
-    const Group g = load_group<T, kTransposed, kRows>(job.spec, job, job.amax_factor, dynamic);
-    uint32_t largest = bits_of_largest(g.x);
-    for (int lane = kOfRows ? kGroups / 2 : kWarp / 2; lane > 0; lane /= 2) {
-        largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lane));
-    }
-    if constexpr (kOfRows) {
-        if (g.col % kTileCols == 0 && g.row < job.rows) {
-            atomicMax(reinterpret_cast<uint32_t*>(job.fp32_scales) + g.row, largest);
+    __shared__ uint32_t of_block;
+    if (threadIdx.x == 0) of_block = 0;
+    const Tiles<kTransposed, kRows> tiles(job);
+    Reader<T, kTransposed, kRows> reader(job, dynamic);
+    reader.fetch(tiles.first_row, tiles.first_col);
+    __syncthreads();
+    uint32_t largest = 0;
+    for (int step = 0; step < tiles.count; ++step) {
+        Group g;
+        reader.take(tiles.row(step), tiles.first_col, g);
+        if (step + 1 < tiles.count) reader.fetch(tiles.row(step + 1), tiles.first_col);
+        if (job.spec.rotation != 0) rotate_group(job.spec, job, job.amax_factor, g);
+        if constexpr (kOfRows) {
+            uint32_t of_row = bits_of_largest(g.x);
+            for (int lane = kGroups / 2; lane > 0; lane /= 2) {
+                of_row = max(of_row, __shfl_xor_sync(0xffffffffu, of_row, lane));
+            }
+            if (g.col % kTileCols == 0 && g.row < job.rows) {
+                atomicMax(reinterpret_cast<uint32_t*>(job.fp32_scales) + g.row, of_row);
+            }
+        } else {
+            largest = max(largest, bits_of_largest(g.x));
         }
-    } else {
-        if (threadIdx.x % kWarp == 0) atomicMax(&job.scalars->amax, largest);
+    }
+    if constexpr (!kOfRows) {
+        largest = __reduce_max_sync(0xffffffffu, largest);
+        if (threadIdx.x % kWarp == 0) atomicMax(&of_block, largest);
+        __syncthreads();
+        if (threadIdx.x == 0) atomicMax(&job.scalars->amax, of_block);
     }
 }
 
+// The number that a tensor's own scale is, given its amax; *tensor: what NVFP4's groups need of it.
+__device__ inline float tensor_scale_of(const KernelSpec& s, const Job& job, float amax,
+                                        Nvfp4Tensor* tensor) {
+    if (s.format == Format::nvfp4 && !s.outer) {
+        const float of_tensor = s.tensor == TensorScale::none ? job.rule.reach : amax;
+        *tensor = s.emulation ? emulated_tensor(job.rule, of_tensor) : nvfp4_tensor(job.rule, of_tensor);
+        return tensor->scale;
+    }
+    if (s.format == Format::mxfp4 && s.scale == ScaleRule::three_quarters) return kFourThirds;
+    const bool has_none = s.format == Format::nvfp4 || s.format == Format::mxfp4 ||
+                          s.format == Format::mxfp8 || s.is_row || s.block_cols > kGroup;
+    return has_none ? 1.0f : fp32_scale(largest_of(s.element), amax).scale;
+}
+
 template <typename Spec, typename T, bool kTransposed, int kRows>
-__global__ void __launch_bounds__(kRows* kGroups) quantize_kernel(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(kRows* kGroups, kRows == 32 ? 3 : 1)
+    quantize_kernel(const __grid_constant__ Job job) {
     extern __shared__ uint4 dynamic[];
     __shared__ PerThread<kRows> shared;
-    __shared__ Nvfp4Tensor shared_tensor;
-    __shared__ float shared_amax;
+    __shared__ Nvfp4Tensor tensor;
+    __shared__ float amax;
     const KernelSpec s = Spec::of(job);
+    const Tiles<kTransposed, kRows> tiles(job);
+    Reader<T, kTransposed, kRows> reader(job, dynamic);
+    reader.fetch(tiles.first_row, tiles.first_col);
     if (threadIdx.x == 0) {
-        const float amax = job.given_amax >= 0.0f ? job.given_amax : *job.amax;
-        float scale = 1.0f;
-        if (s.format == Format::nvfp4 && !s.outer && s.tensor != TensorScale::posthoc) {
-            const float of_tensor = s.tensor == TensorScale::none ? job.rule.reach : amax;
-            shared_tensor =
-                s.emulation ? emulated_tensor(job.rule, of_tensor) : nvfp4_tensor(job.rule, of_tensor);
-            scale = shared_tensor.scale;
-        } else if (s.format == Format::mxfp4 && s.scale == ScaleRule::three_quarters) {
-            scale = kFourThirds;
-        } else if (s.format == Format::nvfp4 || s.format == Format::mxfp4 || s.format == Format::mxfp8 ||
-                   s.is_row || s.block_cols > kGroup) {
-            scale = 1.0f;
-        } else {
-            scale = fp32_scale(largest_of(s.element), amax).scale;
-        }
-        shared_amax = amax;
+        amax = job.given_amax >= 0.0f ? job.given_amax : *job.amax;
+        const float scale = tensor_scale_of(s, job, amax, &tensor);
         if (blockIdx.x == 0 && s.tensor != TensorScale::posthoc) *job.tensor_scale = scaled(job, scale);
     }
     __syncthreads();
-    Group g = load_group<T, kTransposed, kRows>(s, job, job.factor, dynamic);
-    if (bits_of_largest(g.x) >= 0x7f800000u) *job.fault = 1;
-    const bool is_there = g.row < job.rows && g.col < job.padded_cols;
-    if (s.format == Format::mxfp4 || s.format == Format::mxfp8) {
-        quantize_mx(s, job, g, is_there, shared);
-    } else if (s.format != Format::nvfp4) {
-        quantize_fp32(s, job, shared_amax, g, is_there, shared);
-    } else if (s.tensor == TensorScale::posthoc) {
-        float largest = quantize_posthoc(s, job, g, is_there, shared);
-        largest = max_of_threads(largest, kWarp * kGroup);
-        if (threadIdx.x % kWarp == 0) atomicMax(&job.scalars->posthoc, __float_as_uint(largest));
-    } else {
-        quantize_nvfp4(s, job, shared_tensor, g, is_there, shared);
+    uint32_t largest_value = 0;
+    float largest_scale = 0.0f;
+    ScaleCoins coins;
+    for (int step = 0; step < tiles.count; ++step) {
+        Group g;
+        reader.take(tiles.row(step), tiles.first_col, g);
+        if (step + 1 < tiles.count) reader.fetch(tiles.row(step + 1), tiles.first_col);
+        if (s.rotation != 0) rotate_group(s, job, job.factor, g);
+        largest_value = max(largest_value, bits_of_largest(g.x));
+        const bool is_there = g.row < job.rows && g.col < job.padded_cols;
+        if (s.format == Format::mxfp4 || s.format == Format::mxfp8) {
+            quantize_mx(s, job, g, is_there, shared);
+        } else if (s.format != Format::nvfp4) {
+            quantize_fp32(s, job, amax, g, is_there, shared);
+        } else if (s.tensor == TensorScale::posthoc) {
+            largest_scale = fmaxf(largest_scale, quantize_posthoc(s, job, g, is_there, shared));
+        } else {
+            quantize_nvfp4(s, job, tensor, g, is_there, shared, coins, step);
+        }
+    }
+    if (largest_value >= 0x7f800000u) *job.fault = 1;
+    if (s.tensor == TensorScale::posthoc) {
+        const uint32_t largest = __reduce_max_sync(0xffffffffu, __float_as_uint(largest_scale));
+        if (threadIdx.x % kWarp == 0) atomicMax(&job.scalars->posthoc, largest);
     }
 }
 
 template <typename T, bool kTransposed, int kRows>
-void launch_tiles(const Context& context, void (*kernel)(Job), const Job& job) {
+void launch_tiles(const Context& context, void (*kernel)(Job), Job job) {
     using Type = typename InTile<T>::Type;
-    const int64_t tiles =
-        divide_up<int64_t>(job.rows, kRows) * divide_up<int64_t>(job.padded_cols, kTileCols);
+    constexpr int64_t kManyBlocks = 2048, kMostSteps = 8;
+    const int64_t rows = divide_up<int64_t>(job.rows, kRows);
+    const int64_t cols = divide_up<int64_t>(job.padded_cols, kTileCols);
+    job.steps = static_cast<int>(std::clamp<int64_t>(rows * cols / kManyBlocks, 1, kMostSteps));
+    const int64_t blocks = divide_up<int64_t>(rows, job.steps) * cols;
     const size_t shared = kTransposed ? sizeof(Type) * TransposedTile<Type, kRows>::kCount : 0;
     if (shared > 40 << 10) {
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(shared)),
               "shared memory of a kernel");
     }
-    launch(context, kernel, dim3(static_cast<unsigned>(tiles)), dim3(kRows * kGroups), shared, job);
+    launch(context, kernel, dim3(static_cast<unsigned>(blocks)), dim3(kRows * kGroups), shared, job);
 }
 
 inline constexpr int kFewRows = 32;    // of a tile
