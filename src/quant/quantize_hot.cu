@@ -70,6 +70,7 @@ constexpr std::array kHot = {
 
 template <size_t kIndex>
 struct HotSpec {
+    static constexpr int kBlocks = is_four_six(kHot[kIndex].scale) ? 2 : 3;
     static __device__ constexpr KernelSpec of(const Job&) { return kHot[kIndex]; }
 };
 

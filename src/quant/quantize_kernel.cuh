@@ -60,6 +60,7 @@ struct Job {
 
 // The spec of a kernel for all specs.
 struct AnySpec {
+    static constexpr int kBlocks = 1;  // at least so many of a multiprocessor
     static __device__ const KernelSpec& of(const Job& job) { return job.spec; }
 };
 
@@ -799,7 +800,7 @@ __device__ inline float tensor_scale_of(const KernelSpec& s, const Job& job, flo
 }
 
 template <typename Spec, typename T, bool kTransposed, int kRows>
-__global__ void __launch_bounds__(kRows* kGroups, kRows == 32 ? 3 : 1)
+__global__ void __launch_bounds__(kRows* kGroups, Spec::kBlocks)
     quantize_kernel(const __grid_constant__ Job job) {
     extern __shared__ uint4 dynamic[];
     __shared__ PerThread<kRows> shared;
