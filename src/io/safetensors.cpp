@@ -322,8 +322,6 @@ void write_safetensors(const fs::path& path, std::vector<NamedTensor> tensors, S
         const Tensor& tensor = named.tensor;
         require(seen.emplace(named.name, true).second, "{}: the tensor name {} cannot be written twice",
                 path.string(), shown(named.name));
-        require(tensor.device == Device::cpu, "{}: tensor {} is not in CPU memory", path.string(),
-                shown(named.name));
         nlohmann::ordered_json entry;
         entry["dtype"] = name_of(tensor.dtype);
         entry["shape"] = std::vector<int64_t>(tensor.shape.dims().begin(), tensor.shape.dims().end());
