@@ -9,7 +9,7 @@ find_path(CUDNN_FRONTEND_INCLUDE_DIR cudnn_frontend.h
 if(NOT CUDNN_INCLUDE_DIR OR NOT CUDNN_LIBRARY)
   message(FATAL_ERROR "A CUDA build needs cuDNN 9 with its headers: install it, or set CUDNN_ROOT to where it is")
 endif()
-if(NOT CUDNN_FRONTEND_INCLUDE_DIR)
+if(NIBBLE_CUDA AND NOT CUDNN_FRONTEND_INCLUDE_DIR)  # to build nibble; not to link what is installed
   message(FATAL_ERROR "A CUDA build needs the headers of cudnn-frontend: run scripts/install_cuda_packages.sh, or "
                       "set CUDNN_FRONTEND_ROOT to where they are")
 endif()
@@ -17,6 +17,8 @@ if(NOT TARGET CUDNN::cudnn)
   add_library(CUDNN::cudnn UNKNOWN IMPORTED)
   set_target_properties(CUDNN::cudnn PROPERTIES IMPORTED_LOCATION ${CUDNN_LIBRARY}
                                                 INTERFACE_INCLUDE_DIRECTORIES ${CUDNN_INCLUDE_DIR})
+endif()
+if(CUDNN_FRONTEND_INCLUDE_DIR AND NOT TARGET CUDNN::frontend)
   add_library(CUDNN::frontend INTERFACE IMPORTED)
   set_target_properties(CUDNN::frontend PROPERTIES INTERFACE_INCLUDE_DIRECTORIES ${CUDNN_FRONTEND_INCLUDE_DIR})
 endif()

@@ -1,0 +1,120 @@
+// Elements on a GPU: from scaled values to codes and what they are worth, and into memory.
+#pragma once
+
+#include "quant/kernel_job.cuh"
+
+namespace nibble::cuda {
+
+// --- elements ---
+
+// 16 elements: their codes, and what those are worth.
+struct Codes {
+    uint8_t of[kGroup];
+    float value[kGroup];
+};
+
+// e2m1_nearest() and e2m1_stochastic() without comparisons. A binade 2^e, e >= 0, has steps of 2^(e - 1); its
+// first code is 2 e + 2, and codes count up from 0 through all of them.
+__device__ inline uint32_t e2m1_binade(float a) { return max(__float_as_uint(a) & 0x7f800000u, 0x3f800000u); }
+__device__ inline uint32_t codes_below(uint32_t binade) { return (binade - 0x3f800000u) >> 22; }
+
+__device__ inline void round_to_nearest(float v, uint8_t& code, float& value) {
+    const float a = fminf(fabsf(v), kE2M1Max);
+    const uint32_t binade = e2m1_binade(a), sign = __float_as_uint(v) & 0x80000000u;
+    // Numbers from here on are whole steps: adding it rounds, to even.
+    const uint32_t whole = binade + (22u << 23);
+    const float rounded = a + __uint_as_float(whole);
+    code = static_cast<uint8_t>((__float_as_uint(rounded) - whole + codes_below(binade)) | sign >> 28);
+    value = __uint_as_float(__float_as_uint(rounded - __uint_as_float(whole)) | sign);
+}
+__device__ inline void round_by_coin(float v, uint16_t coin, uint8_t& code, float& value) {
+    const float a = fminf(fabsf(v), kE2M1Max);
+    const uint32_t binade = e2m1_binade(a), sign = __float_as_uint(v) & 0x80000000u;
+    const float steps = a * __uint_as_float((255u << 23) - binade);  // 2^(1 - e) a, below 4
+    // (coin + 1/2) / 65536; both sums are exact.
+    const float threshold = __uint_as_float(0x3f800000u | uint32_t{coin} << 7) - (1.0f - 0x1p-17f);
+    const float down = truncf(steps);
+    const float whole = steps - down > threshold ? down + 1.0f : down;
+    const uint32_t count = __float_as_uint(whole + 0x1p23f) & 7u;
+    code = static_cast<uint8_t>((count + codes_below(binade)) | sign >> 28);
+    value = __uint_as_float(__float_as_uint(whole * __uint_as_float(binade - (1u << 23))) | sign);
+}
+
+// Of 16 scaled values, the first of which has this index in the operand.
+__device__ __forceinline__ Codes round_group(const KernelSpec& s, const Job& job, int64_t first,
+                                             const float (&v)[kGroup]) {
+    Codes codes;
+    const auto each = [&](auto element, auto round) {
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) {
+            codes.of[i] = round(i);
+            codes.value[i] = element.decode(codes.of[i]);
+        }
+    };
+    if (s.round == Rounding::stochastic) {
+        Philox coins[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) coins[i] = element_coins(job.key, static_cast<uint64_t>(first) / 8 + i);
+        if (s.element == Element::e2m1) {
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i)
+                round_by_coin(v[i], coins[i / 8].coin(i % 8), codes.of[i], codes.value[i]);
+        } else {
+            with_element(s.element, [&](auto element) {
+                each(element, [&](int i) { return element.stochastic(v[i], coins[i / 8].coin(i % 8)); });
+            });
+        }
+    } else if (s.round == Rounding::nearest_away) {
+        each(E2M1Element{}, [&](int i) { return e2m1_nearest_away(v[i]); });
+    } else if (s.round == Rounding::nearest_down) {
+        each(E2M1Element{}, [&](int i) { return e2m1_nearest_down(v[i]); });
+    } else if (s.element == Element::e2m1) {
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) round_to_nearest(v[i], codes.of[i], codes.value[i]);
+    } else {
+        with_element(s.element,
+                     [&](auto element) { each(element, [&](int i) { return element.nearest(v[i]); }); });
+    }
+    return codes;
+}
+
+__device__ inline void store_codes(const KernelSpec& s, const Job& job, int64_t first, const Codes& codes) {
+    if (bits_of(s.element) == 8) {
+        uint32_t words[4] = {};
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) words[i / 4] |= static_cast<uint32_t>(codes.of[i]) << (i % 4 * 8);
+        *reinterpret_cast<uint4*>(job.codes + first) = {words[0], words[1], words[2], words[3]};
+        return;
+    }
+    uint32_t words[2] = {};
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) words[i / 8] |= static_cast<uint32_t>(codes.of[i]) << (i % 8 * 4);
+    *reinterpret_cast<uint2*>(job.codes + first / 2) = {words[0], words[1]};
+}
+
+// What products read, code * scale: exact in BF16.
+__device__ inline void store_operand(const Job& job, int64_t first, const Codes& codes, float scale) {
+    uint32_t words[kGroup / 2];
+#pragma unroll
+    for (int i = 0; i < kGroup / 2; ++i) {
+        words[i] = __byte_perm(__float_as_uint(codes.value[2 * i] * scale),
+                               __float_as_uint(codes.value[2 * i + 1] * scale), 0x7632);
+    }
+    auto* const to = reinterpret_cast<uint4*>(job.operand + first);
+    to[0] = {words[0], words[1], words[2], words[3]};
+    to[1] = {words[4], words[5], words[6], words[7]};
+}
+
+// The results of a group: its codes, its scale byte (where the format has one) and, `scale` being what that
+// is worth, its part of the operand. Each where the caller wants it.
+__device__ inline void store_group(const KernelSpec& s, const Job& job, const Group& g, const Codes& codes,
+                                   uint8_t byte, float scale) {
+    const int64_t first = g.row * job.padded_cols + g.col;
+    if (job.codes != nullptr) {
+        store_codes(s, job, first, codes);
+        if (job.scales != nullptr && g.col % s.block_cols == 0) job.scales[first / s.block_cols] = byte;
+    }
+    if (job.operand != nullptr) store_operand(job, first, codes, scale);
+}
+
+}  // namespace nibble::cuda
