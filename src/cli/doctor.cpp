@@ -15,28 +15,32 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-void print_gpus() {
+// True if nibble can use one.
+bool print_gpus() {
     try {
         require_cuda();
     } catch (const Error& error) {
         fmt::print("gpu         none: {}\n", error.what());
-        return;
+        return false;
     }
     for (const CudaDevice& gpu : cuda_devices())
         fmt::print("gpu         {}, sm_{}{}, {} multiprocessors, {} of {} of memory available, CUDA {}\n",
                    gpu.name, gpu.major, gpu.minor, gpu.multiprocessors,
                    bytes_text(static_cast<double>(gpu.available_memory)),
                    bytes_text(static_cast<double>(gpu.memory)), cuda_version());
+    return true;
 }
 
-void print_machine() {
+// Returns the devices that nibble can use.
+std::vector<Device> print_machine() {
     const Json machine = describe_machine();
     const auto text = [&](const char* key) { return machine.at(key).get<std::string>(); };
     fmt::print("nibble {}, {}\n", text("nibble"), text("compiler"));
     fmt::print("machine     {}, {}, {} threads, {} of memory available\n", cpu_name(), text("cpu_isa"),
                machine.at("threads").dump(), bytes_text(static_cast<double>(available_memory())));
-    print_gpus();
-    fmt::print("gemm        {}\n", text("gemm"));
+    const bool has_gpu = print_gpus();
+    fmt::print("gemm        {}{}\n", text("gemm"), has_gpu ? "; " + matmul_description(Device::cuda) : "");
+    return has_gpu ? std::vector{Device::cpu, Device::cuda} : std::vector{Device::cpu};
 }
 
 // True if all is well.
@@ -53,13 +57,12 @@ bool print_quantizers() {
 }
 
 // The largest error of a product of two operands under a spec, as a share of the sum of magnitudes.
-double product_error(const QuantSpec& spec) {
+double product_error(Device device, const QuantSpec& spec) {
     constexpr int64_t kRows = 33, kCols = 70, kDepth = 320;
     std::vector<float> a_values = random_samples(Distribution::normal, kRows * kDepth, 1),
                        b_values = random_samples(Distribution::normal, kCols * kDepth, 2);
-    Arena arena;
+    Arena arena(device);
     Context context{arena};
-    std::vector<float> product(kRows * kCols);
     double worst = 0;
     const auto run = [&] {
         const ArenaScope scope(arena);
@@ -67,19 +70,22 @@ double product_error(const QuantSpec& spec) {
                         b = allocate_quantized(arena, spec, kCols, kDepth);
         const Tensor a_exact = arena.allocate(DType::f32, {kRows, a.padded_cols}),
                      b_exact = arena.allocate(DType::f32, {kCols, b.padded_cols});
-        quantize(context, spec, view_of(a_values, {kRows, kDepth}), {}, a);
-        quantize(context, spec, view_of(b_values, {kCols, kDepth}), {}, b);
+        const Tensor product = arena.allocate(DType::f32, {kRows, kCols});
+        quantize(context, spec, on_device(context, view_of(a_values, {kRows, kDepth})), {}, a);
+        quantize(context, spec, on_device(context, view_of(b_values, {kCols, kDepth})), {}, b);
         dequantize(context, a, a_exact);
         dequantize(context, b, b_exact);
-        matmul(context, a, b, view_of(product, {kRows, kCols}));
-        for (int64_t i = 0; i < kRows * kCols && !context.planning(); ++i) {
+        matmul(context, a, b, product);
+        if (context.planning()) return;
+        const OnCpu a_here(a_exact), b_here(b_exact), product_here(product);
+        for (int64_t i = 0; i < kRows * kCols; ++i) {
             double sum = 0, magnitudes = 0;
             for (int64_t k = 0; k < a.padded_cols; ++k) {
-                const double term = double{a_exact.as<float>()[i / kCols * a.padded_cols + k]} *
-                                    double{b_exact.as<float>()[i % kCols * b.padded_cols + k]};
+                const double term = double{a_here.tensor().as<float>()[i / kCols * a.padded_cols + k]} *
+                                    double{b_here.tensor().as<float>()[i % kCols * b.padded_cols + k]};
                 sum += term, magnitudes += std::fabs(term);
             }
-            const double error = std::fabs(double{product[static_cast<size_t>(i)]} - sum) / magnitudes;
+            const double error = std::fabs(double{product_here.tensor().as<float>()[i]} - sum) / magnitudes;
             if (!(error <= worst)) worst = std::isnan(error) ? INFINITY : error;
         }
     };
@@ -89,26 +95,31 @@ double product_error(const QuantSpec& spec) {
     return worst;
 }
 
-bool print_products() {
+bool print_products(Device device) {
     constexpr double kMost = 1e-6;  // of FP32 sums; operands rounded once more would give 1e-3
     bool is_well = true;
     for (const char* spec : {"nvfp4 1x16", "mxfp4 1x32", "mxfp8:e4m3 1x32", "fp8:e4m3 tensor", "fp4 row",
                              "nvfp4 1x16 outer=1x128"}) {
-        const double error = product_error(parse_spec(spec));
-        fmt::print("product     {}: error {:.1e} of the sum of magnitudes: {}\n", spec, error,
-                   error <= kMost ? "exact operands, sums in f32" : "WRONG");
+        const double error = product_error(device, parse_spec(spec));
+        fmt::print("product     {}, {}: error {:.1e} of the sum of magnitudes: {}\n", name_of(device), spec,
+                   error, error <= kMost ? "exact operands, sums in f32" : "WRONG");
         is_well = is_well && error <= kMost;
     }
     return is_well;
 }
 
 // How the products of the linear layers are executed: those of a recipe that are alike, together.
-void print_recipes() {
+void print_recipes(Device device) {
     size_t width = 0;
     for (const Recipe& recipe : builtin_recipes()) width = std::max(width, recipe.name.size());
     for (const Recipe& recipe : builtin_recipes()) {
+        if (const std::string_view part = part_of_the_cpu(recipe); device != Device::cpu && !part.empty()) {
+            fmt::print("on {:<8} {:<{}}  not: {} runs on the cpu only\n", name_of(device), recipe.name, width,
+                       part);
+            continue;
+        }
         std::vector<std::pair<std::string, std::string>> ways;  // products, and how they are executed
-        for (const Json& product : describe_products(recipe, DType::bf16)) {
+        for (const Json& product : describe_products(recipe, DType::bf16, device)) {
             const std::string name = product.at("product"), executed = product.at("executed");
             if (name == "lm_head") continue;
             if (!ways.empty() && ways.back().second == executed)
@@ -119,14 +130,16 @@ void print_recipes() {
         std::string text;
         for (const auto& [products, executed] : ways)
             text += fmt::format("{}{} {}", text.empty() ? "" : "; ", products, executed);
-        fmt::print("on cpu      {:<{}}  {}\n", recipe.name, width, text);
+        fmt::print("on {:<8} {:<{}}  {}\n", name_of(device), recipe.name, width, text);
     }
 }
 
 void examine() {
-    print_machine();
-    const bool quantizers = print_quantizers(), products = print_products();
-    print_recipes();
+    const std::vector<Device> devices = print_machine();
+    const bool quantizers = print_quantizers();
+    bool products = true;
+    for (const Device device : devices) products = print_products(device) && products;
+    for (const Device device : devices) print_recipes(device);
     require(
         quantizers && products,
         "this machine does not compute what nibble defines, see above; results from it are not comparable");

@@ -350,14 +350,18 @@ bool QuantLinear::needs_history() const {
     return false;
 }
 
+std::string_view part_of_the_cpu(const Recipe& recipe) {
+    for (const std::string_view name : kOperandNames) {
+        const OperandSpec& o = operand(recipe, name);
+        if (has_bytes(o) && o.spec.tensor == TensorScale::delayed) return "tensor=delayed";
+    }
+    if (recipe.outliers) return "[outliers]";
+    return recipe.wgrad_factor ? "wgrad.factor" : "";
+}
+
 void QuantLinear::require_forms(const Context& context, bool has_round_target) const {
-    const auto must_be_cpu = [&](bool is_used, std::string_view what) {
-        if (is_used) require_cpu(context, what);
-    };
-    must_be_cpu(needs_history(), "tensor=delayed");
-    must_be_cpu(has_round_target, "rounding towards a target");
-    must_be_cpu(recipe_->outliers.has_value(), "[outliers]");
-    must_be_cpu(recipe_->wgrad_factor.has_value(), "wgrad.factor");
+    if (const std::string_view part = part_of_the_cpu(*recipe_); !part.empty()) require_cpu(context, part);
+    if (has_round_target) require_cpu(context, "rounding towards a target");
 }
 
 QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master, AmaxHistory* history,

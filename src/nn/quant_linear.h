@@ -104,4 +104,8 @@ class QuantLinear {
     Observer observer_;
 };
 
+// What of a recipe's linear layers has no CUDA form, so that they run on the CPU only: "[outliers]"; empty:
+// nothing.
+std::string_view part_of_the_cpu(const Recipe& recipe);
+
 }  // namespace nibble
