@@ -16,7 +16,6 @@ constexpr int kWidth = 4;
 struct LossArguments {
     int64_t vocabulary;
     const float* logits;
-    const float* factors[2];
     float factor, scale;
     const int32_t* targets;
     float* losses;
@@ -57,37 +56,41 @@ struct Softmax {
 };
 
 // A block a row. Rows begin anywhere; what is between multiples of four, counted from the first row, is read
-// four at a time. The second pass goes backwards: what was read last is still in the cache.
-template <LossRow::Rounding kRounding, typename Element>
-__global__ void __launch_bounds__(kThreads) loss_kernel(const LossArguments a, Element* gradients) {
+// four at a time. The second pass goes backwards, for what was read last is still in the cache. Where the
+// cache is too small for two rows a multiprocessor (kHolds), there is one, and its first `held` pieces stay
+// in shared memory.
+template <bool kHolds, LossRow::Rounding kRounding, typename Element>
+__global__ void __launch_bounds__(kThreads, kHolds ? 1 : 2)
+    loss_kernel(const LossArguments a, int held, Element* gradients) {
+    extern __shared__ __align__(16) float held_logits[];
     __shared__ float maxima[kWarp], sums[kWarp];
     const int64_t begin = blockIdx.x * a.vocabulary, end = begin + a.vocabulary;
     const int64_t first = min(end, (begin + kWidth - 1) / kWidth * kWidth),
                   last = max(first, end / kWidth * kWidth);
-    const int64_t pieces = (last - first) / kWidth, heads = first - begin, singles = heads + (end - last);
+    const auto pieces = static_cast<int>((last - first) / kWidth), heads = static_cast<int>(first - begin);
+    const int singles = heads + static_cast<int>(end - last), thread = static_cast<int>(threadIdx.x);
     // The place of one of the `singles` before and after the pieces.
-    const auto place_of = [&](int64_t i) { return i < heads ? begin + i : last + (i - heads); };
-    const int64_t target = a.targets[blockIdx.x];
-    const auto thread = static_cast<int64_t>(threadIdx.x);
+    const auto place_of = [&](int i) { return i < heads ? begin + i : last + (i - heads); };
+    const float* const row = a.logits + first;
+    const int target = a.targets[blockIdx.x];
 
     if (target == kIgnoredTarget) {
         if (thread == 0) a.losses[blockIdx.x] = 0.0f;
         if (gradients == nullptr) return;
         const float zeros[kWidth] = {}, zero[1] = {};
-        for (int64_t i = thread; i < pieces; i += kThreads)
-            store_floats(zeros, gradients + first + i * kWidth);
+        for (int i = thread; i < pieces; i += kThreads)
+            store_floats(zeros, gradients + first + int64_t{i} * kWidth);
         if (thread < singles) store_floats(zero, gradients + place_of(thread));
         return;
     }
-    float factor = a.factor;
-    for (const float* other : a.factors)
-        if (other != nullptr) factor *= *other;
+    const float factor = a.factor;
 
     Softmax softmax;
 #pragma unroll 4
-    for (int64_t i = thread; i < pieces; i += kThreads) {
+    for (int i = thread; i < pieces; i += kThreads) {
         float logits[kWidth];
-        load_floats(a.logits + first + i * kWidth, logits);
+        load_floats(row + int64_t{i} * kWidth, logits);
+        if (kHolds && i < held) store_floats(logits, held_logits + i * kWidth);
         for (float& v : logits) v *= factor;
         softmax.add(logits);
     }
@@ -109,23 +112,28 @@ __global__ void __launch_bounds__(kThreads) loss_kernel(const LossArguments a, E
     if (gradients == nullptr) return;
 
     const float inverse = a.scale / total;
-    const auto gradient = [&](int64_t at, float logit) {
+    const auto gradient = [&](int column, float logit) {
         float e = expf(logit * factor - max);
-        if (at == begin + target) e -= total;
+        if (column == target) e -= total;
         return rounded<kRounding>(e * inverse);
     };
     if (thread < singles) {
         const int64_t at = place_of(thread);
-        const float out[1] = {gradient(at, a.logits[at])};
+        const float out[1] = {gradient(static_cast<int>(at - begin), a.logits[at])};
         store_floats(out, gradients + at);
     }
-#pragma unroll 4
-    for (int64_t i = pieces - 1 - thread; i >= 0; i -= kThreads) {
-        const int64_t at = first + i * kWidth;
+    const auto make_piece = [&](int i, const float* logits) {
         float values[kWidth];
-        load_floats(a.logits + at, values);
-        for (int j = 0; j < kWidth; ++j) values[j] = gradient(at + j, values[j]);
-        store_floats(values, gradients + at);
+        load_floats(logits + i * kWidth, values);
+        for (int j = 0; j < kWidth; ++j) values[j] = gradient(heads + i * kWidth + j, values[j]);
+        store_floats(values, gradients + first + i * kWidth);
+    };
+    int i = pieces - 1 - thread;
+#pragma unroll 4
+    for (; i >= (kHolds ? held : 0); i -= kThreads) make_piece(i, row);
+    if constexpr (kHolds) {
+#pragma unroll 4
+        for (; i >= 0; i -= kThreads) make_piece(i, held_logits);
     }
 }
 
@@ -146,16 +154,37 @@ __global__ void __launch_bounds__(kThreads)
     result[1] = count;
 }
 
-// out[i] = a * *b.
-__global__ void fill_product_kernel(int64_t count, float a, const float* b, float* out) {
-    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-    if (i < count) out[i] = a * *b;
+// Pieces of a row of logits to hold in the shared memory of a block: none where the cache is large enough.
+int held_pieces(int64_t vocabulary) {
+    static const auto attribute = [](cudaDeviceAttr which) {
+        int device = 0, value = 0;
+        check(cudaGetDevice(&device), "the GPU in use");
+        check(cudaDeviceGetAttribute(&value, which, device), "size of the GPU");
+        return int64_t{value};
+    };
+    static const int64_t cache = attribute(cudaDevAttrL2CacheSize);
+    static const int64_t shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    constexpr int64_t kBytes = sizeof(float), kReductions = 1024;
+    if (vocabulary * kBytes * 2 * multiprocessors() <= cache) return 0;
+    return static_cast<int>(std::min(vocabulary / kWidth, (shared - kReductions) / (kWidth * kBytes)));
 }
 
-// What a product reads of x or of the weight: `values` times the number at `scale`, if any.
+// What a product reads of x or of the weight: `values`, which lack the factor `scale` (F32 [1]), if it has a
+// shape.
 struct HeadOperand {
-    Tensor values;
-    const float* scale = nullptr;
+    Tensor values, scale;
+
+    Operand rows(int64_t begin, int64_t end) const { return with_scale(values.slice(begin, end)); }
+    Operand all() const { return with_scale(values); }
+    Operand transposed(int64_t begin, int64_t end) const {
+        return with_scale(Operand::transposed(values.slice(begin, end)));
+    }
+
+  private:
+    Operand with_scale(Operand operand) const {
+        operand.scale = scale;
+        return operand;
+    }
 };
 
 Tensor as_matrix(const Tensor& x) { return x.reshaped({x.rows(), x.cols()}); }
@@ -176,7 +205,7 @@ HeadOperand in_fp8(Context& context, const Tensor& x, std::string_view name) {
     const bool is_padded = q.padded_cols != x.cols();
     const Tensor decoded = is_padded ? context.arena.allocate(values.dtype, {q.rows, q.padded_cols}) : values;
     nibble::dequantize_operand(context, q, decoded);
-    if (context.planning()) return {values};
+    if (context.planning()) return {values, scale};
     if (is_padded) {
         const auto width = static_cast<size_t>(x.cols()) * sizeof(Bf16);
         check(cudaMemcpy2DAsync(values.data, width, decoded.data,
@@ -185,17 +214,7 @@ HeadOperand in_fp8(Context& context, const Tensor& x, std::string_view name) {
               "copy on the GPU");
     }
     cuda::copy(context, q.tensor_scale, scale);
-    return {values, scale.as<float>()};
-}
-
-// A factor a * *b for each of `count` columns of a product; null where nothing multiplies.
-const float* column_factors(Context& context, int64_t count, float a, const float* b, bool needed) {
-    if (!needed) return nullptr;
-    const Tensor factors = context.arena.allocate(DType::f32, {count});
-    if (context.planning()) return nullptr;
-    launch(context, fill_product_kernel, static_cast<unsigned>(divide_up<int64_t>(count, 256)), 256, 0, count,
-           a, b, factors.as<float>());
-    return factors.as<float>();
+    return {values, scale};
 }
 
 // Rows whose logits (F32), and whose gradients of logits, exist at a time: large products, and memory that
@@ -219,7 +238,7 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
     const ArenaScope scope(context.arena);
     const Tensor losses = context.arena.allocate(DType::f32, {rows});
     const Tensor result = context.arena.allocate(DType::f64, {2});
-    HeadOperand a = {as_matrix(x)}, b = {weight};
+    HeadOperand a = {as_matrix(x), {}}, b = {weight, {}};
     if (is_fp8) {
         a = in_fp8(context, x, "input of lm_head");
         b = in_fp8(context, weight, "weight of lm_head");
@@ -231,13 +250,11 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
     const Tensor gradients = context.arena.allocate(operands, {backward ? chunk : 0, vocabulary});
     // What the gradients of the logits that are kept lack.
     const float lacks = is_fp8 ? scale / kLargestGradient : 1.0f;
-    MatmulOptions plain, for_dx, for_dweight;
-    plain.compute = for_dx.compute = for_dweight.compute = operands;
+    MatmulOptions forward, for_dx;
+    forward.compute = for_dx.compute = operands;
+    for_dx.alpha = lacks;
+    MatmulOptions for_dweight = for_dx;
     for_dweight.accumulate = true;
-    if (backward) {
-        for_dx.alpha_col = column_factors(context, cols, lacks, b.scale, is_fp8);
-        for_dweight.alpha_col = column_factors(context, cols, lacks, a.scale, is_fp8);
-    }
     const LossRow how{.scale = is_fp8 ? kLargestGradient : scale,
                       .is_bf16 = operands == DType::bf16,
                       .rounding = is_fp8 ? LossRow::Rounding::e5m2 : LossRow::Rounding::none};
@@ -246,18 +263,17 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
         for (int64_t at = begin; at < end; at += tile) {
             const int64_t next = std::min(end, at + tile);
             const Tensor tile_logits = logits.slice(0, next - at);
-            nibble::matmul(context, a.values.slice(at, next), b.values, tile_logits, plain);
+            nibble::matmul(context, a.rows(at, next), b.all(), tile_logits, forward);
             if (context.planning()) continue;
-            cuda::loss_rows(context, how, tile_logits, {a.scale, b.scale}, targets.slice(at, next),
-                            losses.slice(at, next),
+            cuda::loss_rows(context, how, tile_logits, targets.slice(at, next), losses.slice(at, next),
                             backward ? gradients.slice(at - begin, next - begin) : Tensor{});
         }
         if (!backward) continue;
         const Tensor chunk_gradients = gradients.slice(0, end - begin);
-        nibble::matmul(context, chunk_gradients, Operand::transposed(b.values),
-                       as_matrix(dx).slice(begin, end), for_dx);
-        nibble::matmul(context, Operand::transposed(chunk_gradients),
-                       Operand::transposed(a.values.slice(begin, end)), dweight, for_dweight);
+        nibble::matmul(context, chunk_gradients, b.transposed(0, vocabulary), as_matrix(dx).slice(begin, end),
+                       for_dx);
+        nibble::matmul(context, Operand::transposed(chunk_gradients), a.transposed(begin, end), dweight,
+                       for_dweight);
     }
     if (context.planning()) return {};
     launch(context, total_kernel, 1, kThreads, 0, rows, losses.as<float>(), targets.as<int32_t>(),
@@ -270,19 +286,27 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
 
 }  // namespace
 
-void loss_rows(Context& context, const LossRow& row, const Tensor& logits,
-               const std::array<const float*, 2>& factors, const Tensor& targets, const Tensor& losses,
-               const Tensor& gradients) {
-    const LossArguments arguments{logits.cols(), logits.as<float>(),    {factors[0], factors[1]}, row.factor,
+void loss_rows(Context& context, const LossRow& row, const Tensor& logits, const Tensor& targets,
+               const Tensor& losses, const Tensor& gradients) {
+    const LossArguments arguments{logits.cols(), logits.as<float>(),    row.factor,
                                   row.scale,     targets.as<int32_t>(), losses.as<float>()};
     const auto go = [&]<typename Element>(Element* to) {
         require(fits_width<Element>(kWidth, kWidth, {to}) &&
                     fits_width<float>(kWidth, kWidth, {arguments.logits}),
                 "loss_rows: tensors on the GPU begin at multiples of 16 bytes");
-        auto* kernel = loss_kernel<LossRow::Rounding::none, Element>;
-        if (row.rounding == LossRow::Rounding::bf16) kernel = loss_kernel<LossRow::Rounding::bf16, Element>;
-        if (row.rounding == LossRow::Rounding::e5m2) kernel = loss_kernel<LossRow::Rounding::e5m2, Element>;
-        launch(context, kernel, static_cast<unsigned>(logits.rows()), kThreads, 0, arguments, to);
+        const int held = to == nullptr ? 0 : held_pieces(logits.cols());
+        const auto with_rounding = [&](auto holds) {
+            using enum LossRow::Rounding;
+            auto* kernel = loss_kernel<holds(), none, Element>;
+            if (row.rounding == bf16) kernel = loss_kernel<holds(), bf16, Element>;
+            if (row.rounding == e5m2) kernel = loss_kernel<holds(), e5m2, Element>;
+            const int shared = held * kWidth * static_cast<int>(sizeof(float));
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+                  "shared memory of a kernel");
+            launch(context, kernel, static_cast<unsigned>(logits.rows()), kThreads,
+                   static_cast<size_t>(shared), arguments, held, to);
+        };
+        held > 0 ? with_rounding(std::true_type()) : with_rounding(std::false_type());
     };
     if (gradients.data == nullptr) return go(static_cast<float*>(nullptr));
     with_elements(gradients, go);

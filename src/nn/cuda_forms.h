@@ -47,12 +47,10 @@ HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& wei
                             float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands);
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
                  HeadOperands operands);
-// nibble::loss_row() of every row. logits: F32 [R, V], not overwritten, multiplied by row.factor and by the
-// F32 numbers at `factors`, where not null; targets: I32 [R]; losses: F32 [R]; gradients: BF16 or F32 [R, V],
-// or no data.
-void loss_rows(Context& context, const LossRow& row, const Tensor& logits,
-               const std::array<const float*, 2>& factors, const Tensor& targets, const Tensor& losses,
-               const Tensor& gradients);
+// nibble::loss_row() of every row. logits: F32 [R, V], not overwritten; targets: I32 [R]; losses: F32 [R];
+// gradients: BF16 or F32 [R, V], or no data.
+void loss_rows(Context& context, const LossRow& row, const Tensor& logits, const Tensor& targets,
+               const Tensor& losses, const Tensor& gradients);
 
 bool is_finite(const Context& context, const Tensor& tensor);
 

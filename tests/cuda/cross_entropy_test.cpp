@@ -38,16 +38,12 @@ TEST_P(CrossEntropyOnGpu, ARowsLossAndGradientAreThoseOfTheCpu) {
             const Twin targets = Twin::of<int32_t>({kRows}, targets_of(kRows, vocabulary));
             const Twin losses = Twin::output(DType::f32, {kRows});
             const Twin gradients = Twin::output(GetParam(), {kRows, vocabulary});
-            const Twin factor = Twin::of<float>({2}, {1.5f, 2.0f});
-            const LossRow row{.factor = 1.0f, .scale = c.scale, .is_bf16 = is_bf16, .rounding = c.rounding};
+            const LossRow row{.factor = 3.0f, .scale = c.scale, .is_bf16 = is_bf16, .rounding = c.rounding};
             run_on(Device::cuda, [&](Context& context) {
                 if (context.planning()) return;
-                const auto* factors = factor.gpu.tensor().as<float>();
-                cuda::loss_rows(context, row, logits.gpu.tensor(), {factors, factors + 1},
-                                targets.gpu.tensor(), losses.gpu.tensor(), gradients.gpu.tensor());
+                cuda::loss_rows(context, row, logits.gpu.tensor(), targets.gpu.tensor(), losses.gpu.tensor(),
+                                gradients.gpu.tensor());
             });
-            LossRow scaled = row;
-            scaled.factor = 3.0f;
             with_elements(gradients.cpu.tensor(), [&](auto* to) {
                 for (int64_t t = 0; t < kRows; ++t) {
                     const int32_t target = targets.cpu.tensor().as<int32_t>()[t];
@@ -57,7 +53,7 @@ TEST_P(CrossEntropyOnGpu, ARowsLossAndGradientAreThoseOfTheCpu) {
                         continue;
                     }
                     losses.cpu.tensor().as<float>()[t] =
-                        loss_row(scaled, logits.cpu.tensor().as<float>() + t * vocabulary, vocabulary, target,
+                        loss_row(row, logits.cpu.tensor().as<float>() + t * vocabulary, vocabulary, target,
                                  to + t * vocabulary);
                 }
             });
@@ -72,7 +68,7 @@ TEST_P(CrossEntropyOnGpu, ATargetOutsideTheVocabularyMakesTheLossNan) {
     const Twin targets = Twin::of<int32_t>({2}, {40, 39}), gradients = Twin::output(GetParam(), {2, 40});
     run_on(Device::cuda, [&](Context& context) {
         if (context.planning()) return;
-        cuda::loss_rows(context, {}, logits.gpu.tensor(), {}, targets.gpu.tensor(), losses.gpu.tensor(),
+        cuda::loss_rows(context, {}, logits.gpu.tensor(), targets.gpu.tensor(), losses.gpu.tensor(),
                         gradients.gpu.tensor());
     });
     const Buffer loss = losses.received(), gradient = gradients.received();
@@ -80,6 +76,68 @@ TEST_P(CrossEntropyOnGpu, ATargetOutsideTheVocabularyMakesTheLossNan) {
     EXPECT_TRUE(std::isfinite(loss.tensor().as<float>()[1]));
     EXPECT_TRUE(std::isnan(values_of(gradient.tensor())[0]));
     EXPECT_TRUE(std::isfinite(values_of(gradient.tensor())[40]));
+}
+
+// ||got - expected|| / ||expected||.
+double relative_error(const Twin& twin) {
+    const Buffer back = twin.received();
+    const auto got = values_of(back.tensor()), expected = values_of(twin.cpu.tensor());
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+        difference += (got[i] - expected[i]) * (got[i] - expected[i]);
+        norm += expected[i] * expected[i];
+    }
+    return std::sqrt(difference / norm);
+}
+
+struct HeadCase {
+    int64_t rows, cols, vocabulary;
+};
+// Odd sizes, and vocabularies so large that the rows need several tiles of logits and chunks of gradients.
+constexpr HeadCase kHeads[] = {{70, 64, 512}, {33, 40, 77}, {300, 8, 600'000}};
+
+TEST_P(CrossEntropyOnGpu, TheHeadsLossAndGradientsAreThoseOfTheCpu) {
+    for (const auto& [rows, cols, vocabulary] : kHeads) {
+        for (const HeadOperands operands : {HeadOperands::plain, HeadOperands::fp8}) {
+            const Twin x = Twin::random(GetParam(), {rows, cols}, 1);
+            const Twin weight = Twin::random(DType::f32, {vocabulary, cols}, 2);
+            const Twin targets = Twin::of<int32_t>({rows}, targets_of(rows, vocabulary));
+            const Twin loss_rows = Twin::output(DType::f32, {rows}),
+                       dx = Twin::output(GetParam(), {rows, cols});
+            const Twin dweight = Twin::random(DType::f32, {vocabulary, cols}, 3);
+            HeadLoss losses[2], again[2];
+            run([&](Context& context) {
+                const Device on = context.device;
+                losses[on == Device::cuda] =
+                    head_loss(context, x.on(on), weight.on(on), targets.on(on),
+                              context.planning() ? Tensor{} : loss_rows.on(on), operands);
+                again[on == Device::cuda] =
+                    head_loss_backward(context, x.on(on), weight.on(on), targets.on(on), 0.25f, dx.on(on),
+                                       dweight.on(on), operands);
+            });
+            const bool is_exact = GetParam() == DType::f32 && operands == HeadOperands::plain;
+            EXPECT_EQ(losses[1].count, losses[0].count);
+            EXPECT_NEAR(losses[1].loss_sum, losses[0].loss_sum, 1e-5 * losses[0].loss_sum);
+            EXPECT_EQ(again[1].loss_sum, losses[1].loss_sum);
+            loss_rows.expect_close(1e-5, 1e-5, "losses");
+            // dx is a sum of 600,000 terms in FP32. Where sums differ by their order, a gradient of the
+            // logits may round the other way.
+            EXPECT_LT(relative_error(dx), is_exact ? 5e-5 : 6e-3) << "dx of " << vocabulary;
+            EXPECT_LT(relative_error(dweight), is_exact ? 5e-5 : 6e-3) << "dweight of " << vocabulary;
+        }
+    }
+}
+
+TEST_P(CrossEntropyOnGpu, LogitsAreThoseOfTheCpu) {
+    for (const HeadOperands operands : {HeadOperands::plain, HeadOperands::fp8}) {
+        const Twin x = Twin::random(GetParam(), {5, 72}, 1), weight = Twin::random(DType::f32, {130, 72}, 2);
+        const Twin logits = Twin::output(DType::f32, {5, 130});
+        run([&](Context& context) {
+            const Device on = context.device;
+            head_logits(context, x.on(on), weight.on(on), logits.on(on), operands);
+        });
+        EXPECT_LT(relative_error(logits), 1e-5);
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Activations, CrossEntropyOnGpu, kActivations, name_of_dtype);

@@ -53,6 +53,43 @@ TEST_F(TransformerOnGpu, ClearsItsGradients) {
     EXPECT_EQ(values_from(gradient), std::vector<double>(64, 0.0));
 }
 
+TEST_F(TransformerOnGpu, MakesTheLossAndTheGradientsOfTheCpu) {
+    for (const Architecture architecture : {Architecture::llama, Architecture::qwen2, Architecture::qwen3}) {
+        ModelConfig shape = config();
+        shape.architecture = architecture;
+        Recipe recipe = find_recipe("bf16");
+        for (const std::string_view name : kOperandNames) operand(recipe, name).spec = parse_spec("fp32");
+        Transformer cpu(shape, recipe, {.activations = DType::f32});
+        Transformer gpu(shape, recipe, {.activations = DType::f32, .device = Device::cuda});
+        cpu.initialize(3);
+        gpu.initialize(3);
+        std::vector<int32_t> tokens, next;
+        for (int32_t i = 0; i < 48; ++i) {
+            tokens.push_back(i * i % 65);
+            next.push_back((i + 1) * (i + 1) % 65);
+        }
+        const Twin inputs = Twin::of<int32_t>({3, 16}, tokens), targets = Twin::of<int32_t>({3, 16}, next);
+        HeadLoss losses[2];
+        run([&](Context& context) {
+            const Device on = context.device;
+            Transformer& model = on == Device::cpu ? cpu : gpu;
+            EXPECT_EQ(model.first_non_finite(context, inputs.on(on), targets.on(on), 1.0f / 48), "");
+            const ArenaScope scope(context.arena);
+            model.zero_gradients(context);
+            model.begin_step(context);
+            losses[on == Device::cuda] =
+                model.forward_backward(context, inputs.on(on), targets.on(on), 1.0f / 48);
+        });
+        EXPECT_NEAR(losses[1].loss_sum, losses[0].loss_sum, 1e-5 * losses[0].loss_sum);
+        for (size_t i = 0; i < cpu.parameters().size(); ++i) {
+            const Parameter& expected = cpu.parameters()[i];
+            const auto values = values_of(expected.gradient);
+            expect_close(values_from(gpu.parameters()[i].gradient), values, 1e-4, 1e-4 * largest(values),
+                         "gradient of " + expected.name);
+        }
+    }
+}
+
 TEST_F(TransformerOnGpu, FindsOneElementThatIsNotFinite) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
         for (const float bad :
