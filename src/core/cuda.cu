@@ -55,9 +55,8 @@ void require_usable() {
             "this machine shows no NVIDIA GPU to nibble; choose the device cpu");
     check(status, "search for GPUs");
     const CudaDevice device = devices().front();
-    require(device.major >= 8,
-            "{} is an sm_{}{}; nibble needs sm_80 or newer (BF16); choose the device cpu", device.name,
-            device.major, device.minor);
+    require(device.major >= 8, "{} is an sm_{}{}; nibble needs sm_80 or newer (BF16); choose the device cpu",
+            device.name, device.major, device.minor);
 }
 
 std::byte* allocate_zeroed(size_t bytes) {

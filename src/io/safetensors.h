@@ -69,8 +69,8 @@ class SafetensorsFile {
     SafetensorsMetadata metadata_;
 };
 
-// Writes tensors of any device to `path`, whole or not at all. The bytes are those of the reference writer: header
-// padded with spaces to a multiple of 8, tensors by descending alignment and then by name, metadata
+// Writes tensors of any device to `path`, whole or not at all. The bytes are those of the reference writer:
+// header padded with spaces to a multiple of 8, tensors by descending alignment and then by name, metadata
 // {"format": "pt"} (added if missing: loaders look for it). Throws Error on a repeated name.
 void write_safetensors(const fs::path& path, std::vector<NamedTensor> tensors,
                        SafetensorsMetadata metadata = {});

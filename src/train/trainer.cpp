@@ -173,8 +173,7 @@ void Trainer::take_step() {
         fail_not_finite(
             fmt::format("the loss is {}, the norm of the gradient {}", result->loss, result->grad_norm),
             first_non_finite());
-    if (has_fault())
-        fail_not_finite("a quantiser met a value that is not finite", first_non_finite());
+    if (has_fault()) fail_not_finite("a quantiser met a value that is not finite", first_non_finite());
     ++step_;
     log_step(*result, seconds_since(begin));
     if (monitor_ && monitor_->is_due(step_)) log_health();
