@@ -55,9 +55,6 @@ void loss_rows(Context& context, const LossRow& row, const Tensor& logits, const
 bool is_finite(const Context& context, const Tensor& tensor);
 
 namespace detail {
-void convert(Context& context, const Tensor& x, const Tensor& out);
-// out <- x and zeros to the right of it.
-void pad_columns(Context& context, const Tensor& x, const Tensor& out);
 void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mask, const QuantSpec* rotation,
                      const SignBits& signs, const Tensor& out, bool accumulate);
 }  // namespace detail

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/cuda.h"
+#include "gemm/cuda_forms.h"
 #include "nn/cuda_forms.h"
 #include "nn/element.h"
 
@@ -14,7 +15,7 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread
 
 void pad_columns(Context& context, const Tensor& x, const Tensor& out) {
-    NIBBLE_ON_CUDA(context, detail::pad_columns(context, x, out));
+    NIBBLE_ON_CUDA(context, convert(context, x, out));
     const size_t from_bytes = static_cast<size_t>(x.cols()) * size_of(x.dtype);
     const size_t to_bytes = static_cast<size_t>(out.cols()) * size_of(x.dtype);
     const auto* from = static_cast<const std::byte*>(x.data);
@@ -33,7 +34,7 @@ void pad_columns(Context& context, const Tensor& x, const Tensor& out) {
 void convert(Context& context, const Tensor& x, const Tensor& out) {
     require(x.count() == out.count(), "{} does not convert into {}", x.shape.str(), out.shape.str());
     if (context.planning()) return;
-    NIBBLE_ON_CUDA(context, detail::convert(context, x, out));
+    NIBBLE_ON_CUDA(context, convert(context, x, out));
     with_elements(x, [&](const auto* from) {
         with_elements(out, [&]<typename Element>(Element* to) {
             parallel_for(x.count(), kGrain, [&](int64_t begin, int64_t end) {

@@ -8,33 +8,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kInFlight = 4;  // pieces of a thread
 
-template <typename From, typename To>
-__global__ void __launch_bounds__(kThreads) convert_kernel(int64_t count, const From* from, To* to) {
-    constexpr int kWidth = 4;
-    const int64_t first = (int64_t{blockIdx.x} * kThreads * kInFlight + threadIdx.x) * kWidth;
-    Piece<From, kWidth> held[kInFlight];
-#pragma unroll
-    for (int p = 0; p < kInFlight; ++p) {
-        const int64_t i = first + p * kThreads * kWidth;
-        if (i + kWidth <= count) held[p] = Piece<From, kWidth>::load(from + i);
-    }
-#pragma unroll
-    for (int p = 0; p < kInFlight; ++p) {
-        const int64_t i = first + p * kThreads * kWidth;
-        if (i + kWidth <= count) {
-            float values[kWidth];
-            for (int j = 0; j < kWidth; ++j) values[j] = held[p][j];
-            store_floats(values, to + i);
-        } else {
-            for (int64_t j = i; j < count; ++j) {
-                float value[1];
-                load_floats(from + j, value);
-                store_floats(value, to + j);
-            }
-        }
-    }
-}
-
 struct Finish {
     int64_t rows, cols, wanted;
     const float* gradient;
@@ -128,30 +101,6 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
 }
 
 }  // namespace
-
-void convert(Context& context, const Tensor& x, const Tensor& out) {
-    if (x.dtype == out.dtype) return cuda::copy(context, x, out);
-    const int64_t count = x.count();
-    const auto blocks = static_cast<unsigned>(divide_up<int64_t>(count, kThreads * kInFlight * 4));
-    with_elements(x, [&]<typename From>(From* from) {
-        with_elements(out, [&]<typename To>(To* to) {
-            require(fits_width<From>(4, 4, {from}) && fits_width<To>(4, 4, {to}),
-                    "convert: tensors on the GPU begin at multiples of 16 bytes");
-            if constexpr (!std::is_same_v<From, To>)
-                launch(context, convert_kernel<From, To>, blocks, kThreads, 0, count, from, to);
-        });
-    });
-}
-
-void pad_columns(Context& context, const Tensor& x, const Tensor& out) {
-    const size_t from = static_cast<size_t>(x.cols()) * size_of(x.dtype);
-    const size_t to = static_cast<size_t>(out.cols()) * size_of(x.dtype);
-    const auto rows = static_cast<size_t>(x.rows());
-    check(cudaMemcpy2DAsync(out.data, to, x.data, from, from, rows, cudaMemcpyDeviceToDevice, context.stream),
-          "copy on the GPU");
-    check(cudaMemset2DAsync(static_cast<std::byte*>(out.data) + from, to, 0, to - from, rows, context.stream),
-          "clearing memory of the GPU");
-}
 
 void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mask, const QuantSpec* rotation,
                      const SignBits& signs, const Tensor& out, bool accumulate) {
