@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/study_output.h"
 #include "core/cuda.h"
 #include "gemm/matmul.h"
 #include "nn/nn.h"
@@ -163,27 +164,14 @@ void bench_gemm(const BenchOptions& options) {
 
 // --- quant
 
-std::vector<QuantSpec> specs_of_recipes() {
-    std::vector<QuantSpec> specs;
-    for (const Recipe& recipe : builtin_recipes())
-        for (const std::string_view name : kOperandNames) {
-            const QuantSpec& spec = operand(recipe, name).spec;
-            if (spec.is_quantized() && std::ranges::find(specs, spec) == specs.end()) specs.push_back(spec);
-        }
-    return specs;
-}
-
 void bench_quant(const BenchOptions& options) {
-    std::vector<QuantSpec> specs;
-    for (const std::string& text : options.names) specs.push_back(parse_spec(text));
-    if (specs.empty()) specs = specs_of_recipes();
+    const std::vector<QuantSpec> specs = specs_of(options.names);
     Report report(options, "quant");
     const Device device = options.device();
     const double rate = copy_rate(device);
     fmt::print(
-        "copy {:.0f} GB/s; BF16 [{}, {}]: G elements/s, and bytes that must move (x once, what is written "
-        "once) "
-        "as a share of it\n",
+        "copy {:.0f} GB/s; BF16 [{}, {}]: G elements/s, and the share of that rate for bytes that must "
+        "move\n",
         rate * 1e-9, options.tokens, options.in);
     fmt::print("{:>8} {:>6}  {:>8} {:>6}  {}\n", "rows", "share", "columns", "share", "spec");
     const Buffer x = random_tensor(DType::bf16, {options.tokens, options.in}, device, 1);
@@ -220,15 +208,8 @@ void bench_quant(const BenchOptions& options) {
 
 // --- layer
 
-std::vector<Recipe> recipes_named(const std::vector<std::string>& names) {
-    if (names.empty()) return {builtin_recipes().begin(), builtin_recipes().end()};
-    std::vector<Recipe> recipes;
-    for (const std::string& name : names) recipes.push_back(find_recipe(name));
-    return recipes;
-}
-
 void bench_layer(const BenchOptions& options) {
-    const std::vector<Recipe> recipes = recipes_named(options.names);
+    const std::vector<Recipe> recipes = recipes_of(options.names);
     Report report(options, "layer");
     const Device device = options.device();
     const int64_t t = options.tokens, k = options.in, n = options.out;
@@ -342,7 +323,7 @@ class Training {
 void bench_train(const BenchOptions& options) {
     const ModelConfig config = parse_model_config(read_text(options.model), options.model.string());
     const std::vector<Recipe> recipes =
-        options.names.empty() ? std::vector{find_recipe("bf16")} : recipes_named(options.names);
+        options.names.empty() ? std::vector{find_recipe("bf16")} : recipes_of(options.names);
     Report report(options, "train");
     const double peak = measure_gemm_peak(options.device(), 1.0);
     const auto tokens = static_cast<double>(options.batch * options.accumulate * options.sequence);

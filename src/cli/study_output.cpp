@@ -32,6 +32,23 @@ void add_seed(CLI::App& command, uint64_t& seed) {
         ->capture_default_str();
 }
 
+std::vector<QuantSpec> specs_of(const std::vector<std::string>& texts) {
+    std::vector<QuantSpec> specs;
+    for (const std::string& text : texts) {
+        specs.push_back(parse_spec(text));
+        if (!specs.back().is_quantized()) fail_usage("'{}' quantises nothing", text);
+    }
+    if (!texts.empty()) return specs;
+    for (const Recipe& recipe : builtin_recipes()) {
+        for (const std::string_view name : kOperandNames) {
+            const QuantSpec& spec = operand(recipe, name).spec;
+            if (spec.is_quantized() && std::find(specs.begin(), specs.end(), spec) == specs.end())
+                specs.push_back(spec);
+        }
+    }
+    return specs;
+}
+
 std::vector<Recipe> recipes_of(const std::vector<std::string>& names) {
     if (names.empty()) return builtin_recipes();
     std::vector<Recipe> recipes;

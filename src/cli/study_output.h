@@ -25,6 +25,10 @@ struct StudyOutput {
 // --seed
 void add_seed(CLI::App& command, uint64_t& seed);
 
+// Of these texts; none: the quantisers of the built-in recipes, each once. Throws UsageError for a spec that
+// quantises nothing.
+std::vector<QuantSpec> specs_of(const std::vector<std::string>& texts);
+
 // Built-in names or files; none: all built-in ones.
 std::vector<Recipe> recipes_of(const std::vector<std::string>& names);
 void add_recipes(CLI::App& command, std::vector<std::string>& names);

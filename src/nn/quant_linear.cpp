@@ -26,6 +26,13 @@ bool has_bytes(const OperandSpec& operand) {
     return operand.spec.is_quantized() && operand.source != Source::same_bits;
 }
 
+bool has_delayed_scales(const Recipe& recipe) {
+    return std::ranges::any_of(kOperandNames, [&](std::string_view name) {
+        const OperandSpec& o = operand(recipe, name);
+        return has_bytes(o) && o.spec.tensor == TensorScale::delayed;
+    });
+}
+
 // The weight's dgrad copy serves a whole step unless its rotation is drawn afresh in each micro-step.
 bool is_fresh_each_call(const QuantSpec& spec) { return spec.has_signs() && spec.signs == Signs::call; }
 
@@ -342,19 +349,10 @@ QuantLinear::QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t
     validate(recipe);
 }
 
-bool QuantLinear::needs_history() const {
-    for (const std::string_view name : kOperandNames) {
-        const OperandSpec& o = operand(*recipe_, name);
-        if (has_bytes(o) && o.spec.tensor == TensorScale::delayed) return true;
-    }
-    return false;
-}
+bool QuantLinear::needs_history() const { return has_delayed_scales(*recipe_); }
 
 std::string_view part_of_the_cpu(const Recipe& recipe) {
-    for (const std::string_view name : kOperandNames) {
-        const OperandSpec& o = operand(recipe, name);
-        if (has_bytes(o) && o.spec.tensor == TensorScale::delayed) return "tensor=delayed";
-    }
+    if (has_delayed_scales(recipe)) return "tensor=delayed";
     if (recipe.outliers) return "[outliers]";
     return recipe.wgrad_factor ? "wgrad.factor" : "";
 }
