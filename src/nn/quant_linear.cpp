@@ -97,23 +97,13 @@ class QuantLinear::Execution {
                         bool is_transposed = false, const Tensor& scale = {},
                         const Tensor& round_target = {}) const {
         const ArenaScope scope(context_.arena);
-        const QuantSpec& spec = at(place).spec;
         const SignBits sign_bits = signs(place, micro_step);
         float amax = 0;
-        QuantizeOptions options;
-        options.signs = &sign_bits;
-        options.name = kOperandNames[place];
+        QuantizeOptions options = quantize_options(place, sign_bits, amax);
         options.transposed = is_transposed;
         options.scale = static_cast<const float*>(scale.data);
-        if (spec.tensor == TensorScale::delayed) {
-            require(history_ != nullptr,
-                    "{} has tensor=delayed, but the layer was prepared without a history",
-                    kOperandNames[place]);
-            options.previous_amax = history_->previous[place];
-            options.amax = &amax;
-        }
         const Tensor padded = is_transposed ? x : detail::padded_columns(context_, x, out.cols);
-        quantize(context_, spec, padded, key(place, micro_step), out, options);
+        quantize(context_, at(place).spec, padded, key(place, micro_step), out, options);
         if (round_target.shape.rank() > 0) round_towards(context_, x, round_target, sign_bits, out);
         show({layer_.layer_, kOperandNames[place], &out, padded, is_transposed, shown(scale), &sign_bits});
         return amax;
@@ -126,6 +116,13 @@ class QuantLinear::Execution {
         const ArenaScope scope(context_.arena);
         if (forward.operand.shape.rank() > 0)
             return quantize_into(place, micro_step, forward.operand, out, true, forward.tensor_scale);
+        if (!layer_.observer_ && !forward.spec.has_fp32_scales()) {
+            const SignBits sign_bits = signs(place, micro_step);
+            float amax = 0;
+            requantize_transposed(context_, forward, key(place, micro_step), out,
+                                  quantize_options(place, sign_bits, amax));
+            return amax;
+        }
         const Tensor values =
             context_.arena.allocate(forward_dtype(forward), {forward.padded_cols, forward.rows});
         dequantize_operand_transposed(context_, forward, values);
@@ -232,6 +229,21 @@ class QuantLinear::Execution {
     }
 
   private:
+    // `signs` must outlive the options. amax receives that of an operand with tensor=delayed.
+    QuantizeOptions quantize_options(Place place, const SignBits& signs, float& amax) const {
+        QuantizeOptions options;
+        options.signs = &signs;
+        options.name = kOperandNames[place];
+        if (at(place).spec.tensor == TensorScale::delayed) {
+            require(history_ != nullptr,
+                    "{} has tensor=delayed, but the layer was prepared without a history",
+                    kOperandNames[place]);
+            options.previous_amax = history_->previous[place];
+            options.amax = &amax;
+        }
+        return options;
+    }
+
     RandomKey key(Place place, uint32_t micro_step) const {
         require(micro_step < 256, "a step has at most 256 micro-steps; make micro_batch_size larger");
         return {context_.seed, context_.step,  static_cast<uint8_t>(micro_step),

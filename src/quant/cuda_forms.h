@@ -8,6 +8,9 @@ namespace nibble::cuda {
 
 void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
               QuantizedMatrix& out, const QuantizeOptions& options);
+// False, and nothing done, where no kernel reads such bytes.
+bool requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,
+                           QuantizedMatrix& out, const QuantizeOptions& options);
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out);
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out);
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out);

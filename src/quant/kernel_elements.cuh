@@ -7,37 +7,49 @@ namespace nibble::cuda {
 
 // --- elements ---
 
-// 16 elements: their codes, and what those are worth.
+// 16 elements: what their codes are worth, and the codes themselves where those are not E2M1.
 struct Codes {
     uint8_t of[kGroup];
     float value[kGroup];
 };
 
-// e2m1_nearest() and e2m1_stochastic() without comparisons. A binade 2^e, e >= 0, has steps of 2^(e - 1); its
-// first code is 2 e + 2, and codes count up from 0 through all of them.
-__device__ inline uint32_t e2m1_binade(float a) { return max(__float_as_uint(a) & 0x7f800000u, 0x3f800000u); }
-__device__ inline uint32_t codes_below(uint32_t binade) { return (binade - 0x3f800000u) >> 22; }
-
-__device__ inline void round_to_nearest(float v, uint8_t& code, float& value) {
-    const float a = fminf(fabsf(v), kE2M1Max);
-    const uint32_t binade = e2m1_binade(a), sign = __float_as_uint(v) & 0x80000000u;
-    // Numbers from here on are whole steps: adding it rounds, to even.
-    const uint32_t whole = binade + (22u << 23);
-    const float rounded = a + __uint_as_float(whole);
-    code = static_cast<uint8_t>((__float_as_uint(rounded) - whole + codes_below(binade)) | sign >> 28);
-    value = __uint_as_float(__float_as_uint(rounded - __uint_as_float(whole)) | sign);
+// E2M1 is what FP32 would be with 2 bits of exponent: its numbers times 2^-126 have the code at bit 22.
+__device__ inline uint8_t e2m1_code(float value) {
+    const uint32_t bits = __float_as_uint(value * 0x1p-126f);
+    return static_cast<uint8_t>((bits >> 22 & 7u) | (bits >> 28 & 8u));
 }
-__device__ inline void round_by_coin(float v, uint16_t coin, uint8_t& code, float& value) {
+
+// e2m1_nearest() and e2m1_stochastic() without comparisons, as values. The step of E2M1 in the binade of a
+// magnitude up to 6, times 2^shift: exponents are the upper bits of a float, and the least step is 1/2.
+__device__ inline float e2m1_step(float a, int shift) {
+    const int up = (shift - 1) * (1 << 23);
+    return __int_as_float(__viaddmax_s32(__float_as_int(a) & 0x7f800000, up, 0x3f800000 + up));
+}
+__device__ inline float with_sign_of(float v, float magnitude) {
+    return __uint_as_float((__float_as_uint(v) & 0x80000000u) | __float_as_uint(magnitude));
+}
+
+__device__ inline float round_to_nearest(float v) {
     const float a = fminf(fabsf(v), kE2M1Max);
-    const uint32_t binade = e2m1_binade(a), sign = __float_as_uint(v) & 0x80000000u;
-    const float steps = a * __uint_as_float((255u << 23) - binade);  // 2^(1 - e) a, below 4
-    // (coin + 1/2) / 65536; both sums are exact.
-    const float threshold = __uint_as_float(0x3f800000u | uint32_t{coin} << 7) - (1.0f - 0x1p-17f);
-    const float down = truncf(steps);
-    const float whole = steps - down > threshold ? down + 1.0f : down;
-    const uint32_t count = __float_as_uint(whole + 0x1p23f) & 7u;
-    code = static_cast<uint8_t>((count + codes_below(binade)) | sign >> 28);
-    value = __uint_as_float(__float_as_uint(whole * __uint_as_float(binade - (1u << 23))) | sign);
+    // Numbers from here on are whole steps: adding it rounds, to even.
+    const float whole = e2m1_step(a, 23);
+    return with_sign_of(v, a + whole - whole);
+}
+
+// t = (coin + 1/2) / 65536 of one half of a random word.
+__device__ inline float threshold(uint32_t word, int half) {
+    const float from_128 = __uint_as_float(__byte_perm(word, 0x43000000u, half == 0 ? 0x7610 : 0x7632));
+    return from_128 - (128.0f - 0x1p-17f);
+}
+// Rounds a >= 0 to multiples of a power of two: up where the rest is more than `threshold` of a step. That is
+// the next multiple from a - threshold * step on; rounding upwards twice does not pass it.
+__device__ inline float round_by_threshold(float a, float step, float threshold) {
+    const float whole = step * 0x1.8p23f;
+    return __fadd_ru(__fmaf_ru(-threshold, step, a), whole) - whole;
+}
+__device__ inline float round_by_coin(float v, uint32_t word, int half) {
+    const float a = fminf(fabsf(v), kE2M1Max);
+    return with_sign_of(v, round_by_threshold(a, e2m1_step(a, 0), threshold(word, half)));
 }
 
 // Of 16 scaled values, the first of which has this index in the operand.
@@ -54,11 +66,11 @@ __device__ __forceinline__ Codes round_group(const KernelSpec& s, const Job& job
     if (s.round == Rounding::stochastic) {
         Philox coins[2];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) coins[i] = element_coins(job.key, static_cast<uint64_t>(first) / 8 + i);
+        for (int i = 0; i < 2; ++i) coins[i] = job.coins.of_elements(static_cast<uint64_t>(first) / 8 + i);
         if (s.element == Element::e2m1) {
 #pragma unroll
             for (int i = 0; i < kGroup; ++i)
-                round_by_coin(v[i], coins[i / 8].coin(i % 8), codes.of[i], codes.value[i]);
+                codes.value[i] = round_by_coin(v[i], coins[i / 8].word[i % 8 / 2], i % 2);
         } else {
             with_element(s.element, [&](auto element) {
                 each(element, [&](int i) { return element.stochastic(v[i], coins[i / 8].coin(i % 8)); });
@@ -70,7 +82,7 @@ __device__ __forceinline__ Codes round_group(const KernelSpec& s, const Job& job
         each(E2M1Element{}, [&](int i) { return e2m1_nearest_down(v[i]); });
     } else if (s.element == Element::e2m1) {
 #pragma unroll
-        for (int i = 0; i < kGroup; ++i) round_to_nearest(v[i], codes.of[i], codes.value[i]);
+        for (int i = 0; i < kGroup; ++i) codes.value[i] = round_to_nearest(v[i]);
     } else {
         with_element(s.element,
                      [&](auto element) { each(element, [&](int i) { return element.nearest(v[i]); }); });
@@ -88,7 +100,10 @@ __device__ inline void store_codes(const KernelSpec& s, const Job& job, int64_t 
     }
     uint32_t words[2] = {};
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) words[i / 8] |= static_cast<uint32_t>(codes.of[i]) << (i % 8 * 4);
+    for (int i = 0; i < kGroup; ++i) {
+        const uint32_t code = s.element == Element::e2m1 ? e2m1_code(codes.value[i]) : codes.of[i];
+        words[i / 8] |= code << (i % 8 * 4);
+    }
     *reinterpret_cast<uint2*>(job.codes + first / 2) = {words[0], words[1]};
 }
 

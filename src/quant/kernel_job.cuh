@@ -29,15 +29,57 @@ struct KernelSpec {
     friend bool operator==(const KernelSpec&, const KernelSpec&) = default;
 };
 
+// Draws of coins: the key of each of Philox's ten rounds, which adds a constant to that before, is made once.
+struct CoinSource {
+    uint32_t keys[10][2];
+    uint32_t step, rest;  // of the counter
+
+    explicit CoinSource(const RandomKey& key)
+        : step(key.step), rest(uint32_t{key.layer} << 16 | uint32_t{key.micro_step} << 8 | operand_of(key)) {
+        for (uint32_t i = 0; i < 10; ++i) {
+            keys[i][0] = static_cast<uint32_t>(key.seed) + i * 0x9e3779b9u;
+            keys[i][1] = static_cast<uint32_t>(key.seed >> 32) + i * 0xbb67ae85u;
+        }
+    }
+    CoinSource() = default;
+
+    __device__ __forceinline__ Philox of_elements(uint64_t i) const { return draw(Purpose::elements, i); }
+    __device__ __forceinline__ Philox of_scales(uint64_t i) const { return draw(Purpose::scales, i); }
+
+  private:
+    // philox_draw()
+    __device__ __forceinline__ Philox draw(Purpose purpose, uint64_t i) const {
+        uint32_t c0 = static_cast<uint32_t>(i), c2 = step, c3 = rest;
+        uint32_t c1 = (static_cast<uint32_t>(i >> 32) & 0xffffffu) | static_cast<uint32_t>(purpose) << 24;
+#pragma unroll
+        for (int round = 0; round < 10; ++round) {
+            const uint64_t p0 = uint64_t{0xd2511f53u} * c0, p1 = uint64_t{0xcd9e8d57u} * c2;
+            c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ keys[round][0];
+            c1 = static_cast<uint32_t>(p1);
+            c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ keys[round][1];
+            c3 = static_cast<uint32_t>(p0);
+        }
+        return {{c0, c1, c2, c3}};
+    }
+};
+
+// The forward's bytes, where x is the transpose of what they are worth (requantize_transposed()).
+struct ForwardBytes {
+    const uint8_t *codes, *scales;
+    int block_shift;  // log2 of the columns of a scale
+    bool is_e8m0;
+};
+
 struct Job {
     KernelSpec spec;
     Nvfp4Rule rule;
     float mult;
-    RandomKey key;
+    CoinSource coins;
     uint32_t signs[2][kMaxRotation / 32];
     float factor, amax_factor;  // of the rotation: as it is quantised, as its amax is taken
 
-    const void* x;
+    const void* x;  // or, if that is null:
+    ForwardBytes forward;
     bool is_bf16;
     bool is_vector;              // rows of x begin at multiples of 16 bytes
     int64_t rows, cols, stride;  // of the operand; `stride` elements between rows of x as it is stored
@@ -55,32 +97,27 @@ struct Job {
     uint32_t* fault;  // raised where a value is not finite
 };
 
-// The spec of a kernel for all specs.
-struct AnySpec {
-    static constexpr int kBlocks = 1;  // at least so many of a multiprocessor
-    static __device__ const KernelSpec& of(const Job& job) { return job.spec; }
-};
-
 // The columns of one thread.
 struct Group {
     int64_t row, col;
     float x[kGroup];
 };
 
+// The largest magnitude; NaN if one of them is.
 __device__ inline float max_of(const float (&x)[kGroup]) {
-    float largest = 0.0f;
+    float largest = fabsf(x[0]);
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) largest = fmaxf(largest, fabsf(x[i]));
+    for (int i = 1; i < kGroup; ++i) {
+        const float a = fabsf(x[i]);
+        asm("max.NaN.f32 %0, %0, %1;" : "+f"(largest) : "f"(a));
+    }
     return largest;
 }
+// Its bits: they are ordered as the numbers, a NaN is larger than all.
+__device__ inline uint32_t bits_of_largest(const float (&x)[kGroup]) { return __float_as_uint(max_of(x)); }
 
-// Bits of the largest magnitude: a NaN is larger than all numbers.
-__device__ inline uint32_t bits_of_largest(const float (&x)[kGroup]) {
-    uint32_t largest = 0;
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) largest = max(largest, __float_as_uint(x[i]) & 0x7fffffffu);
-    return largest;
-}
+// e4m3_decode(): the bits of E4M3 are those of an FP32 number 2^120 times smaller.
+__device__ inline float scale_value(uint32_t byte) { return __uint_as_float(byte << 20) * 0x1p120f; }
 
 // Over the threads whose columns make a block of `cols`, or a rotation block.
 __device__ inline float max_of_threads(float value, int cols) {

@@ -26,20 +26,25 @@ __device__ inline float quotient(float x, float c, float inverse) {
     return __fmaf_rn(__fmaf_rn(-q, c, x), inverse, q);
 }
 
+// x / c where quotient() does not do. Out of line: hardly any tensor comes here.
+static __device__ __noinline__ float divided(float x, float c) { return x / c; }
+
 // Coins of scales: a draw has those of eight groups. Where the eight threads of 128 columns share one, each
 // of them makes that of one of eight steps.
 class ScaleCoins {
   public:
-    __device__ uint16_t coin(const Job& job, int64_t group) {
-        return scale_coins(job.key, static_cast<uint64_t>(group) / 8).coin(static_cast<int>(group % 8));
+    // The threshold of a group's coin.
+    static __device__ float of_group(const Job& job, int64_t group) {
+        const Philox draw = job.coins.of_scales(static_cast<uint64_t>(group) / 8);
+        return threshold(draw.word[group % 8 / 2] >> (group % 2 * 16), 0);
     }
-    // Called by all threads; `group` is that of this thread in this step.
+    // The same. Called by all threads; `group` is that of this thread in this step.
     template <int kRows>
-    __device__ __forceinline__ uint16_t coin_of_step(const Job& job, int64_t group, int step) {
+    __device__ __forceinline__ float of_step(const Job& job, int64_t group, int step) {
         const int thread = static_cast<int>(threadIdx.x) % kGroups;
         if (step % kGroups == 0) {
             const int64_t groups_between_steps = kRows * (job.padded_cols / kGroup);
-            draw_ = scale_coins(job.key, static_cast<uint64_t>(group + thread * groups_between_steps) / 8);
+            draw_ = job.coins.of_scales(static_cast<uint64_t>(group + thread * groups_between_steps) / 8);
         }
         uint32_t words[4];
 #pragma unroll
@@ -48,16 +53,24 @@ class ScaleCoins {
         const uint32_t low = (thread & 2) != 0 ? words[1] : words[0],
                        high = (thread & 2) != 0 ? words[3] : words[2];
         const uint32_t word = (thread & 4) != 0 ? high : low;
-        return static_cast<uint16_t>((thread & 1) != 0 ? word >> 16 : word);
+        return threshold((thread & 1) != 0 ? word >> 16 : word, 0);
     }
 
   private:
     Philox draw_;
 };
 
+// e4m3_stochastic(); `threshold` is that of the coin.
+__device__ inline uint8_t round_scale_by_threshold(float target, float threshold) {
+    const float v = fminf(target, kE4M3Max);
+    const int step = __viaddmax_s32(__float_as_int(v) & 0x7f800000, -(3 << 23), 0x3b000000);  // least: 2^-9
+    const float value = round_by_threshold(v, __int_as_float(step), threshold);
+    return static_cast<uint8_t>(__float_as_uint(value * 0x1p-120f) >> 20);
+}
+
 __device__ inline uint8_t round_scale(const KernelSpec& s, const Job& job, float target, int64_t group) {
     if (s.scale_round == ScaleRounding::nearest) return nearest_scale(target);
-    return e4m3_stochastic(target, ScaleCoins().coin(job, group));
+    return round_scale_by_threshold(target, ScaleCoins::of_group(job, group));
 }
 
 __device__ __forceinline__ Codes encode_group(const KernelSpec& s, const Job& job, const Nvfp4Tensor& tensor,
@@ -87,32 +100,36 @@ __device__ __forceinline__ float sum_of_errors(ScaleRule measure, Error&& error)
 __device__ __forceinline__ float group_error(const KernelSpec& s, const Nvfp4Tensor& tensor, const Group& g,
                                              const Codes& codes, uint8_t scale) {
     if (s.emulation) {
-        return sum_of_errors(s.scale,
-                             [&](int i) { return emulated_error(tensor, g.x[i], codes.of[i], scale); });
+        return sum_of_errors(
+            s.scale, [&](int i) { return emulated_error(tensor, g.x[i], e2m1_code(codes.value[i]), scale); });
     }
     // four_six_error(); of a tensor with ordinary numbers without a division.
-    const float byte = e4m3_decode(scale);
+    const float byte = scale_value(scale);
     if (tensor.amax >= 0x1p-60f && tensor.amax <= 0x1p60f) {
         const float inverse = 1.0f / tensor.rule.reach;
         return sum_of_errors(s.scale, [&](int i) {
             return quotient(codes.value[i] * byte * tensor.amax, tensor.rule.reach, inverse) - g.x[i];
         });
     }
-    return sum_of_errors(
-        s.scale, [&](int i) { return codes.value[i] * byte * tensor.amax / tensor.rule.reach - g.x[i]; });
+    return sum_of_errors(s.scale, [&](int i) {
+        return divided(codes.value[i] * byte * tensor.amax, tensor.rule.reach) - g.x[i];
+    });
 }
 
 __device__ __forceinline__ float eden_factor_of_group(const Group& g, const Codes& codes, uint8_t scale,
                                                       float tensor_scale, float unit) {
-    const float byte = e4m3_decode(scale);
-    float num[kGroup], den[kGroup];
+    const float byte = scale_value(scale);
+    const auto ratio = [&](auto in_units) {
+        float num[kGroup], den[kGroup];
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-        const float value = codes.value[i] * byte * tensor_scale;
-        num[i] = (g.x[i] * unit) * (g.x[i] * unit);
-        den[i] = (g.x[i] * unit) * (value * unit);
-    }
-    return eden_ratio(tree_sum_of_group(num), tree_sum_of_group(den));
+        for (int i = 0; i < kGroup; ++i) {
+            const float x = in_units(g.x[i]);
+            num[i] = x * x;
+            den[i] = x * in_units(codes.value[i] * byte * tensor_scale);
+        }
+        return eden_ratio(tree_sum_of_group(num), tree_sum_of_group(den));
+    };
+    return unit == 1.0f ? ratio([](float x) { return x; }) : ratio([&](float x) { return x * unit; });
 }
 
 // The same over `cols` columns on scaled values.
@@ -165,10 +182,10 @@ __device__ __forceinline__ void quantize_nvfp4(const KernelSpec& s, const Job& j
     const int64_t group = (g.row * job.padded_cols + g.col) / kNvfp4Group;
     if (s.correct == Correction::eden) {
         const float factor = eden_factor_of_group(g, codes, scale, tensor.scale, eden_unit(tensor.amax));
-        const float target = factor * e4m3_decode(scale);
+        const float target = factor * scale_value(scale);
         if (s.scale_round == ScaleRounding::stochastic && s.rotation == kTileCols) {
-            const uint16_t coin = coins.coin_of_step<kRows>(job, group, step);
-            if (scale != 0) scale = e4m3_stochastic(target, coin);
+            const float of_coin = coins.of_step<kRows>(job, group, step);
+            if (scale != 0) scale = round_scale_by_threshold(target, of_coin);
         } else if (scale != 0) {
             scale = round_scale(s, job, target, group);
         }
@@ -179,10 +196,10 @@ __device__ __forceinline__ void quantize_nvfp4(const KernelSpec& s, const Job& j
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) v[i] = scale == 0 ? 0.0f : g.x[i] * factor;
         const float correction = eden_factor_of_scaled(v, codes, s.rotation);
-        if (scale != 0) scale = round_scale(s, job, correction * e4m3_decode(scale), group);
+        if (scale != 0) scale = round_scale(s, job, correction * scale_value(scale), group);
     }
     if (!is_there) return;
-    store_group(s, job, g, codes, scale, e4m3_decode(scale));
+    store_group(s, job, g, codes, scale, scale_value(scale));
     if (s.outer && g.col % kTileCols == 0) {
         job.fp32_scales[(g.row * job.padded_cols + g.col) / kTileCols] = tensor.scale;
     }

@@ -88,6 +88,13 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
 void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                         QuantizedMatrix& out, const QuantizeOptions& options = {});
 
+// Quantises the transpose of what a product reads of `forward`, code * scale (has_fp32_scales() false): its
+// rows become the contraction, its columns, or the first of them, the rows of `out`. The forward's tensor
+// scale multiplies that of `out`. As quantize() of dequantize_operand_transposed(), which is how it is done
+// where no kernel reads the bytes themselves; that takes memory from context.arena.
+void requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,
+                           QuantizedMatrix& out, const QuantizeOptions& options = {});
+
 // What a product over the columns reads: code * scale, without the scales that are factors of the result (the
 // tensor's and those of rows). Exact in BF16; with FP32 scales in it (has_fp32_groups) rounded once to F32.
 // out: BF16 or F32 [rows, padded_cols]; F32 alone with FP32 scales.

@@ -100,4 +100,20 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     if (out.operand.data != nullptr) dequantize_operand(context, out, out.operand);
 }
 
+void requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,
+                           QuantizedMatrix& out, const QuantizeOptions& options) {
+    require(!forward.spec.has_fp32_scales() && !options.transposed && options.scale == nullptr,
+            "{}: bytes of \"{}\" cannot be quantised along their rows so", options.name,
+            to_string(forward.spec));
+    QuantizeOptions scaled = options;
+    scaled.scale = forward.tensor_scale_ptr();
+    if (context.device == Device::cuda && !out.spec.rotates_rows() &&
+        cuda::requantize_transposed(context, forward, key, out, scaled))
+        return;
+    const ArenaScope scope(context.arena);
+    const Tensor values = context.arena.allocate(DType::bf16, {forward.padded_cols, forward.rows});
+    dequantize_operand_transposed(context, forward, values);
+    quantize(context, out.spec, values.slice(0, out.rows), key, out, scaled);
+}
+
 }  // namespace nibble

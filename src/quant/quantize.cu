@@ -65,13 +65,14 @@ bool has_aligned_rows(const Tensor& x, int64_t stride) {
            static_cast<size_t>(stride) * size_of(x.dtype) % sizeof(uint4) == 0;
 }
 
+// x: where the values are; of the forward's bytes, the BF16 that they stand for, without data.
 Job make_job(const QuantSpec& spec, const Tensor& x, const RandomKey& key, QuantizedMatrix& out,
              const QuantizeOptions& options) {
     Job job{};
     job.spec = kernel_spec(spec);
     job.rule = nvfp4_rule(spec.range.numerator, spec.range.denominator, spec.cap);
     job.mult = spec.mult;
-    job.key = key;
+    job.coins = CoinSource(key);
     const SignBits signs = signs_of(spec, key, options);
     for (int i = 0; i < 2 * kMaxRotation; ++i) {
         job.signs[i / kMaxRotation][i % kMaxRotation / 32] |= uint32_t{signs[static_cast<size_t>(i)]}
@@ -108,35 +109,46 @@ void with_tiles(const Job& job, bool transposed, Body&& body) {
     transposed ? with_rows.template operator()<true>() : with_rows.template operator()<false>();
 }
 
+template <bool kTransposed, int kRows>
+void launch_tiles(const Context& context, void (*kernel)(Job), Job job) {
+    const dim3 blocks = divide_tiles(job, kRows);
+    const size_t shared = kTransposed ? sizeof(float) * TransposedTile<float, kRows>::kCount : 0;
+    if (shared > 40 << 10) {
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(shared)),
+              "shared memory of a kernel");
+    }
+    launch(context, kernel, blocks, dim3(kRows * kGroups), shared, job);
+}
+
 template <bool kOfRows>
 void find_amax(const Context& context, const Job& job, bool transposed) {
     with_tiles(job, transposed, [&]<bool kTransposed, int kRows>() {
-        const auto of = [&]<typename T>() {
-            launch_tiles<T, kTransposed, kRows>(context, amax_kernel<T, kTransposed, kRows, kOfRows>, job);
-        };
-        job.is_bf16 ? of.template operator()<Bf16>() : of.template operator()<float>();
+        launch_tiles<kTransposed, kRows>(context, amax_kernel<kTransposed, kRows, kOfRows>, job);
     });
 }
 
 constexpr int kThreads = 256;
 dim3 blocks_of(int64_t count) { return dim3(static_cast<unsigned>(divide_up<int64_t>(count, kThreads))); }
 
-}  // namespace
+// What the passes of a call need in memory of the GPU, beside what they read and write.
+struct Scratch {
+    Tensor scalars, wide;
 
-void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
-              QuantizedMatrix& out, const QuantizeOptions& options) {
-    const ArenaScope scope(context.arena);
-    const Tensor scalars = context.arena.allocate(DType::u32, {sizeof(Scalars) / sizeof(uint32_t)});
-    const bool is_posthoc = spec.tensor == TensorScale::posthoc;
-    const Tensor wide =
-        context.arena.allocate(DType::bf16, {is_posthoc ? out.rows : 0, out.padded_cols / kNvfp4Group});
-    if (context.planning()) return;
+    Scratch(Context& context, const QuantizedMatrix& out)
+        : scalars(context.arena.allocate(DType::u32, {sizeof(Scalars) / sizeof(uint32_t)})),
+          wide(context.arena.allocate(DType::bf16, {out.spec.tensor == TensorScale::posthoc ? out.rows : 0,
+                                                    out.padded_cols / kNvfp4Group})) {}
+};
 
-    Job job = make_job(spec, x, key, out, options);
-    job.scalars = static_cast<Scalars*>(scalars.data);
+// The passes of one call. True if a value was not finite, where the context does not take note of it.
+bool run_passes(const Context& context, Job job, const Scratch& scratch, const QuantizedMatrix& out,
+                const QuantizeOptions& options) {
+    const QuantSpec& spec = out.spec;
+    job.scalars = static_cast<Scalars*>(scratch.scalars.data);
     job.fault = context.fault != nullptr ? context.fault : &job.scalars->fault;
-    job.wide = static_cast<Bf16*>(wide.data);
-    cuda::fill_zero(context, scalars);
+    job.wide = static_cast<Bf16*>(scratch.wide.data);
+    cuda::fill_zero(context, scratch.scalars);
 
     // Where the amax comes from: the step before, the producer of x, or a pass of its own.
     const bool uses_previous = spec.tensor == TensorScale::delayed && options.previous_amax > 0.0f;
@@ -149,7 +161,8 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     auto* const found = reinterpret_cast<float*>(&job.scalars->amax);
     job.amax = is_known ? options.known_amax : found;
     if (uses_previous) job.given_amax = options.previous_amax;
-    if (is_needed && !is_known) find_amax<false>(context, job, options.transposed);
+    const bool is_hot = has_hot_kernels(job);
+    if (is_needed && !is_known) (is_hot ? find_amax_hot : find_amax<false>)(context, job, options.transposed);
     if (options.amax != nullptr) {
         check(cudaMemcpyAsync(options.amax, job.amax, sizeof(float), cudaMemcpyDefault, context.stream),
               "copy of an amax");
@@ -159,25 +172,55 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
         cuda::fill_zero(context, out.fp32_scales);
         find_amax<true>(context, job, options.transposed);
     }
-    if (!quantize_hot(context, job, options.transposed)) {
+    if (is_hot) {
+        quantize_hot(context, job, options.transposed);
+    } else {
         with_tiles(job, options.transposed, [&]<bool kTransposed, int kRows>() {
-            launch_tiles<AnyElement, kTransposed, kRows>(
-                context, quantize_kernel<AnySpec, AnyElement, kTransposed, kRows>, job);
+            launch_tiles<kTransposed, kRows>(context, quantize_kernel<kTransposed, kRows>, job);
         });
     }
-    if (is_posthoc) {
+    if (spec.tensor == TensorScale::posthoc) {
         launch(context, posthoc_scales_kernel, blocks_of(out.scales.count()), dim3(kThreads), 0, job);
     }
     if (spec.has_row_scales()) {
         launch(context, row_scales_kernel, blocks_of(out.rows), dim3(kThreads), 0, job);
     }
-    if (context.fault != nullptr) return;
+    if (context.fault != nullptr) return false;
     Scalars result;
-    cuda::copy(context, scalars, {&result, DType::u32, Device::cpu, scalars.shape});
-    if (result.fault == 0) return;
+    cuda::copy(context, scratch.scalars, {&result, DType::u32, Device::cpu, scratch.scalars.shape});
+    return result.fault != 0;
+}
+
+}  // namespace
+
+void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+              QuantizedMatrix& out, const QuantizeOptions& options) {
+    const ArenaScope scope(context.arena);
+    const Scratch scratch(context, out);
+    if (context.planning()) return;
+    if (!run_passes(context, make_job(spec, x, key, out, options), scratch, out, options)) return;
     Buffer here(x.dtype, x.shape);
     cuda::copy(context, x, here.tensor());
     fail_not_finite(here.tensor(), options.name);
+}
+
+bool requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,
+                           QuantizedMatrix& out, const QuantizeOptions& options) {
+    if (forward.spec.element != Element::e2m1 || !forward.spec.has_scale_bytes()) return false;
+    QuantizeOptions transposed = options;
+    transposed.transposed = true;
+    const Tensor shape_only = {nullptr, DType::bf16, Device::cuda, {forward.rows, forward.padded_cols}};
+    Job job = make_job(out.spec, shape_only, key, out, transposed);
+    job.forward = {forward.codes.as<uint8_t>(), forward.scales.as<uint8_t>(),
+                   std::countr_zero(static_cast<unsigned>(forward.spec.block_size())), forward.spec.is_mx()};
+    if (!has_hot_kernels(job)) return false;
+    const ArenaScope scope(context.arena);
+    const Scratch scratch(context, out);
+    const bool failed = !context.planning() && run_passes(context, job, scratch, out, transposed);
+    require(!failed,
+            "{}: its values are too large to rotate: the sums of the Hadamard transform overflow FP32",
+            options.name);
+    return true;
 }
 
 }  // namespace nibble::cuda

@@ -3,6 +3,7 @@
 #include <array>
 #include <utility>
 
+#include "quant/kernel_stream.cuh"
 #include "quant/quantize_kernel.cuh"
 
 namespace nibble::cuda {
@@ -68,30 +69,108 @@ constexpr std::array kHot = {
     }(),
 };
 
-template <size_t kIndex>
-struct HotSpec {
-    static constexpr int kBlocks = is_four_six(kHot[kIndex].scale) ? 2 : 3;
-    static __device__ constexpr KernelSpec of(const Job&) { return kHot[kIndex]; }
-};
+// The amax after rotation by blocks of this size; 0: as it is.
+template <int kRotation, typename Stream>
+__global__ void __launch_bounds__(kStreamThreads) amax_stream_kernel(const __grid_constant__ Job job) {
+    __shared__ uint4 shared[Stream::kShared / sizeof(uint4) + 1];
+    const Tiles<Stream::kTransposed, Stream::kRows> tiles(job);
+    Stream stream(job, shared, tiles.first_row, tiles.first_col);
+    stream.fetch();
+    uint32_t largest = 0;
+    for (int step = 0; step < tiles.count; ++step) {
+        stream.settle();
+        if (step + 1 < tiles.count) stream.fetch();
+#pragma unroll 1
+        for (int part = 0; part < Stream::kParts; ++part) {
+            Group g;
+            stream.read(part, g);
+            g.row += tiles.row(step);
+            g.col += tiles.first_col;
+            if constexpr (kRotation != 0) butterfly(kRotation, g);
+            largest = max(largest, bits_of_largest(g.x));
+        }
+    }
+    // Rounding keeps the order: the largest product is that of the largest.
+    if constexpr (kRotation != 0) largest = __float_as_uint(__uint_as_float(largest) * job.amax_factor);
+    give_amax(job, largest);
+}
 
-template <size_t kIndex>
-bool launch_if_this(const Context& context, const Job& job, bool transposed) {
-    if (!(job.spec == kHot[kIndex])) return false;
-    const auto with = [&]<bool kTransposed>() {
-        launch_tiles<Bf16, kTransposed, kFewRows>(
-            context, quantize_kernel<HotSpec<kIndex>, Bf16, kTransposed, kFewRows>, job);
-    };
-    transposed ? with.template operator()<true>() : with.template operator()<false>();
-    return true;
+constexpr int blocks_of_multiprocessor(const KernelSpec& s) { return is_four_six(s.scale) ? 2 : 3; }
+
+template <size_t kIndex, typename Stream>
+__global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(kHot[kIndex]))
+    quantize_stream_kernel(const __grid_constant__ Job job) {
+    constexpr KernelSpec s = kHot[kIndex];
+    __shared__ uint4 shared[Stream::kShared / sizeof(uint4) + 1];
+    __shared__ PerThread<kRowsOfPart> of_threads;
+    __shared__ TensorValues tensor;
+    const Tiles<Stream::kTransposed, Stream::kRows> tiles(job);
+    Stream stream(job, shared, tiles.first_row, tiles.first_col);
+    stream.fetch();
+    tensor.prepare(s, job);
+    uint32_t largest_value = 0;
+    float largest_scale = 0.0f;
+    ScaleCoins coins;
+    for (int step = 0; step < tiles.count; ++step) {
+        stream.settle();
+        if (step + 1 < tiles.count) stream.fetch();
+#pragma unroll 1
+        for (int part = 0; part < Stream::kParts; ++part) {
+            Group g;
+            stream.read(part, g);
+            g.row += tiles.row(step);
+            g.col += tiles.first_col;
+            if constexpr (s.rotation != 0) transform(s.rotation, job.factor, g);
+            largest_value = max(largest_value, bits_of_largest(g.x));
+            quantize_group(s, job, tensor, g, of_threads, coins, step * Stream::kParts + part, largest_scale);
+        }
+    }
+    if (largest_value >= 0x7f800000u) *job.fault = 1;
+}
+
+// Launches one of the kernels for row, column and packed streams.
+template <typename Stream>
+void launch_stream(const Context& context, void (*kernel)(Job), Job job) {
+    const dim3 blocks = divide_tiles(job, Stream::kRows);
+    launch(context, kernel, blocks, dim3(kStreamThreads), 0, job);
+}
+
+template <bool kRotates, typename Body>
+void with_stream(const Job& job, bool transposed, Body&& body) {
+    if (!transposed) return body.template operator()<RowStream<kRotates>>();
+    if (job.x != nullptr) return body.template operator()<ColumnStream<PlainPiece, kRotates>>();
+    body.template operator()<ColumnStream<PackedPiece, kRotates>>();
+}
+
+size_t place_of(const Job& job) {
+    return static_cast<size_t>(std::ranges::find(kHot, job.spec) - kHot.begin());
 }
 
 }  // namespace
 
-bool quantize_hot(const Context& context, const Job& job, bool transposed) {
-    if (!job.is_bf16) return false;
-    return [&]<size_t... kIndex>(std::index_sequence<kIndex...>) {
-        return (launch_if_this<kIndex>(context, job, transposed) || ...);
-    }
+bool has_hot_kernels(const Job& job) { return job.is_bf16 && place_of(job) < kHot.size(); }
+
+void find_amax_hot(const Context& context, const Job& job, bool transposed) {
+    const auto of = [&]<int kRotation>() {
+        if (job.spec.rotation != kRotation) return;
+        with_stream<kRotation != 0>(job, transposed, [&]<typename Stream>() {
+            launch_stream<Stream>(context, amax_stream_kernel<kRotation, Stream>, job);
+        });
+    };
+    of.template operator()<0>();
+    of.template operator()<16>();
+    of.template operator()<32>();
+    of.template operator()<128>();
+}
+
+void quantize_hot(const Context& context, const Job& job, bool transposed) {
+    const auto of = [&]<size_t kIndex>() {
+        if (place_of(job) != kIndex) return;
+        with_stream<kHot[kIndex].rotation != 0>(job, transposed, [&]<typename Stream>() {
+            launch_stream<Stream>(context, quantize_stream_kernel<kIndex, Stream>, job);
+        });
+    };
+    [&]<size_t... kIndex>(std::index_sequence<kIndex...>) { (of.template operator()<kIndex>(), ...); }
     (std::make_index_sequence<kHot.size()>());
 }
 

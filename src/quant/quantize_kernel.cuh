@@ -66,9 +66,10 @@ __device__ __forceinline__ void quantize_mx(const KernelSpec& s, const Job& job,
     float v[kGroup];
     uint32_t inside = 0;
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
+    for (int i = kGroup - 1; i >= 0; --i) {
         v[i] = (s.scale == ScaleRule::three_quarters ? kThreeQuarters * g.x[i] : g.x[i]) * factor;
-        inside |= static_cast<uint32_t>(fabsf(v[i]) < kE2M1Max) << i;
+        // The sign of the difference enters at bit 0.
+        inside = __funnelshift_l(__float_as_uint(fabsf(v[i]) - kE2M1Max), inside, 1);
     }
     if (!is_there) return;
     const int64_t first = g.row * job.padded_cols + g.col;
@@ -103,21 +104,27 @@ __device__ inline float scaled(const Job& job, float tensor_scale) {
     return job.scale == nullptr ? tensor_scale : tensor_scale * *job.scale;
 }
 
-// The largest magnitude after rotation: of the tensor, or of each row (kOfRows).
-template <typename T, bool kTransposed, int kRows, bool kOfRows>
-__global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_constant__ Job job) {
-    extern __shared__ uint4 dynamic[];
+// The end of a pass for the amax of a tensor: `mine`, bits, of the values that this thread met.
+__device__ inline void give_amax(const Job& job, uint32_t mine) {
     __shared__ uint32_t of_block;
     if (threadIdx.x == 0) of_block = 0;
-    const Tiles<kTransposed, kRows> tiles(job);
-    Reader<T, kTransposed, kRows> reader(job, dynamic);
-    reader.fetch(tiles.first_row, tiles.first_col);
     __syncthreads();
+    mine = __reduce_max_sync(0xffffffffu, mine);
+    if (threadIdx.x % kWarp == 0) atomicMax(&of_block, mine);
+    __syncthreads();
+    if (threadIdx.x == 0) atomicMax(&job.scalars->amax, of_block);
+}
+
+// The largest magnitude after rotation: of the tensor, or of each row (kOfRows).
+template <bool kTransposed, int kRows, bool kOfRows>
+__global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_constant__ Job job) {
+    extern __shared__ uint4 dynamic[];
+    const Tiles<kTransposed, kRows> tiles(job);
+    Reader<kTransposed, kRows> reader(job, dynamic);
     uint32_t largest = 0;
     for (int step = 0; step < tiles.count; ++step) {
         Group g;
         reader.take(tiles.row(step), tiles.first_col, g);
-        if (step + 1 < tiles.count) reader.fetch(tiles.row(step + 1), tiles.first_col);
         if (job.spec.rotation != 0) rotate_group(job.spec, job, job.amax_factor, g);
         if constexpr (kOfRows) {
             uint32_t of_row = bits_of_largest(g.x);
@@ -131,12 +138,7 @@ __global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_const
             largest = max(largest, bits_of_largest(g.x));
         }
     }
-    if constexpr (!kOfRows) {
-        largest = __reduce_max_sync(0xffffffffu, largest);
-        if (threadIdx.x % kWarp == 0) atomicMax(&of_block, largest);
-        __syncthreads();
-        if (threadIdx.x == 0) atomicMax(&job.scalars->amax, of_block);
-    }
+    if constexpr (!kOfRows) give_amax(job, largest);
 }
 
 // The number that a tensor's own scale is, given its amax; *tensor: what NVFP4's groups need of it.
@@ -153,42 +155,58 @@ __device__ inline float tensor_scale_of(const KernelSpec& s, const Job& job, flo
     return has_none ? 1.0f : fp32_scale(largest_of(s.element), amax).scale;
 }
 
-template <typename Spec, typename T, bool kTransposed, int kRows>
-__global__ void __launch_bounds__(kRows* kGroups, Spec::kBlocks)
-    quantize_kernel(const __grid_constant__ Job job) {
+// What the quantise pass of a tensor begins with: its amax, and what its scale is made of.
+struct TensorValues {
+    Nvfp4Tensor nvfp4;
+    float amax;
+
+    // Called by all threads, once. The first thread block writes the tensor scale.
+    __device__ void prepare(const KernelSpec& s, const Job& job) {
+        if (threadIdx.x == 0) {
+            amax = job.given_amax >= 0.0f ? job.given_amax : *job.amax;
+            const float scale = tensor_scale_of(s, job, amax, &nvfp4);
+            if (blockIdx.x == 0 && s.tensor != TensorScale::posthoc) *job.tensor_scale = scaled(job, scale);
+        }
+        __syncthreads();
+    }
+};
+
+// Quantises one group, rotated already. `step`: of the groups of this thread.
+template <int kRows>
+__device__ __forceinline__ void quantize_group(const KernelSpec& s, const Job& job,
+                                               const TensorValues& tensor, Group& g, PerThread<kRows>& shared,
+                                               ScaleCoins& coins, int step, float& largest_scale) {
+    const bool is_there = g.row < job.rows && g.col < job.padded_cols;
+    if (s.format == Format::mxfp4 || s.format == Format::mxfp8) {
+        quantize_mx(s, job, g, is_there, shared);
+    } else if (s.format != Format::nvfp4) {
+        quantize_fp32(s, job, tensor.amax, g, is_there, shared);
+    } else if (s.tensor == TensorScale::posthoc) {
+        largest_scale = fmaxf(largest_scale, quantize_posthoc(s, job, g, is_there, shared));
+    } else {
+        quantize_nvfp4(s, job, tensor.nvfp4, g, is_there, shared, coins, step);
+    }
+}
+
+// Every spec, and x of any kind.
+template <bool kTransposed, int kRows>
+__global__ void __launch_bounds__(kRows* kGroups) quantize_kernel(const __grid_constant__ Job job) {
     extern __shared__ uint4 dynamic[];
     __shared__ PerThread<kRows> shared;
-    __shared__ Nvfp4Tensor tensor;
-    __shared__ float amax;
-    const KernelSpec s = Spec::of(job);
+    __shared__ TensorValues tensor;
+    const KernelSpec& s = job.spec;
     const Tiles<kTransposed, kRows> tiles(job);
-    Reader<T, kTransposed, kRows> reader(job, dynamic);
-    reader.fetch(tiles.first_row, tiles.first_col);
-    if (threadIdx.x == 0) {
-        amax = job.given_amax >= 0.0f ? job.given_amax : *job.amax;
-        const float scale = tensor_scale_of(s, job, amax, &tensor);
-        if (blockIdx.x == 0 && s.tensor != TensorScale::posthoc) *job.tensor_scale = scaled(job, scale);
-    }
-    __syncthreads();
+    Reader<kTransposed, kRows> reader(job, dynamic);
+    tensor.prepare(s, job);
     uint32_t largest_value = 0;
     float largest_scale = 0.0f;
     ScaleCoins coins;
     for (int step = 0; step < tiles.count; ++step) {
         Group g;
         reader.take(tiles.row(step), tiles.first_col, g);
-        if (step + 1 < tiles.count) reader.fetch(tiles.row(step + 1), tiles.first_col);
         if (s.rotation != 0) rotate_group(s, job, job.factor, g);
         largest_value = max(largest_value, bits_of_largest(g.x));
-        const bool is_there = g.row < job.rows && g.col < job.padded_cols;
-        if (s.format == Format::mxfp4 || s.format == Format::mxfp8) {
-            quantize_mx(s, job, g, is_there, shared);
-        } else if (s.format != Format::nvfp4) {
-            quantize_fp32(s, job, amax, g, is_there, shared);
-        } else if (s.tensor == TensorScale::posthoc) {
-            largest_scale = fmaxf(largest_scale, quantize_posthoc(s, job, g, is_there, shared));
-        } else {
-            quantize_nvfp4(s, job, tensor, g, is_there, shared, coins, step);
-        }
+        quantize_group(s, job, tensor, g, shared, coins, step, largest_scale);
     }
     if (largest_value >= 0x7f800000u) *job.fault = 1;
     if (s.tensor == TensorScale::posthoc) {
@@ -197,21 +215,13 @@ __global__ void __launch_bounds__(kRows* kGroups, Spec::kBlocks)
     }
 }
 
-template <typename T, bool kTransposed, int kRows>
-void launch_tiles(const Context& context, void (*kernel)(Job), Job job) {
-    using Type = typename InTile<T>::Type;
+// Gives every thread block a number of tiles that keeps the GPU busy.
+inline dim3 divide_tiles(Job& job, int rows_of_tile) {
     constexpr int64_t kManyBlocks = 2048, kMostSteps = 8;
-    const int64_t rows = divide_up<int64_t>(job.rows, kRows);
+    const int64_t rows = divide_up<int64_t>(job.rows, rows_of_tile);
     const int64_t cols = divide_up<int64_t>(job.padded_cols, kTileCols);
     job.steps = static_cast<int>(std::clamp<int64_t>(rows * cols / kManyBlocks, 1, kMostSteps));
-    const int64_t blocks = divide_up<int64_t>(rows, job.steps) * cols;
-    const size_t shared = kTransposed ? sizeof(Type) * TransposedTile<Type, kRows>::kCount : 0;
-    if (shared > 40 << 10) {
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shared)),
-              "shared memory of a kernel");
-    }
-    launch(context, kernel, dim3(static_cast<unsigned>(blocks)), dim3(kRows * kGroups), shared, job);
+    return dim3(static_cast<unsigned>(divide_up<int64_t>(rows, job.steps) * cols));
 }
 
 inline constexpr int kFewRows = 32;    // of a tile
@@ -219,6 +229,8 @@ inline constexpr int kManyRows = 128;  // where squares have so many
 
 // The kernels of quantize_hot.cu, for BF16 and the specs that training spends its time in. False where there
 // is none.
-bool quantize_hot(const Context& context, const Job& job, bool transposed);
+bool has_hot_kernels(const Job& job);
+void find_amax_hot(const Context& context, const Job& job, bool transposed);
+void quantize_hot(const Context& context, const Job& job, bool transposed);
 
 }  // namespace nibble::cuda

@@ -37,8 +37,13 @@ TEST_F(Quantisers, GiveTheRecordedDigestsOfEverySpec) {
 }
 
 // Digests are of small matrices: these have many tiles in both directions, whole and partial.
-TEST_F(Quantisers, GiveTheBytesOfTheCpuOfLargeMatrices) {
-    constexpr int64_t kRows = 331, kCols = 776;
+// Rows that begin at multiples of 16 bytes are read another way than others.
+class QuantisersOfLarge : public OnGpu, public testing::WithParamInterface<int64_t> {};
+INSTANTIATE_TEST_SUITE_P(Rows, QuantisersOfLarge, testing::Values(331, 336),
+                         testing::PrintToStringParamName());
+
+TEST_P(QuantisersOfLarge, MatricesGiveTheBytesOfTheCpu) {
+    const int64_t kRows = GetParam(), kCols = 776;
     std::vector<Bf16> values = rounded(random_values(kRows * kCols, 1));
     const RandomKey key = {.seed = 7, .step = 3, .micro_step = 1, .layer = 5, .gemm = Gemm::wgrad};
     Arena here(64 << 20);
@@ -59,6 +64,42 @@ TEST_F(Quantisers, GiveTheBytesOfTheCpuOfLargeMatrices) {
                   &QuantizedMatrix::tensor_scale, &QuantizedMatrix::mask})
                 EXPECT_TRUE(bytes_of(expected.*part) == bytes_of(found.*part))
                     << recorded.spec << (transposed ? ", transposed" : "");
+        }
+    }
+}
+
+// The weight gradient's x: the forward's bytes, turned, and what a product multiplies beside the bytes.
+TEST_F(Quantisers, ReadTheForwardsBytesAlongTheirRows) {
+    constexpr int64_t kRows = 200, kCols = 330, kKept = 312;
+    std::vector<Bf16> values = rounded(random_values(kRows * kCols, 5));
+    Arena here(16 << 20), there(16 << 20, Device::cuda);
+    Context cpu{here}, other{there};
+    for (const std::string_view of_forward :
+         {"nvfp4 1x16 scale=four-six:mse", "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"}) {
+        for (const RecordedDigest& recorded : recorded_digests()) {
+            const ArenaScope scope(here), scope_there(there);
+            const QuantSpec spec = parse_spec(recorded.spec);
+            if (spec.rotates_rows()) continue;
+            QuantizedMatrix forward = allocate_quantized(here, parse_spec(of_forward), kRows, kCols),
+                            on_gpu = allocate_quantized(there, forward.spec, kRows, kCols),
+                            expected = allocate_quantized(here, spec, kKept, kRows, Keep::both),
+                            found = allocate_quantized(there, spec, kKept, kRows, Keep::both),
+                            back = allocate_quantized(here, spec, kKept, kRows, Keep::both);
+            quantize(cpu, forward.spec, view_of(values, {kRows, kCols}), {}, forward);
+            for (const auto part :
+                 {&QuantizedMatrix::codes, &QuantizedMatrix::scales, &QuantizedMatrix::tensor_scale})
+                copy(other, forward.*part, on_gpu.*part);
+            const RandomKey key = {.seed = 3, .step = 2, .layer = 4, .gemm = Gemm::wgrad, .side = Side::b};
+            requantize_transposed(cpu, forward, key, expected);
+            requantize_transposed(other, on_gpu, key, found);
+            for (const auto part :
+                 {&QuantizedMatrix::codes, &QuantizedMatrix::scales, &QuantizedMatrix::fp32_scales,
+                  &QuantizedMatrix::tensor_scale, &QuantizedMatrix::mask, &QuantizedMatrix::operand}) {
+                if ((found.*part).data == nullptr) continue;
+                copy(other, found.*part, back.*part);
+                EXPECT_TRUE(bytes_of(expected.*part) == bytes_of(back.*part))
+                    << recorded.spec << " of " << of_forward;
+            }
         }
     }
 }

@@ -37,7 +37,7 @@ TEST_F(TrainOnAGpu, LearnsWhatItLearnsOnACpu) {
             train(run, {"--set", "device.kind=" + device, "--set", "output.dir=" + device}));
     const RunLog cpu = run.log("cpu"), gpu = run.log("cuda");
     // The same numbers at first; then the order of sums drives the two apart, slowly.
-    EXPECT_NEAR(gpu.steps.front().loss, cpu.steps.front().loss, 1e-4);
+    EXPECT_NEAR(gpu.steps.front().loss, cpu.steps.front().loss, 2e-4);
     EXPECT_NEAR(gpu.evals.back().loss, cpu.evals.back().loss, 0.02);
     EXPECT_EQ(gpu.header.at("machine").at("gpu"), cuda_devices().front().name);
 }

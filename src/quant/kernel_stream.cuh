@@ -1,0 +1,263 @@
+// How the kernels of quantize_hot.cu read x: BF16, row by row or transposed, or the packed bytes of the
+// forward, transposed. Tile by tile downwards: while one is quantised the next is on its way. The signs of
+// the rotation are applied to pairs of elements on the way.
+//
+// A stream has
+//   kRows         rows of a tile, which has 128 columns
+//   kParts        groups of a thread in a tile, kRowsOfPart rows apart
+//   fetch()       begins to read the next tile, the first at first
+//   settle()      called by all threads when that tile is needed; then the next can be fetched
+//   read(part, g) the elements of a group of the tile that settled, and where they are in the tile
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "quant/kernel_job.cuh"
+
+namespace nibble::cuda {
+
+inline constexpr int kStreamThreads = 256;
+inline constexpr int kRowsOfPart = kStreamThreads / kGroups;
+
+// What the compiler keeps in a register, instead of computing it again at every use.
+template <typename T>
+__device__ __forceinline__ void keep(T& value) {
+    asm volatile("" : "+r"(value));
+}
+
+// The sign of column `col` of the operand, at both halves of a word.
+__device__ inline uint32_t sign_pair(const Job& job, int64_t col) {
+    const int place = static_cast<int>(col) & (job.spec.rotation - 1);
+    return (job.signs[0][place / 32] >> (place % 32) & 1u) * 0x80008000u;
+}
+
+// A length that counts down tile by tile, within the tiles of one thread block.
+__device__ inline int count_from(int64_t begin, int64_t end) {
+    return static_cast<int>(min(static_cast<long long>(end - begin), 1LL << 30));
+}
+
+__device__ inline void unpack(uint32_t word, float& first, float& second) {
+    first = __uint_as_float(word << 16);
+    second = __uint_as_float(word & 0xffff0000u);
+}
+
+// 16 elements of BF16 that lie side by side as they are stored, in words of two.
+struct PlainPiece {
+    // Of x, from an element on.
+    struct Source {
+        const Bf16* x;
+        bool is_vector;
+
+        __device__ Source(const Job& job, int64_t line, int64_t first)
+            : x(static_cast<const Bf16*>(job.x) + line * job.stride + first), is_vector(job.is_vector) {}
+        __device__ void advance(int64_t elements) { x += elements; }
+    };
+    uint4 of[2];
+
+    // The first `there` elements; those beyond are 0.
+    __device__ __forceinline__ void load(const Source& from, int there) {
+        if (from.is_vector && there >= kGroup) {
+            of[0] = reinterpret_cast<const uint4*>(from.x)[0];
+            of[1] = reinterpret_cast<const uint4*>(from.x)[1];
+        } else {
+            of[0] = four_words(from.x, there);
+            of[1] = four_words(from.x + kGroup / 2, there - kGroup / 2);
+        }
+    }
+    __device__ __forceinline__ void words(uint32_t (&to)[kGroup / 2]) const {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            to[4 * i] = of[i].x;
+            to[4 * i + 1] = of[i].y;
+            to[4 * i + 2] = of[i].z;
+            to[4 * i + 3] = of[i].w;
+        }
+    }
+
+  private:
+    // At the edges, and where rows are not aligned. Out of line: the registers are the other way's.
+    static __device__ __noinline__ uint4 four_words(const Bf16* x, int there) {
+        uint32_t words[4] = {};
+        for (int j = 0; j < 8 && j < there; ++j) words[j / 2] |= uint32_t{x[j].bits} << (j % 2 * 16);
+        return {words[0], words[1], words[2], words[3]};
+    }
+};
+
+// 16 elements of the forward's bytes: E2M1 codes and the scale that they share. Worth code * scale, exact in
+// BF16.
+struct PackedPiece {
+    struct Source {
+        const uint8_t *codes, *scales;
+        int shift;
+        bool is_e8m0;
+
+        __device__ Source(const Job& job, int64_t line, int64_t first)
+            : codes(job.forward.codes + (line * job.stride + first) / 2),
+              scales(job.forward.scales + ((line * job.stride + first) >> job.forward.block_shift)),
+              shift(job.forward.block_shift),
+              is_e8m0(job.forward.is_e8m0) {}
+        __device__ void advance(int64_t elements) {
+            codes += elements / 2;
+            scales += elements >> shift;
+        }
+    };
+    uint64_t codes;
+    float scale;
+
+    __device__ __forceinline__ void load(const Source& from, int there) {
+        codes = 0;
+        scale = 1.0f;
+        if (there <= 0) return;
+        codes = *reinterpret_cast<const uint64_t*>(from.codes);
+        scale = from.is_e8m0 ? e8m0_decode(*from.scales) : scale_value(*from.scales);
+        if (there < kGroup) codes &= (uint64_t{1} << 4 * there) - 1;
+    }
+    __device__ __forceinline__ void words(uint32_t (&to)[kGroup / 2]) const {
+        const uint32_t factor = __byte_perm(__float_as_uint(scale), 0, 0x3232);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const uint32_t four = static_cast<uint32_t>(codes >> 16 * i);
+            // The bytes of the magnitudes in BF16, by table.
+            const uint32_t low = __byte_perm(0xc0800000u, 0xc0804000u, four & 0x7777u);
+            const uint32_t high = __byte_perm(0x3f3f3f00u, 0x40404040u, four & 0x7777u);
+            to[2 * i] = times(__byte_perm(low, high, 0x5140) | signs_of_two(four), factor);
+            to[2 * i + 1] = times(__byte_perm(low, high, 0x7362) | signs_of_two(four >> 8), factor);
+        }
+    }
+
+  private:
+    static __device__ uint32_t signs_of_two(uint32_t codes) {
+        return (codes << 12 & 0x8000u) | (codes << 24 & 0x80000000u);
+    }
+    static __device__ uint32_t times(uint32_t pair, uint32_t factor) {
+        const __nv_bfloat162 product =
+            __hmul2(*reinterpret_cast<__nv_bfloat162*>(&pair), *reinterpret_cast<__nv_bfloat162*>(&factor));
+        return *reinterpret_cast<const uint32_t*>(&product);
+    }
+};
+
+// kRotates: the spec has a rotation, and its signs are applied.
+template <bool kRotates>
+class RowStream {
+  public:
+    static constexpr bool kTransposed = false;
+    static constexpr int kRows = kRowsOfPart, kParts = 1;
+    static constexpr size_t kShared = 0;
+
+    __device__ RowStream(const Job& job, void*, int64_t first_row, int64_t first_col)
+        : source_(job, first_row + row(), first_col + col()),
+          step_(kRows * job.stride),
+          there_(count_from(first_col + col(), job.cols)),
+          rows_(count_from(first_row + row(), job.rows)) {
+#pragma unroll
+        for (int i = 0; kRotates && i < kGroup / 2; ++i) {
+            signs_[i] =
+                (sign_pair(job, col() + 2 * i) & 0x8000u) | (sign_pair(job, col() + 2 * i + 1) & 0x80000000u);
+            keep(signs_[i]);
+        }
+    }
+    __device__ __forceinline__ void fetch() {
+        ahead_.load(source_, rows_ > 0 ? there_ : 0);
+        source_.advance(step_);
+        rows_ -= kRows;
+    }
+    __device__ __forceinline__ void settle() { here_ = ahead_; }
+    __device__ __forceinline__ void read(int, Group& g) const {
+        g.row = row();
+        g.col = col();
+        uint32_t words[kGroup / 2];
+        here_.words(words);
+#pragma unroll
+        for (int i = 0; i < kGroup / 2; ++i)
+            unpack(kRotates ? words[i] ^ signs_[i] : words[i], g.x[2 * i], g.x[2 * i + 1]);
+    }
+
+  private:
+    static __device__ int row() { return static_cast<int>(threadIdx.x) / kGroups; }
+    static __device__ int col() { return static_cast<int>(threadIdx.x) % kGroups * kGroup; }
+
+    PlainPiece::Source source_;
+    int64_t step_;
+    int there_, rows_;            // columns of this thread and rows from its next on that exist
+    uint32_t signs_[kGroup / 2];  // of the rotation
+    PlainPiece ahead_, here_;
+};
+
+// x is stored [contraction, rows]: through a tile in shared memory, 128 lines of 64 rows. Pieces of 8
+// elements are interchanged within a line so that neither side meets a bank twice.
+template <typename Piece, bool kRotates>
+class ColumnStream {
+  public:
+    static constexpr bool kTransposed = true;
+    static constexpr int kRows = 64, kParts = kRows / kRowsOfPart;
+    static constexpr size_t kShared = sizeof(uint16_t) * kTileCols * kRows;
+
+    __device__ ColumnStream(const Job& job, void* shared, int64_t first_row, int64_t first_col)
+        : tile_(static_cast<uint16_t*>(shared)),
+          source_(job, first_col + line_of(0), first_row + first_of_piece()),
+          lines_apart_(kLinesApart * job.stride),
+          lines_(count_from(first_col + line_of(0), job.cols)),
+          there_(count_from(first_row + first_of_piece(), job.rows)) {
+#pragma unroll
+        for (int i = 0; kRotates && i < kPieces; ++i) {
+            signs_[i] = sign_pair(job, line_of(i));
+            keep(signs_[i]);
+        }
+    }
+    __device__ __forceinline__ void fetch() {
+        typename Piece::Source source = source_;
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+            ahead_[i].load(source, lines_ > i * kLinesApart ? there_ : 0);
+            source.advance(lines_apart_);
+        }
+        source_.advance(kRows);
+        there_ -= kRows;
+    }
+    __device__ __forceinline__ void settle() {
+        __syncthreads();  // all have read the tile before
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+            uint32_t words[kGroup / 2];
+            ahead_[i].words(words);
+            const uint32_t sign = kRotates ? signs_[i] : 0;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                *reinterpret_cast<uint4*>(tile_ + at(line_of(i), first_of_piece() + 8 * half)) = {
+                    words[4 * half] ^ sign, words[4 * half + 1] ^ sign, words[4 * half + 2] ^ sign,
+                    words[4 * half + 3] ^ sign};
+            }
+        }
+        __syncthreads();
+    }
+    __device__ __forceinline__ void read(int part, Group& g) const {
+        const int row = part * kRowsOfPart + static_cast<int>(threadIdx.x) / kGroups;
+        const int col = static_cast<int>(threadIdx.x) % kGroups * kGroup;
+        g.row = row;
+        g.col = col;
+        const uint16_t* const from = tile_ + at(col, row);
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) g.x[i] = __uint_as_float(uint32_t{from[i * kRows]} << 16);
+    }
+
+  private:
+    static constexpr int kPiecesOfLine = kRows / kGroup;
+    static constexpr int kPieces = kTileCols * kPiecesOfLine / kStreamThreads;  // of a thread
+    static constexpr int kLinesApart = kStreamThreads / kPiecesOfLine;
+
+    static __device__ int line_of(int i) {
+        return static_cast<int>(threadIdx.x) / kPiecesOfLine + i * kLinesApart;
+    }
+    static __device__ int first_of_piece() { return static_cast<int>(threadIdx.x) % kPiecesOfLine * kGroup; }
+    // Where element (line, row) lies: the same for the 16 lines of a group, but for the line.
+    static __device__ int at(int line, int row) { return line * kRows + (row ^ line / kGroup % 8 * 8); }
+
+    uint16_t* tile_;
+    typename Piece::Source source_;
+    int64_t lines_apart_;
+    int lines_, there_;  // lines from this thread's first on, and rows from its next, that exist
+    uint32_t signs_[kPieces];
+    Piece ahead_[kPieces];
+};
+
+}  // namespace nibble::cuda
