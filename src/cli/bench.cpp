@@ -28,6 +28,7 @@ struct BenchOptions {
     int64_t tokens = 4096, in = 1024, out = 1024;  // of a layer or an operand
     fs::path model = "configs/models/llama-1m.json";
     int64_t batch = 8, accumulate = 1, sequence = 256, steps = 5;
+    std::string recompute = "none";
 
     Device device() const { return device_name == name_of(Device::cuda) ? Device::cuda : Device::cpu; }
 };
@@ -255,7 +256,10 @@ void bench_layer(const BenchOptions& options) {
 class Training {
   public:
     Training(const BenchOptions& options, const ModelConfig& config, const Recipe& recipe)
-        : options_(options), arena_(options.device()), model_(config, recipe, {.device = options.device()}) {
+        : options_(options),
+          arena_(options.device()),
+          model_(config, recipe,
+                 {.device = options.device(), .recompute = parse_recompute(options.recompute)}) {
         model_.initialize(1);
         std::vector<OptimizedTensor> tensors;
         for (const Parameter& p : model_.parameters()) {
@@ -396,6 +400,10 @@ void add_bench_command(CLI::App& app) {
     add_size(train, "--accumulate", train_options->accumulate, "Micro-batches of an optimizer step");
     add_size(train, "--sequence", train_options->sequence, "Tokens of a sequence");
     add_size(train, "--steps", train_options->steps, "Steps that are measured");
+    train
+        ->add_option("--recompute", train_options->recompute,
+                     "What backward makes again: none, norms, mlp or block")
+        ->capture_default_str();
     train->add_option("RECIPE", train_options->names, "Built-in recipes (default: bf16)");
 }
 

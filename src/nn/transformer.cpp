@@ -15,6 +15,8 @@ namespace {
 
 constexpr int64_t kAlignment = 16;  // elements
 
+const std::vector<std::string> kRecomputeNames = {"none", "norms", "mlp", "block"};
+
 int64_t aligned(int64_t count) { return (count + kAlignment - 1) / kAlignment * kAlignment; }
 
 // Standard normal numbers 2j and 2j+1 of a parameter.
@@ -71,6 +73,19 @@ std::string_view name_of(ParameterKind kind) {
     }
     return "?";
 }
+
+Recompute parse_recompute(std::string_view name) {
+    const auto found = std::find(kRecomputeNames.begin(), kRecomputeNames.end(), name);
+    if (found == kRecomputeNames.end()) {
+        const std::string nearest = nearest_name(name, kRecomputeNames);
+        fail_usage("there is no recompute level \"{}\"; {}", name,
+                   nearest.empty() ? "take none, norms, mlp or block"
+                                   : fmt::format("did you mean \"{}\"?", nearest));
+    }
+    return static_cast<Recompute>(found - kRecomputeNames.begin());
+}
+
+std::string_view name_of(Recompute recompute) { return kRecomputeNames[static_cast<size_t>(recompute)]; }
 
 Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const Options& options)
     : config_(config), recipe_(recipe), bf16_(find_recipe("bf16")), options_(options) {
@@ -217,7 +232,9 @@ void Transformer::begin_step(Context& context, Execution execution) {
         const bool is_smoothed = id % kBlockLayers == kDownLayer && smoothing(block_of(id)) != nullptr;
         if (is_smoothed) continue;  // made in each micro-batch
         AmaxHistory* history = (*executed_)[id].needs_history() ? &amax_history_[id] : nullptr;
-        weights_[id] = (*executed_)[id].prepare(context, matrix_of(id).master, history, round_targets_[id]);
+        const Keep on_gpu = options_.recompute == Recompute::block ? Keep::bytes : Keep::operand;
+        weights_[id] =
+            (*executed_)[id].prepare(context, matrix_of(id).master, history, round_targets_[id], on_gpu);
     }
 }
 

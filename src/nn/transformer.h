@@ -52,11 +52,26 @@ struct Parameter {
     ParameterKind kind = ParameterKind::matrix;
 };
 
+// What of a block's forward is made again in its backward instead of being kept. Each level includes those
+// before it; none changes a bit of losses and gradients.
+enum class Recompute : uint8_t {
+    none,
+    norms,  // what linear layers keep of their inputs: the outputs of norms, SwiGLU and attention, or their
+            // packed copies
+    mlp,    // and the output of gate_up
+    block,  // and all else but the block's input; on a GPU also the values of quantised weights, of which the
+            // packed copies stay
+};
+// "none", "norms", "mlp", "block": the words of a configuration. Throws UsageError naming the nearest.
+Recompute parse_recompute(std::string_view name);
+std::string_view name_of(Recompute recompute);
+
 class Transformer {
   public:
     struct Options {
         DType activations = DType::bf16;  // or F32, for study
         Device device = Device::cpu;      // of parameters, gradients and tables, and of every context
+        Recompute recompute = Recompute::none;
     };
     // Whose forward a step uses: the recipe's, or bf16 in every layer (evaluation).
     enum class Execution : uint8_t { recipe, bf16 };
@@ -155,11 +170,27 @@ class Transformer {
     // From the qkv projection to what attention reads, in place, and the gradient back.
     void qkv_forward(Context& context, const Pass& pass, int block);
     void qkv_backward(Context& context, const Pass& pass, int block);
+    // A forward is a norm and attention(), a norm and mlp(). A backward runs again what it needs of them:
+    // they allocate what they make from context.arena, and make the same bits of the same inputs.
+    using Use = QuantLinear::Use;
     void block_forward(Context& context, Pass& pass, int block);
     void block_backward(Context& context, const Pass& pass, int block);
+    // sum <- x + delta (no shape: x is the sum); returns its norm, what a linear layer reads.
+    Tensor norm(Context& context, const Pass& pass, int block, BlockParameter which, const Tensor& x,
+                const Tensor& delta, const Tensor& sum, Use use);
+    // From the norm's output to the residual's change, in pass.delta.
+    void attention(Context& context, const Pass& pass, int block, const Tensor& normed, Use use);
+    void mlp(Context& context, const Pass& pass, int block, const Tensor& normed, Use use);
+    // The SwiGLU's output.
+    Tensor hidden(Context& context, const Pass& pass, int block, Use use);
     void linear_forward(Context& context, const Pass& pass, int block, BlockLayer which, const Tensor& x,
-                        const Tensor& y);
-    void linear_backward(Context& context, int block, BlockLayer which, const Tensor& dy, const Tensor& dx);
+                        const Tensor& y, Use use);
+    void linear_backward(Context& context, const Pass& pass, int block, BlockLayer which, const Tensor& dy,
+                         const Tensor& dx);
+    // Where the input of a layer was not kept: makes it, and what the layer saves of it.
+    void input_again(Context& context, const Pass& pass, int block, BlockLayer which);
+    // True if the backward of the block's layers reads what their forward was given.
+    bool reads_inputs(int block, Use use) const;
     // In first_non_finite(), ends the pass if `tensor` is not finite; otherwise does nothing. An @ in `what`
     // stands for the block's prefix.
     void check(const Context& context, const Tensor& tensor, std::string_view what, int block = -1) const;
@@ -167,7 +198,7 @@ class Transformer {
     const SmoothSwiglu* smoothing(int block) const;
     // Scales the channels of the SwiGLU's output in place and makes the down projection's weight with the
     // inverse. Returns the scales, F32 [F].
-    Tensor smooth(Context& context, const SmoothSwiglu& options, int block, const Tensor& hidden);
+    Tensor smooth(Context& context, const SmoothSwiglu& options, int block, const Tensor& hidden, Use use);
 
     ModelConfig config_;
     Recipe recipe_, bf16_;

@@ -62,6 +62,7 @@ struct RunConfig {
         int64_t steps = 0, tokens = 0;
         int64_t batch_size = 16, micro_batch_size = 16;
         int64_t eval_every = 50, eval_batches = 0;
+        std::string recompute = "none";
     } train;
     struct {
         int64_t every = 50;

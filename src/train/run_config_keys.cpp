@@ -128,6 +128,13 @@ const std::vector<ConfigKey>& config_keys() {
          kFree, 0, 4e9},
         {"train.eval_batches", NIBBLE_SLOT(train.eval_batches),
          "micro-batches in an evaluation; 0: all of data.validation", kFree, 0, kOneBillion},
+        {"train.recompute",
+         NIBBLE_SLOT(train.recompute),
+         "what backward makes again instead of keeping it; changes no bit",
+         kFree,
+         0,
+         0,
+         {"none", "norms", "mlp", "block"}},
 
         {"monitor.every", NIBBLE_SLOT(monitor.every),
          "steps between samples of the gradient-to-noise ratio and of the operands; 0: none", kFree, 0, 4e9},

@@ -110,6 +110,7 @@ void Trainer::make_model() {
     Transformer::Options options;
     options.activations = config_.precision.activations == "fp32" ? DType::f32 : DType::bf16;
     options.device = device();
+    options.recompute = parse_recompute(config_.train.recompute);
     model_ = std::make_unique<Transformer>(shape, phases_.front().recipe, options);
     if (config_.model.init.empty())
         model_->initialize(context_.seed);

@@ -43,6 +43,21 @@ TEST(Bench, OfTrainingTakesWholeSteps) {
     EXPECT_GT(figures.at("results")[1].at("arena_bytes"), 0);
 }
 
+TEST(Bench, OfTrainingSaysWhatMakingAgainSaves) {
+    const auto bytes = [](const std::string& level) {
+        return bench({"train", "quartet2", "--batch", "1", "--sequence", "64", "--steps", "1", "--recompute",
+                      level, "--model", NIBBLE_SOURCE_DIR "/configs/models/llama-1m.json"})
+            .at("results")[0]
+            .at("arena_bytes")
+            .get<int64_t>();
+    };
+    EXPECT_LT(bytes("mlp"), bytes("none"));
+    const RunResult wrong = Workspace().nibble({"bench", "train", "--recompute", "blok", "--model",
+                                                NIBBLE_SOURCE_DIR "/configs/models/llama-1m.json"});
+    EXPECT_EQ(wrong.exit_code, 2);
+    EXPECT_NE(wrong.err.find("did you mean \"block\"?"), std::string::npos) << wrong.err;
+}
+
 TEST(Bench, OnAGpuThatIsNotThereIsOneLine) {
     if (!cuda_devices().empty()) GTEST_SKIP() << "there is a GPU";
     const RunResult result = Workspace().nibble({"bench", "copy", "--device", "cuda"});
