@@ -48,7 +48,7 @@ std::string_view name_of(ParameterKind kind);
 //   norm [C]                       head [V, C], absent when tied
 struct Parameter {
     std::string name;
-    Tensor master, gradient;  // F32
+    Tensor master, gradient;  // F32; the gradient of a matrix may be BF16 (Transformer::Options)
     ParameterKind kind = ParameterKind::matrix;
 };
 
@@ -72,6 +72,10 @@ class Transformer {
         DType activations = DType::bf16;  // or F32, for study
         Device device = Device::cpu;      // of parameters, gradients and tables, and of every context
         Recompute recompute = Recompute::none;
+        // In which the gradients of the linear layers' weights add up. BF16: each micro-batch's, FP32 sums,
+        // is added in FP32 and the result rounded to nearest.
+        DType gradients = DType::f32;
+        bool allocates = true;  // false: tensors have shapes alone, for planning passes
     };
     // Whose forward a step uses: the recipe's, or bf16 in every layer (evaluation).
     enum class Execution : uint8_t { recipe, bf16 };
@@ -135,6 +139,13 @@ class Transformer {
     // layers.2.attention.out", "gradient of layers.1.mlp.gate_up"; or the layer that fails, and how. Empty if
     // all is well. The gradients of this micro-step are added to what the parameters hold: clear them first.
     std::string first_non_finite(Context& context, const Tensor& tokens, const Tensor& targets, float scale);
+
+    // Bytes of the arena in the last step: what begin_step() made, and what the last forward_backward() kept
+    // of its forward.
+    struct StepMemory {
+        size_t weights = 0, activations = 0;
+    };
+    const StepMemory& step_memory() const { return step_memory_; }
 
     // The state of recipes with tensor=delayed, one entry a layer id: part of a checkpoint.
     std::vector<AmaxHistory>& amax_history() { return amax_history_; }
@@ -203,7 +214,7 @@ class Transformer {
     ModelConfig config_;
     Recipe recipe_, bf16_;
     Options options_;
-    Buffer masters_, gradients_, rope_table_;
+    Buffer masters_, gradients_, bf16_gradients_, rope_table_;
     Tensor rope_cos_, rope_sin_;
     std::vector<Parameter> parameters_;
     std::vector<QuantLinear> layers_, bf16_layers_;
@@ -214,6 +225,7 @@ class Transformer {
     std::vector<QuantLinear::Weight> weights_;
     std::vector<Saved> saved_;
     ResidualObserver residual_observer_;
+    StepMemory step_memory_;
     bool checks_ = false;
     size_t running_layer_ = 0;  // for messages
 };

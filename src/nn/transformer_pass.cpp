@@ -9,6 +9,7 @@
 #include "nn/embedding.h"
 #include "nn/finite.h"
 #include "nn/qk_norm.h"
+#include "nn/quant_linear_parts.h"
 #include "nn/rmsnorm.h"
 #include "nn/rope.h"
 #include "nn/smooth_swiglu.h"
@@ -83,15 +84,19 @@ void Transformer::linear_backward(Context& context, const Pass& pass, int block,
     const QuantLinear::Saved& saved = saved_[static_cast<size_t>(block)].linear[which];
     const Tensor& gradient = matrix_of(id).gradient;
     const Tensor& scales = saved_[static_cast<size_t>(block)].channel_scales;
-    if (which != kDownLayer || scales.shape.rank() == 0) {
+    const bool is_smoothed = which == kDownLayer && scales.shape.rank() > 0;
+    if (gradient.dtype == DType::f32 && !is_smoothed) {
         (*executed_)[id].backward(context, weights_[id], saved, dy, dx, gradient);
         return;
     }
-    const Tensor scaled = context.arena.allocate(DType::f32, gradient.shape);
-    if (!context.planning()) fill_zero(context, scaled);
-    (*executed_)[id].backward(context, weights_[id], saved, dy, dx, scaled);
-    divide_columns(context, scaled, scales, gradient, /*accumulate=*/true);
-    multiply_columns(context, dx, scales);
+    const Tensor sum = context.arena.allocate(DType::f32, gradient.shape);
+    if (!context.planning()) fill_zero(context, sum);
+    (*executed_)[id].backward(context, weights_[id], saved, dy, dx, sum);
+    if (is_smoothed) {
+        divide_columns(context, sum, scales, sum);
+        multiply_columns(context, dx, scales);
+    }
+    detail::finish_gradient(context, sum, {}, nullptr, {}, gradient, /*accumulate=*/true);
 }
 
 void Transformer::input_again(Context& context, const Pass& pass, int block, BlockLayer which) {
@@ -303,7 +308,9 @@ HeadLoss Transformer::forward_backward(Context& context, const Tensor& tokens, c
                                        float scale) {
     const ArenaScope scope(context.arena);
     Pass pass = begin_pass(context, tokens, true);
+    const size_t before = context.arena.used();
     for (int block = 0; block < config_.num_hidden_layers; ++block) block_forward(context, pass, block);
+    step_memory_.activations = context.arena.used() - before;
     const Tensor rstd = context.arena.allocate(DType::f32, {pass.tokens});
     const Tensor x = context.arena.allocate(options_.activations, pass.residual.shape);
     rmsnorm_forward(context, pass.residual, pass.delta, final_norm().master, config_.rms_norm_eps, x,
