@@ -65,7 +65,8 @@ __device__ void update_chunk(const AdamWFactors& f, const Chunk& chunk) {
         Philox coins{};
         if constexpr (std::is_same_v<Moment, Bf16>)
             coins = moment_coins(f.seed, f.update, chunk.tensor, at / kMomentCoins);
-        const int coin = 2 * static_cast<int>(at % kMomentCoins);
+        // Known here for whole pieces, so that the draw stays in registers.
+        const int coin = kWidth == kMomentCoins ? 0 : 2 * static_cast<int>(at % kMomentCoins);
         store_moments(m, m_of + i, coins, coin);
         store_moments(v, v_of + i, coins, coin + 1);
     }

@@ -2,6 +2,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "core/cuda.h"
 #include "train/model_directory.h"
@@ -170,19 +171,23 @@ void Trainer::require_memory(const ModelConfig& shape) const {
     needs.evaluates = validation_shards_.has_value();
     needs.modifiers = static_cast<size_t>(shape.parameters()) * ModifierState::bytes_per_weight(phases_);
     const bool is_limited = config_.device.memory > 0;
-    const size_t limit = is_limited ? static_cast<size_t>(config_.device.memory) : available_memory(device());
-    if (limit == 0) return;
+    const auto limit = [&] {
+        const size_t bytes =
+            is_limited ? static_cast<size_t>(config_.device.memory) : available_memory(device());
+        return bytes > 0 ? bytes : std::numeric_limits<size_t>::max();  // the system does not say
+    };
     const auto text = [](size_t n) { return bytes_text(static_cast<double>(n)); };
     const auto refuse = [&](size_t bytes, const std::string& advice) {
-        fail("the run needs {} of memory and {} are {}; {}", text(bytes), text(limit),
+        fail("the run needs {} of memory and {} are {}; {}", text(bytes), text(limit()),
              is_limited ? "allowed by device.memory" : "available", advice);
     };
     // Master, gradient and moments at their smallest: a model for which that is too much is not even planned.
     const size_t least = static_cast<size_t>(shape.parameters()) * (device() == Device::cpu ? 10 : 6);
-    if (least > limit) refuse(least, "choose a smaller model");
+    if (least > limit()) refuse(least, "choose a smaller model");
     const size_t bytes = nibble::plan_memory(needs).total();
-    if (bytes <= limit) return;
-    const std::optional<MemoryNeeds> change = smallest_change(needs, limit);
+    const size_t most = limit();  // now that the libraries of a GPU have taken theirs
+    if (bytes <= most) return;
+    const std::optional<MemoryNeeds> change = smallest_change(needs, most);
     if (!change) refuse(bytes, "choose a smaller model or a shorter data.sequence_length");
     refuse(bytes, fmt::format("set {}: {}", changed_keys(needs, *change),
                               text(nibble::plan_memory(*change).total())));
