@@ -12,6 +12,7 @@
 #include "nn/nn.h"
 #include "numerics/philox.h"
 #include "optim/optim.h"
+#include "train/memory_plan.h"
 #include "train/run_header.h"
 #include "train/speed_of_light.h"
 
@@ -28,6 +29,9 @@ struct BenchOptions {
     int64_t tokens = 4096, in = 1024, out = 1024;  // of a layer or an operand
     fs::path model = "configs/models/llama-1m.json";
     int64_t batch = 8, accumulate = 1, sequence = 256, steps = 5;
+    std::string recompute = "none", moments = "f32", gradients = "f32", offload = "none";
+    uint64_t memory = 0;  // bytes that a training may take; 0: those that are free
+    bool plans = false;   // its memory alone
 
     Device device() const { return device_name == name_of(Device::cuda) ? Device::cuda : Device::cpu; }
 };
@@ -254,15 +258,18 @@ void bench_layer(const BenchOptions& options) {
 // Whole optimizer steps on random tokens.
 class Training {
   public:
-    Training(const BenchOptions& options, const ModelConfig& config, const Recipe& recipe)
-        : options_(options), arena_(options.device()), model_(config, recipe, {.device = options.device()}) {
+    Training(const BenchOptions& options, const MemoryNeeds& needs)
+        : options_(options), arena_(options.device()), model_(needs.model, needs.recipes[0], needs.options) {
         model_.initialize(1);
         std::vector<OptimizedTensor> tensors;
         for (const Parameter& p : model_.parameters()) {
             tensors.push_back({p.name, p.master, p.gradient, p.kind == ParameterKind::matrix});
             gradients_.push_back(p.gradient);
         }
-        optimizer_ = std::make_unique<AdamW>(std::move(tensors), AdamWOptions{});
+        AdamWOptions adamw;
+        adamw.moments = needs.moments;
+        adamw.offload = needs.offload;
+        optimizer_ = std::make_unique<AdamW>(std::move(tensors), adamw);
         tokens_ = random_tokens(1);
         targets_ = random_tokens(2);
         if (options.device() == Device::cuda) {
@@ -320,10 +327,68 @@ class Training {
     int64_t update_ = 0;
 };
 
+MemoryNeeds needs_of(const BenchOptions& options, const ModelConfig& config, const Recipe& recipe) {
+    MemoryNeeds needs;
+    needs.model = config;
+    needs.recipes = {recipe};
+    needs.options.device = options.device();
+    needs.options.recompute = parse_recompute(options.recompute);
+    needs.options.gradients = options.gradients == "bf16" ? DType::bf16 : DType::f32;
+    needs.moments = options.moments == "bf16" ? DType::bf16 : DType::f32;
+    needs.offload = options.offload == "moments";
+    needs.sequences = options.batch;
+    needs.length = options.sequence;
+    return needs;
+}
+
+// The options that turn one plan into the other, of a step with as many sequences.
+std::string changed_options(const BenchOptions& options, const MemoryNeeds& from, const MemoryNeeds& to) {
+    std::string text;
+    if (to.options.recompute != from.options.recompute)
+        text += fmt::format(" --recompute {}", name_of(to.options.recompute));
+    if (to.sequences != from.sequences)
+        text += fmt::format(" --batch {} --accumulate {}", to.sequences,
+                            options.accumulate * from.sequences / to.sequences);
+    if (to.moments != from.moments) text += " --moments bf16";
+    if (to.options.gradients != from.options.gradients) text += " --gradients bf16";
+    if (to.offload != from.offload) text += " --offload moments";
+    return text;
+}
+
+// Throws Error, with what to change, if the plan has more bytes than there are.
+void require_fit(const BenchOptions& options, const MemoryNeeds& needs, const MemoryPlan& plan) {
+    const size_t limit = options.memory > 0 ? options.memory
+                         : options.plans    ? 0  // of another machine, maybe
+                                            : available_memory(options.device());
+    if (limit == 0 || plan.total() <= limit) return;
+    const auto text = [](size_t bytes) { return bytes_text(static_cast<double>(bytes)); };
+    const std::optional<MemoryNeeds> change = smallest_change(needs, limit);
+    fail("{} needs {} of memory and has {}; {}", needs.recipes[0].name, text(plan.total()), text(limit),
+         change ? fmt::format("take{}: {}", changed_options(options, needs, *change),
+                              text(plan_memory(*change).total()))
+                : "take a smaller model or a shorter --sequence");
+}
+
+void plan_training(const BenchOptions& options, const ModelConfig& config,
+                   const std::vector<Recipe>& recipes) {
+    nlohmann::ordered_json json = {{"command", "train"}, {"device", options.device_name}};
+    for (const Recipe& recipe : recipes) {
+        const MemoryNeeds needs = needs_of(options, config, recipe);
+        const MemoryPlan plan = plan_memory(needs);
+        fmt::print("{}, {}: {} parameters; {} sequences of {} tokens in a micro-batch\n{}",
+                   options.model.string(), recipe.name, config.parameters(), options.batch, options.sequence,
+                   to_table(plan));
+        json["results"].push_back({{"recipe", recipe.name}, {"memory", to_json(plan)}});
+        require_fit(options, needs, plan);
+    }
+    if (!options.json.empty()) write_text(options.json, json.dump(2) + "\n");
+}
+
 void bench_train(const BenchOptions& options) {
     const ModelConfig config = parse_model_config(read_text(options.model), options.model.string());
     const std::vector<Recipe> recipes =
         options.names.empty() ? std::vector{find_recipe("bf16")} : recipes_of(options.names);
+    if (options.plans) return plan_training(options, config, recipes);
     Report report(options, "train");
     const double peak = measure_gemm_peak(options.device(), 1.0);
     const auto tokens = static_cast<double>(options.batch * options.accumulate * options.sequence);
@@ -334,7 +399,10 @@ void bench_train(const BenchOptions& options) {
         options.accumulate, peak * 1e-12);
     double first = 0;
     for (const Recipe& recipe : recipes) {
-        Training training(options, config, recipe);
+        const MemoryNeeds needs = needs_of(options, config, recipe);
+        const MemoryPlan plan = plan_memory(needs);
+        require_fit(options, needs, plan);
+        Training training(options, needs);
         std::vector<double> seconds;
         for (int64_t i = 0; i < options.steps; ++i) seconds.push_back(training.step());
         const double rate = tokens / median(seconds);
@@ -345,6 +413,7 @@ void bench_train(const BenchOptions& options) {
              {"of_first", rate / first},
              {"sol", rate / tokens * flops / peak},
              {"arena_bytes", training.arena_bytes()},
+             {"memory", to_json(plan)},
              {"loss", training.loss()}},
             fmt::format(
                 "{:<20} {:>9.0f} tokens/s  {:.3f} of {}  {:>4.1f} % of the speed of light  step memory {}",
@@ -396,6 +465,23 @@ void add_bench_command(CLI::App& app) {
     add_size(train, "--accumulate", train_options->accumulate, "Micro-batches of an optimizer step");
     add_size(train, "--sequence", train_options->sequence, "Tokens of a sequence");
     add_size(train, "--steps", train_options->steps, "Steps that are measured");
+    train
+        ->add_option("--recompute", train_options->recompute,
+                     "What backward makes again: none, norms, mlp or block")
+        ->capture_default_str();
+    const auto add_word = [](CLI::App* command, const char* name, std::string& value, const char* text,
+                             const std::vector<std::string>& words) {
+        command->add_option(name, value, text)->check(CLI::IsMember(words))->capture_default_str();
+    };
+    add_word(train, "--moments", train_options->moments, "Dtype of the moments: f32 or bf16",
+             {"f32", "bf16"});
+    add_word(train, "--gradients", train_options->gradients,
+             "Dtype of the linear layers' gradients: f32 or bf16", {"f32", "bf16"});
+    add_word(train, "--offload", train_options->offload,
+             "What a GPU keeps in memory of the host: none or moments", {"none", "moments"});
+    train->add_option("--memory", train_options->memory, "Memory that it may take, such as 80GiB")
+        ->transform(CLI::AsSizeValue(true));
+    train->add_flag("--plan", train_options->plans, "Only say what memory it needs; needs no GPU itself");
     train->add_option("RECIPE", train_options->names, "Built-in recipes (default: bf16)");
 }
 

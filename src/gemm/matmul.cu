@@ -1,5 +1,6 @@
 // Products by cuBLASLt. Quantised operands are expanded first, which is exact; scales of the whole operands
 // are the product's alpha; factors of rows and columns are applied to FP32 sums afterwards.
+#include "core/has_gpu.h"
 #include "gemm/cuda_forms.h"
 #include "gemm/gpu_product.h"
 #include "gemm/matmul_shape.h"
@@ -145,8 +146,11 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
     shape_of_product.operands = shape.operands;
     shape_of_product.result = is_finished ? DType::f32 : c.dtype;
     shape_of_product.factors_on_device = has_scales && !is_finished;
-    const GpuProduct& product = GpuProduct::get(shape_of_product, context.planning());
-    if (context.planning()) return;
+    if (context.planning()) {
+        if (has_gpu()) GpuProduct::get(shape_of_product, true);
+        return;
+    }
+    const GpuProduct& product = GpuProduct::get(shape_of_product);
 
     const float alpha = options.alpha.value_or(1.0f), beta = options.accumulate ? 1.0f : 0.0f;
     auto* const on_device = reinterpret_cast<Factors*>(factors.data);

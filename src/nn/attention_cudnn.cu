@@ -15,6 +15,7 @@
 #include <cudnn_frontend.h>
 
 #include "core/cuda_check.cuh"
+#include "core/has_gpu.h"
 #include "nn/attention_cuda.h"
 
 namespace nibble::cuda {
@@ -127,6 +128,15 @@ void describe(graph::Graph& g, const Key& key) {
     }
 }
 
+// What cuDNN 9 takes, about, for a plan where there is no GPU: the gradient of the scores, that of the
+// queries in F32, and two numbers a row.
+int64_t estimated_workspace(const Key& key) {
+    if (!key.backward) return 0;
+    const int64_t padded = divide_up(key.sequence, int64_t{128}) * 128;
+    const int64_t of_row = (key.deterministic ? padded * 2 : 0) + int64_t{key.head_dim} * 4 + 8;
+    return key.sequences * key.heads * padded * of_row;
+}
+
 // cuDNN's handles, one for each GPU, and all plans of the process.
 class Library {
   public:
@@ -136,6 +146,7 @@ class Library {
     }
 
     int64_t workspace(const Key& key) {
+        if (!has_gpu()) return estimated_workspace(key);
         const std::lock_guard lock(mutex_);
         return plan(key).workspace;
     }
@@ -176,7 +187,7 @@ class Library {
 
 int device_in_use() {
     int device = 0;
-    check(cudaGetDevice(&device), "the GPU in use");
+    if (has_gpu()) check(cudaGetDevice(&device), "the GPU in use");
     return device;
 }
 
@@ -224,9 +235,10 @@ float* logsumexp_at(const AttentionShape& shape, const Tensor& logsumexp, int64_
 }  // namespace
 
 bool cudnn_takes_attention(const AttentionShape& shape, DType activations) {
-    int major = 0;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_in_use()),
-          "compute capability of the GPU");
+    int major = 9;
+    if (has_gpu())
+        check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_in_use()),
+              "compute capability of the GPU");
     return activations == DType::bf16 && shape.sequence > 1 && shape.head_dim % 8 == 0 &&
            shape.head_dim <= (major == 9 ? 256 : 128);
 }

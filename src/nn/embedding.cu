@@ -2,6 +2,7 @@
 #include <cub/device/device_radix_sort.cuh>
 
 #include "core/cuda_vector.cuh"
+#include "core/has_gpu.h"
 #include "nn/cuda_forms.h"
 
 namespace nibble::cuda {
@@ -121,8 +122,8 @@ void embedding_backward(Context& context, const Tensor& dy, const Tensor& tokens
                   static_cast<int32_t*>(sorted_places.data), count, 0, key_bits, context.stream),
               "sort of the tokens on the GPU");
     };
-    size_t bytes = 0;
-    sort(nullptr, bytes);
+    size_t bytes = static_cast<size_t>(count) * 16;  // about, for a plan where there is no GPU
+    if (has_gpu()) sort(nullptr, bytes);
     const Tensor scratch =
         context.arena.allocate(DType::u8, {static_cast<int64_t>(std::max<size_t>(bytes, 1))});
     if (context.planning()) return;

@@ -60,9 +60,8 @@ struct Factor {
 // One call of a layer: what its steps share.
 class QuantLinear::Execution {
   public:
-    // `records`: the amax of each operand goes to the history, for the next step.
-    Execution(const QuantLinear& layer, Context& context, AmaxHistory* history, bool records = true)
-        : layer_(layer), recipe_(*layer.recipe_), context_(context), history_(history), records_(records) {}
+    Execution(const QuantLinear& layer, Context& context, AmaxHistory* history, Use use = Use::train)
+        : layer_(layer), recipe_(*layer.recipe_), context_(context), history_(history), use_(use) {}
 
     const OperandSpec& at(Place place) const { return operand(recipe_, kOperandNames[place]); }
     bool quantizes(Place place) const { return has_bytes(at(place)); }
@@ -213,12 +212,14 @@ class QuantLinear::Execution {
         matmul(context_, a.operand(), b.operand(), out, options);
     }
 
+    // The amax of an operand, for the next step; a second forward finds the same again.
     void record(Place place, float amax) const {
-        if (history_ != nullptr && records_)
+        if (history_ != nullptr && use_ != Use::evaluate)
             history_->current[place] = std::max(history_->current[place], amax);
     }
     void show(const Observation& observation) const {
-        if (layer_.observer_) layer_.observer_(context_, observation);
+        const bool was_shown = use_ == Use::second && observation.operand.starts_with("fprop");
+        if (layer_.observer_ && !was_shown) layer_.observer_(context_, observation);
     }
     // A scale as an observer is told it: the one number of a GPU that the host waits for, and only then.
     float shown(const Tensor& scale) const {
@@ -352,7 +353,7 @@ class QuantLinear::Execution {
     const Recipe& recipe_;
     Context& context_;
     AmaxHistory* history_;
-    bool records_;
+    Use use_;
 };
 
 QuantLinear::QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer)
@@ -375,7 +376,7 @@ void QuantLinear::require_forms(const Context& context, bool has_round_target) c
 }
 
 QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master, AmaxHistory* history,
-                                         const Tensor& round_target) const {
+                                         const Tensor& round_target, Keep on_gpu) const {
     require(master.dtype == DType::f32 && master.shape == Shape({out_, in_}),
             "a layer of F32 [{}, {}] was given a weight of {} {}", out_, in_, name_of(master.dtype),
             master.shape.str());
@@ -396,11 +397,11 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
         detail::convert(context, master, weight.bf16);
     }
     if (run.quantizes(kFpropW)) {
-        weight.fprop = run.allocate(kFpropW, out_, in_);
+        weight.fprop = run.allocate(kFpropW, out_, in_, on_gpu);
         weight.amax[kFpropW] = run.quantize_into(kFpropW, 0, master, weight.fprop, false, {}, round_target);
     }
     if (run.quantizes(kDgradW) && !is_fresh_each_call(dgrad_w.spec)) {
-        weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_);
+        weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_, on_gpu);
         weight.amax[kDgradW] = run.make_dgrad_w(weight, 0, weight.dgrad);
     }
     if (recipe_->outliers) {
@@ -414,10 +415,11 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
 }
 
 QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, const Tensor& x,
-                                        const Tensor& y, bool for_backward) const {
-    require(x.cols() == in_ && y.cols() == out_ && x.rows() == y.rows(),
+                                        const Tensor& y, Use use) const {
+    const bool wants_y = y.shape.rank() > 0, for_backward = use == Use::train || use == Use::second;
+    require(x.cols() == in_ && (!wants_y || (y.cols() == out_ && x.rows() == y.rows())),
             "a layer from {} to {} features was given {} and {}", in_, out_, x.shape.str(), y.shape.str());
-    const Execution run(*this, context, weight.history, for_backward);
+    const Execution run(*this, context, weight.history, use);
     Saved saved;
     const bool reads_forward = run.reads_bytes(kWgradX);
     const bool keeps_bytes = for_backward && (reads_forward || finish_dx(*recipe_).mask);
@@ -429,12 +431,13 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
         run.make_wgrad_x(saved, saved.wgrad_x);
         saved.x = {};
     }
+    if (!wants_y && !keeps_bytes) return saved;
     const ArenaScope scope(context.arena);
     Factor a = {std::nullopt, x, false, {}}, b = {std::nullopt, {}, false, {}};
     ClampRange range;
     if (run.quantizes(kFpropX)) {
         if (keeps_bytes) {
-            run.add_operand(quantized);
+            if (wants_y) run.add_operand(quantized);
         } else {
             quantized = run.allocate(kFpropX, x.rows(), in_);
         }
@@ -450,6 +453,7 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     } else {
         a = run.plain_factor(kFpropX, x, false);
     }
+    if (!wants_y) return saved;
     if (run.quantizes(kFpropW)) {
         b.quantized = weight.fprop;
     } else {

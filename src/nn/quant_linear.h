@@ -61,12 +61,22 @@ class QuantLinear {
     // Allocates from context.arena; the result lives until the caller's enclosing ArenaScope ends.
     // `history` is for recipes with tensor=delayed (needs_history()). round_target: F32 [N, K], what the
     // forward's copy is rounded towards (quant/round_towards.h); no shape: it is rounded as its spec says.
+    // on_gpu: Keep::operand for speed, Keep::bytes where 4.5 bits an element are kept of each copy and every
+    // product expands them.
     Weight prepare(Context& context, const Tensor& master, AmaxHistory* history = nullptr,
-                   const Tensor& round_target = {}) const;
-    // x: BF16 or F32 [T, K]; y: BF16 or F32 [T, N]. Allocates what Saved holds from context.arena.
-    // for_backward = false (evaluation, generation): saves nothing and leaves the history alone.
+                   const Tensor& round_target = {}, Keep on_gpu = Keep::operand) const;
+    // What a forward is for. `first` and `second` are those of a layer whose input does not stay for its
+    // backward and is made again there: given the same x, `second` saves what `train` would have.
+    enum class Use : uint8_t {
+        train,     // saves what backward needs
+        evaluate,  // saves nothing, and leaves the history alone
+        first,     // saves nothing
+        second,    // as `train`; the forward's operands are not shown to the observer again
+    };
+    // x: BF16 or F32 [T, K]; y: BF16 or F32 [T, N] (a default Tensor: not wanted). Allocates what Saved holds
+    // from context.arena.
     Saved forward(Context& context, const Weight& weight, const Tensor& x, const Tensor& y,
-                  bool for_backward = true) const;
+                  Use use = Use::train) const;
     // dy: [T, N]; dx: [T, K] (overwritten; a default Tensor: not wanted); dw: F32 [N, K] (accumulated).
     void backward(Context& context, const Weight& weight, const Saved& saved, const Tensor& dy,
                   const Tensor& dx, const Tensor& dw) const;

@@ -15,6 +15,8 @@ namespace {
 
 constexpr int64_t kAlignment = 16;  // elements
 
+const std::vector<std::string> kRecomputeNames = {"none", "norms", "mlp", "block"};
+
 int64_t aligned(int64_t count) { return (count + kAlignment - 1) / kAlignment * kAlignment; }
 
 // Standard normal numbers 2j and 2j+1 of a parameter.
@@ -72,10 +74,25 @@ std::string_view name_of(ParameterKind kind) {
     return "?";
 }
 
+Recompute parse_recompute(std::string_view name) {
+    const auto found = std::find(kRecomputeNames.begin(), kRecomputeNames.end(), name);
+    if (found == kRecomputeNames.end()) {
+        const std::string nearest = nearest_name(name, kRecomputeNames);
+        fail_usage("there is no recompute level \"{}\"; {}", name,
+                   nearest.empty() ? "take none, norms, mlp or block"
+                                   : fmt::format("did you mean \"{}\"?", nearest));
+    }
+    return static_cast<Recompute>(found - kRecomputeNames.begin());
+}
+
+std::string_view name_of(Recompute recompute) { return kRecomputeNames[static_cast<size_t>(recompute)]; }
+
 Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const Options& options)
     : config_(config), recipe_(recipe), bf16_(find_recipe("bf16")), options_(options) {
     require(options.activations == DType::bf16 || options.activations == DType::f32,
             "activations are BF16 or F32, not {}", name_of(options.activations));
+    require(options.gradients == DType::bf16 || options.gradients == DType::f32,
+            "gradients are BF16 or F32, not {}", name_of(options.gradients));
     add_parameters();
 
     const int64_t c = config.hidden_size, f = config.intermediate_size;
@@ -95,6 +112,8 @@ Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const 
     saved_.resize(static_cast<size_t>(config.num_hidden_layers));
 
     const int64_t positions = config.max_position_embeddings, half = config.head_dim / 2;
+    rope_cos_ = rope_sin_ = {nullptr, DType::f32, options.device, {positions, half}};
+    if (!options.allocates) return;
     rope_table_ = Buffer(DType::f32, {2, positions, half}, options.device);
     rope_cos_ = rope_table_.tensor().slice(0, 1).reshaped({positions, half});
     rope_sin_ = rope_table_.tensor().slice(1, 2).reshaped({positions, half});
@@ -123,10 +142,15 @@ void Transformer::observe(const QuantLinear::Observer& observer) {
 
 void Transformer::add_parameters() {
     const int64_t c = config_.hidden_size, f = config_.intermediate_size, v = config_.vocab_size;
-    int64_t elements = 0;
+    int64_t elements = 0, of_matrices = 0;
     const auto add = [&](std::string name, Shape shape, ParameterKind kind) {
-        parameters_.push_back({std::move(name), {nullptr, DType::f32, options_.device, shape}, {}, kind});
+        const DType of_gradient = kind == ParameterKind::matrix ? options_.gradients : DType::f32;
+        parameters_.push_back({std::move(name),
+                               {nullptr, DType::f32, options_.device, shape},
+                               {nullptr, of_gradient, options_.device, shape},
+                               kind});
         elements += aligned(shape.count());
+        if (kind == ParameterKind::matrix) of_matrices += aligned(shape.count());
     };
     add("embedding", {v, c}, ParameterKind::embedding);
     for (int block = 0; block < config_.num_hidden_layers; ++block) {
@@ -148,14 +172,23 @@ void Transformer::add_parameters() {
     add("norm", {c}, ParameterKind::norm);
     if (!config_.tie_word_embeddings) add("head", {v, c}, ParameterKind::head);
 
+    if (!options_.allocates) return;
+    const bool narrow = options_.gradients == DType::bf16;
     masters_ = Buffer(DType::f32, {elements}, options_.device);
-    gradients_ = Buffer(DType::f32, {elements}, options_.device);
-    int64_t begin = 0;
+    gradients_ = Buffer(DType::f32, {elements - (narrow ? of_matrices : 0)}, options_.device);
+    bf16_gradients_ = Buffer(DType::bf16, {narrow ? of_matrices : 0}, options_.device);
+    const auto take = [](Tensor& tensor, const Buffer& from, int64_t& next) {
+        const Shape shape = tensor.shape;
+        tensor = from.tensor().slice(next, next + shape.count()).reshaped(shape);
+        next += aligned(shape.count());
+    };
+    int64_t next_master = 0, next_gradient = 0, next_bf16_gradient = 0;
     for (Parameter& parameter : parameters_) {
-        const Shape shape = parameter.master.shape;
-        parameter.master = masters_.tensor().slice(begin, begin + shape.count()).reshaped(shape);
-        parameter.gradient = gradients_.tensor().slice(begin, begin + shape.count()).reshaped(shape);
-        begin += aligned(shape.count());
+        take(parameter.master, masters_, next_master);
+        if (parameter.gradient.dtype == DType::bf16)
+            take(parameter.gradient, bf16_gradients_, next_bf16_gradient);
+        else
+            take(parameter.gradient, gradients_, next_gradient);
     }
 }
 
@@ -202,23 +235,33 @@ Parameter& Transformer::head() {
 }
 
 void Transformer::zero_gradients(const Context& context) {
-    if (options_.device != Device::cpu) return fill_zero(context, gradients_.tensor());
-    auto* const gradients = gradients_.tensor().as<float>();
-    parallel_for(gradients_.tensor().count(), 1 << 14,
-                 [=](int64_t begin, int64_t end) { std::fill(gradients + begin, gradients + end, 0.0f); });
+    for (const Buffer* buffer : {&gradients_, &bf16_gradients_}) {
+        if (options_.device != Device::cpu) {
+            fill_zero(context, buffer->tensor());
+            continue;
+        }
+        std::byte* const bytes = buffer->data();
+        parallel_for(static_cast<int64_t>(buffer->bytes()), 1 << 16, [=](int64_t begin, int64_t end) {
+            std::fill(bytes + begin, bytes + end, std::byte{0});
+        });
+    }
 }
 
 bool Transformer::is_kept(int block) const { return recipe_.keeps(block, config_.num_hidden_layers); }
 
 void Transformer::begin_step(Context& context, Execution execution) {
     executed_ = execution == Execution::recipe ? &layers_ : &bf16_layers_;
+    const size_t before = context.arena.used();
     for (size_t id = 0; id < weights_.size(); ++id) {
         running_layer_ = id;
         const bool is_smoothed = id % kBlockLayers == kDownLayer && smoothing(block_of(id)) != nullptr;
         if (is_smoothed) continue;  // made in each micro-batch
         AmaxHistory* history = (*executed_)[id].needs_history() ? &amax_history_[id] : nullptr;
-        weights_[id] = (*executed_)[id].prepare(context, matrix_of(id).master, history, round_targets_[id]);
+        const Keep on_gpu = options_.recompute == Recompute::block ? Keep::bytes : Keep::operand;
+        weights_[id] =
+            (*executed_)[id].prepare(context, matrix_of(id).master, history, round_targets_[id], on_gpu);
     }
+    step_memory_ = {context.arena.used() - before, 0};
 }
 
 const SmoothSwiglu* Transformer::smoothing(int block) const {

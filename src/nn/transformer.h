@@ -48,15 +48,34 @@ std::string_view name_of(ParameterKind kind);
 //   norm [C]                       head [V, C], absent when tied
 struct Parameter {
     std::string name;
-    Tensor master, gradient;  // F32
+    Tensor master, gradient;  // F32; the gradient of a matrix may be BF16 (Transformer::Options)
     ParameterKind kind = ParameterKind::matrix;
 };
+
+// What of a block's forward is made again in its backward instead of being kept. Each level includes those
+// before it; none changes a bit of losses and gradients.
+enum class Recompute : uint8_t {
+    none,
+    norms,  // what linear layers keep of their inputs: the outputs of norms, SwiGLU and attention, or their
+            // packed copies
+    mlp,    // and the output of gate_up
+    block,  // and all else but the block's input; on a GPU also the values of quantised weights, of which the
+            // packed copies stay
+};
+// "none", "norms", "mlp", "block": the words of a configuration. Throws UsageError naming the nearest.
+Recompute parse_recompute(std::string_view name);
+std::string_view name_of(Recompute recompute);
 
 class Transformer {
   public:
     struct Options {
         DType activations = DType::bf16;  // or F32, for study
         Device device = Device::cpu;      // of parameters, gradients and tables, and of every context
+        Recompute recompute = Recompute::none;
+        // In which the gradients of the linear layers' weights add up. BF16: each micro-batch's, FP32 sums,
+        // is added in FP32 and the result rounded to nearest.
+        DType gradients = DType::f32;
+        bool allocates = true;  // false: tensors have shapes alone, for planning passes
     };
     // Whose forward a step uses: the recipe's, or bf16 in every layer (evaluation).
     enum class Execution : uint8_t { recipe, bf16 };
@@ -121,6 +140,13 @@ class Transformer {
     // all is well. The gradients of this micro-step are added to what the parameters hold: clear them first.
     std::string first_non_finite(Context& context, const Tensor& tokens, const Tensor& targets, float scale);
 
+    // Bytes of the arena in the last step: what begin_step() made, and what the last forward_backward() kept
+    // of its forward.
+    struct StepMemory {
+        size_t weights = 0, activations = 0;
+    };
+    const StepMemory& step_memory() const { return step_memory_; }
+
     // The state of recipes with tensor=delayed, one entry a layer id: part of a checkpoint.
     std::vector<AmaxHistory>& amax_history() { return amax_history_; }
 
@@ -155,11 +181,27 @@ class Transformer {
     // From the qkv projection to what attention reads, in place, and the gradient back.
     void qkv_forward(Context& context, const Pass& pass, int block);
     void qkv_backward(Context& context, const Pass& pass, int block);
+    // A forward is a norm and attention(), a norm and mlp(). A backward runs again what it needs of them:
+    // they allocate what they make from context.arena, and make the same bits of the same inputs.
+    using Use = QuantLinear::Use;
     void block_forward(Context& context, Pass& pass, int block);
     void block_backward(Context& context, const Pass& pass, int block);
+    // sum <- x + delta (no shape: x is the sum); returns its norm, what a linear layer reads.
+    Tensor norm(Context& context, const Pass& pass, int block, BlockParameter which, const Tensor& x,
+                const Tensor& delta, const Tensor& sum, Use use);
+    // From the norm's output to the residual's change, in pass.delta.
+    void attention(Context& context, const Pass& pass, int block, const Tensor& normed, Use use);
+    void mlp(Context& context, const Pass& pass, int block, const Tensor& normed, Use use);
+    // The SwiGLU's output.
+    Tensor hidden(Context& context, const Pass& pass, int block, Use use);
     void linear_forward(Context& context, const Pass& pass, int block, BlockLayer which, const Tensor& x,
-                        const Tensor& y);
-    void linear_backward(Context& context, int block, BlockLayer which, const Tensor& dy, const Tensor& dx);
+                        const Tensor& y, Use use);
+    void linear_backward(Context& context, const Pass& pass, int block, BlockLayer which, const Tensor& dy,
+                         const Tensor& dx);
+    // Where the input of a layer was not kept: makes it, and what the layer saves of it.
+    void input_again(Context& context, const Pass& pass, int block, BlockLayer which);
+    // True if the backward of the block's layers reads what their forward was given.
+    bool reads_inputs(int block, Use use) const;
     // In first_non_finite(), ends the pass if `tensor` is not finite; otherwise does nothing. An @ in `what`
     // stands for the block's prefix.
     void check(const Context& context, const Tensor& tensor, std::string_view what, int block = -1) const;
@@ -167,12 +209,12 @@ class Transformer {
     const SmoothSwiglu* smoothing(int block) const;
     // Scales the channels of the SwiGLU's output in place and makes the down projection's weight with the
     // inverse. Returns the scales, F32 [F].
-    Tensor smooth(Context& context, const SmoothSwiglu& options, int block, const Tensor& hidden);
+    Tensor smooth(Context& context, const SmoothSwiglu& options, int block, const Tensor& hidden, Use use);
 
     ModelConfig config_;
     Recipe recipe_, bf16_;
     Options options_;
-    Buffer masters_, gradients_, rope_table_;
+    Buffer masters_, gradients_, bf16_gradients_, rope_table_;
     Tensor rope_cos_, rope_sin_;
     std::vector<Parameter> parameters_;
     std::vector<QuantLinear> layers_, bf16_layers_;
@@ -183,6 +225,7 @@ class Transformer {
     std::vector<QuantLinear::Weight> weights_;
     std::vector<Saved> saved_;
     ResidualObserver residual_observer_;
+    StepMemory step_memory_;
     bool checks_ = false;
     size_t running_layer_ = 0;  // for messages
 };

@@ -1,6 +1,7 @@
 #include "nn/transformer_pass.h"
 
 #include <cmath>
+#include <optional>
 
 #include "core/cuda.h"
 #include "nn/attention.h"
@@ -8,6 +9,7 @@
 #include "nn/embedding.h"
 #include "nn/finite.h"
 #include "nn/qk_norm.h"
+#include "nn/quant_linear_parts.h"
 #include "nn/rmsnorm.h"
 #include "nn/rope.h"
 #include "nn/smooth_swiglu.h"
@@ -56,45 +58,67 @@ Transformer::Pass Transformer::begin_pass(Context& context, const Tensor& tokens
     pass.delta = allocate(config_.hidden_size);
     pass.normed = allocate(config_.hidden_size);
     pass.hidden = allocate(config_.intermediate_size);
-    if (for_backward) {
-        pass.d_residual = allocate(config_.hidden_size);
-        pass.d_mixed = allocate(config_.attention_size());
-        pass.d_qkv = allocate(config_.qkv_size());
-    }
+    if (for_backward && options_.recompute == Recompute::block) pass.stream = allocate(config_.hidden_size);
     embedding_forward(context, tokens.reshaped({pass.tokens}), embedding().master, pass.residual);
     check(context, pass.residual, "output of embedding");
     return pass;
 }
 
 void Transformer::linear_forward(Context& context, const Pass& pass, int block, BlockLayer which,
-                                 const Tensor& x, const Tensor& y) {
+                                 const Tensor& x, const Tensor& y, Use use) {
     const auto id = running_layer_ = static_cast<size_t>(block * kBlockLayers + which);
-    QuantLinear::Saved saved = (*executed_)[id].forward(context, weights_[id], x, y, pass.for_backward);
+    QuantLinear::Saved saved = (*executed_)[id].forward(context, weights_[id], x, y, use);
     const bool shares_scratch = x.data == pass.normed.data || x.data == pass.hidden.data;
     require(context.planning() || saved.x.data == nullptr || !shares_scratch,
             "layer {} keeps an input that the next layer overwrites", id);
     saved_[static_cast<size_t>(block)].linear[which] = saved;
 }
 
-void Transformer::linear_backward(Context& context, int block, BlockLayer which, const Tensor& dy,
-                                  const Tensor& dx) {
+void Transformer::linear_backward(Context& context, const Pass& pass, int block, BlockLayer which,
+                                  const Tensor& dy, const Tensor& dx) {
+    const ArenaScope scope(context.arena);
+    const bool is_of_mlp = which == kGateUpLayer || which == kDownLayer;
+    if (options_.recompute == Recompute::norms || (options_.recompute == Recompute::mlp && !is_of_mlp))
+        input_again(context, pass, block, which);
     const auto id = running_layer_ = static_cast<size_t>(block * kBlockLayers + which);
     const QuantLinear::Saved& saved = saved_[static_cast<size_t>(block)].linear[which];
     const Tensor& gradient = matrix_of(id).gradient;
     const Tensor& scales = saved_[static_cast<size_t>(block)].channel_scales;
-    if (which != kDownLayer || scales.shape.rank() == 0) {
+    const bool is_smoothed = which == kDownLayer && scales.shape.rank() > 0;
+    if (gradient.dtype == DType::f32 && !is_smoothed) {
         (*executed_)[id].backward(context, weights_[id], saved, dy, dx, gradient);
         return;
     }
-    const ArenaScope scope(context.arena);
-    const Tensor scaled = context.arena.allocate(DType::f32, gradient.shape);
-    if (!context.planning()) fill_zero(context, scaled);
-    (*executed_)[id].backward(context, weights_[id], saved, dy, dx, scaled);
-    divide_columns(context, scaled, scales, gradient, /*accumulate=*/true);
-    multiply_columns(context, dx, scales);
+    const Tensor sum = context.arena.allocate(DType::f32, gradient.shape);
+    if (!context.planning()) fill_zero(context, sum);
+    (*executed_)[id].backward(context, weights_[id], saved, dy, dx, sum);
+    if (is_smoothed) {
+        divide_columns(context, sum, scales, sum);
+        multiply_columns(context, dx, scales);
+    }
+    detail::finish_gradient(context, sum, {}, nullptr, {}, gradient, /*accumulate=*/true);
 }
 
-Tensor Transformer::smooth(Context& context, const SmoothSwiglu& options, int block, const Tensor& hidden) {
+void Transformer::input_again(Context& context, const Pass& pass, int block, BlockLayer which) {
+    const Saved& saved = saved_[static_cast<size_t>(block)];
+    Tensor x = saved.mixed;
+    if (which == kQkvLayer)
+        x = norm(context, pass, block, kAttentionNorm, saved.attention_x, {}, {}, Use::second);
+    if (which == kGateUpLayer) x = norm(context, pass, block, kMlpNorm, saved.mlp_x, {}, {}, Use::second);
+    if (which == kDownLayer) {
+        x = hidden(context, pass, block, Use::second);
+        if (saved.channel_scales.shape.rank() > 0) multiply_columns(context, x, saved.channel_scales);
+    }
+    linear_forward(context, pass, block, which, x, {}, Use::second);
+}
+
+bool Transformer::reads_inputs(int block, Use use) const {
+    const Recipe& recipe = executed_ == &bf16_layers_ || is_kept(block) ? bf16_ : recipe_;
+    return (use == Use::train || use == Use::second) && backward_reads_input(recipe);
+}
+
+Tensor Transformer::smooth(Context& context, const SmoothSwiglu& options, int block, const Tensor& hidden,
+                           Use use) {
     const auto id = running_layer_ = static_cast<size_t>(block * kBlockLayers + kDownLayer);
     const Tensor& master = matrix_of(id).master;
     const Tensor scales = context.arena.allocate(DType::f32, {config_.intermediate_size});
@@ -102,62 +126,88 @@ Tensor Transformer::smooth(Context& context, const SmoothSwiglu& options, int bl
     channel_scales(context, options, hidden, scales);
     multiply_columns(context, hidden, scales);
     divide_columns(context, master, scales, divided);
-    weights_[id] = layers_[id].prepare(context, divided);
+    QuantLinear layer = layers_[id];
+    if (use == Use::second) layer.observe({});  // it has seen this weight
+    weights_[id] = layer.prepare(context, divided);
     return scales;
+}
+
+Tensor Transformer::norm(Context& context, const Pass& pass, int block, BlockParameter which, const Tensor& x,
+                         const Tensor& delta, const Tensor& sum, Use use) {
+    const bool is_first = which == kAttentionNorm;
+    const Saved& saved = saved_[static_cast<size_t>(block)];
+    const Tensor normed = reads_inputs(block, use) ? context.arena.allocate(x.dtype, x.shape) : pass.normed;
+    rmsnorm_forward(context, x, delta, of_block(block, which).master, config_.rms_norm_eps, sum, normed,
+                    is_first ? saved.attention_rstd : saved.mlp_rstd);
+    check(context, delta.shape.rank() > 0 ? sum : x,
+          is_first ? "residual stream before @attention.norm" : "residual stream before @mlp.norm", block);
+    check(context, normed, is_first ? "output of @attention.norm" : "output of @mlp.norm", block);
+    return normed;
+}
+
+void Transformer::attention(Context& context, const Pass& pass, int block, const Tensor& normed, Use use) {
+    Saved& saved = saved_[static_cast<size_t>(block)];
+    saved.qkv = context.arena.allocate(options_.activations, {pass.tokens, config_.qkv_size()});
+    linear_forward(context, pass, block, kQkvLayer, normed, saved.qkv, use);
+    check(context, saved.qkv, "output of @attention.qkv", block);
+    qkv_forward(context, pass, block);
+    saved.mixed = context.arena.allocate(options_.activations, {pass.tokens, config_.attention_size()});
+    saved.logsumexp = context.arena.allocate(DType::f32, {pass.tokens, config_.num_attention_heads});
+    attention_forward(context, attention_shape(pass), saved.qkv, saved.mixed, saved.logsumexp);
+    check(context, saved.mixed, "output of @attention (softmax and values)", block);
+    linear_forward(context, pass, block, kOutLayer, saved.mixed, pass.delta, use);
+    check(context, pass.delta, "output of @attention.out", block);
+}
+
+void Transformer::mlp(Context& context, const Pass& pass, int block, const Tensor& normed, Use use) {
+    Saved& saved = saved_[static_cast<size_t>(block)];
+    saved.gate_up =
+        context.arena.allocate(options_.activations, {pass.tokens, 2 * config_.intermediate_size});
+    linear_forward(context, pass, block, kGateUpLayer, normed, saved.gate_up, use);
+    check(context, saved.gate_up, "output of @mlp.gate_up", block);
+    const Tensor x = hidden(context, pass, block, use);
+    const SmoothSwiglu* const smoothed = smoothing(block);
+    saved.channel_scales = smoothed != nullptr ? smooth(context, *smoothed, block, x, use) : Tensor{};
+    const bool is_again = use == Use::second;  // the block's output is not needed twice
+    linear_forward(context, pass, block, kDownLayer, x, is_again ? Tensor{} : pass.delta, use);
+    if (!is_again) check(context, pass.delta, "output of @mlp.down", block);
+}
+
+Tensor Transformer::hidden(Context& context, const Pass& pass, int block, Use use) {
+    const Tensor out = reads_inputs(block, use)
+                           ? context.arena.allocate(options_.activations, pass.hidden.shape)
+                           : pass.hidden;
+    swiglu_forward(context, saved_[static_cast<size_t>(block)].gate_up, out);
+    check(context, out, "output of @mlp (swiglu)", block);
+    return out;
 }
 
 void Transformer::block_forward(Context& context, Pass& pass, int block) {
     Saved& saved = saved_[static_cast<size_t>(block)];
-    const Recipe& recipe = executed_ == &bf16_layers_ || is_kept(block) ? bf16_ : recipe_;
-    const bool keeps_inputs = pass.for_backward && backward_reads_input(recipe);
-    const auto allocate = [&](int64_t cols) {
-        return context.arena.allocate(options_.activations, {pass.tokens, cols});
-    };
-    const auto statistics = [&](int64_t cols) {
-        return context.arena.allocate(DType::f32, {pass.tokens, cols});
-    };
-    // residual <- residual + delta, normed <- rmsnorm(residual). Without a backward the sum is made in place.
-    const auto add_and_norm = [&](const Parameter& norm, const Tensor& rstd, const Tensor& normed) {
-        const Tensor sum =
-            pass.has_delta && pass.for_backward ? allocate(config_.hidden_size) : pass.residual;
-        rmsnorm_forward(context, pass.residual, pass.has_delta ? pass.delta : Tensor{}, norm.master,
-                        config_.rms_norm_eps, sum, normed, rstd);
-        pass.residual = sum;
-        pass.has_delta = true;
-        return sum;
-    };
+    const Recompute recompute = pass.for_backward ? options_.recompute : Recompute::none;
+    const Use use = !pass.for_backward             ? Use::evaluate
+                    : recompute == Recompute::none ? Use::train
+                                                   : Use::first;
+    const auto allocate = [&] { return context.arena.allocate(options_.activations, pass.residual.shape); };
+    saved.attention_rstd = context.arena.allocate(DType::f32, {pass.tokens});
+    saved.mlp_rstd = context.arena.allocate(DType::f32, {pass.tokens});
+    std::optional<ArenaScope> not_kept;
 
-    Tensor normed = keeps_inputs ? allocate(config_.hidden_size) : pass.normed;
-    saved.attention_rstd = statistics(1).reshaped({pass.tokens});
-    saved.attention_x = add_and_norm(of_block(block, kAttentionNorm), saved.attention_rstd, normed);
-    check(context, saved.attention_x, "residual stream before @attention.norm", block);
-    check(context, normed, "output of @attention.norm", block);
-    saved.qkv = allocate(config_.qkv_size());
-    linear_forward(context, pass, block, kQkvLayer, normed, saved.qkv);
-    check(context, saved.qkv, "output of @attention.qkv", block);
-    qkv_forward(context, pass, block);
-    saved.mixed = allocate(config_.attention_size());
-    saved.logsumexp = statistics(config_.num_attention_heads);
-    attention_forward(context, attention_shape(pass), saved.qkv, saved.mixed, saved.logsumexp);
-    check(context, saved.mixed, "output of @attention (softmax and values)", block);
-    linear_forward(context, pass, block, kOutLayer, saved.mixed, pass.delta);
-    check(context, pass.delta, "output of @attention.out", block);
+    // Without a backward the sums of the residual stream are made in place.
+    saved.attention_x = pass.has_delta && pass.for_backward ? allocate() : pass.residual;
+    Tensor normed = norm(context, pass, block, kAttentionNorm, pass.residual,
+                         pass.has_delta ? pass.delta : Tensor{}, saved.attention_x, use);
+    if (recompute == Recompute::block) not_kept.emplace(context.arena);
+    attention(context, pass, block, normed, use);
 
-    normed = keeps_inputs ? allocate(config_.hidden_size) : pass.normed;
-    saved.mlp_rstd = statistics(1).reshaped({pass.tokens});
-    saved.mlp_x = add_and_norm(of_block(block, kMlpNorm), saved.mlp_rstd, normed);
-    check(context, saved.mlp_x, "residual stream before @mlp.norm", block);
-    check(context, normed, "output of @mlp.norm", block);
-    saved.gate_up = allocate(2 * config_.intermediate_size);
-    linear_forward(context, pass, block, kGateUpLayer, normed, saved.gate_up);
-    check(context, saved.gate_up, "output of @mlp.gate_up", block);
-    const Tensor hidden = keeps_inputs ? allocate(config_.intermediate_size) : pass.hidden;
-    swiglu_forward(context, saved.gate_up, hidden);
-    check(context, hidden, "output of @mlp (swiglu)", block);
-    const SmoothSwiglu* const smoothed = smoothing(block);
-    saved.channel_scales = smoothed != nullptr ? smooth(context, *smoothed, block, hidden) : Tensor{};
-    linear_forward(context, pass, block, kDownLayer, hidden, pass.delta);
-    check(context, pass.delta, "output of @mlp.down", block);
+    saved.mlp_x = !pass.for_backward              ? pass.residual
+                  : recompute == Recompute::block ? pass.stream
+                                                  : allocate();
+    normed = norm(context, pass, block, kMlpNorm, saved.attention_x, pass.delta, saved.mlp_x, use);
+    if (recompute == Recompute::mlp) not_kept.emplace(context.arena);
+    mlp(context, pass, block, normed, use);
+    pass.residual = saved.mlp_x;
+    pass.has_delta = true;
 }
 
 void Transformer::qkv_forward(Context& context, const Pass& pass, int block) {
@@ -194,18 +244,31 @@ void Transformer::qkv_backward(Context& context, const Pass& pass, int block) {
 void Transformer::block_backward(Context& context, const Pass& pass, int block) {
     Saved& saved = saved_[static_cast<size_t>(block)];
     const Tensor &d_residual = pass.d_residual, &d_normed = pass.normed, &d_hidden = pass.hidden;
+    const ArenaScope made_again(context.arena);
+    if (options_.recompute == Recompute::block) {
+        const Tensor normed =
+            norm(context, pass, block, kAttentionNorm, saved.attention_x, {}, {}, Use::second);
+        attention(context, pass, block, normed, Use::second);
+        saved.mlp_x = context.arena.allocate(options_.activations, saved.attention_x.shape);
+        mlp(context, pass, block,
+            norm(context, pass, block, kMlpNorm, saved.attention_x, pass.delta, saved.mlp_x, Use::second),
+            Use::second);
+    } else if (options_.recompute == Recompute::mlp) {
+        mlp(context, pass, block, norm(context, pass, block, kMlpNorm, saved.mlp_x, {}, {}, Use::second),
+            Use::second);
+    }
     const auto check_gradient = [&](BlockParameter which) {
         if (checks_)
             check(context, of_block(block, which).gradient, "gradient of " + of_block(block, which).name);
     };
 
-    linear_backward(context, block, kDownLayer, d_residual, d_hidden);
+    linear_backward(context, pass, block, kDownLayer, d_residual, d_hidden);
     check_gradient(kDown);
     check(context, d_hidden, "gradient of the input of @mlp.down", block);
     const Tensor& d_gate_up = saved.gate_up;
     swiglu_backward(context, d_hidden, saved.gate_up, d_gate_up);
     check(context, d_gate_up, "gradient of the output of @mlp.gate_up", block);
-    linear_backward(context, block, kGateUpLayer, d_gate_up, d_normed);
+    linear_backward(context, pass, block, kGateUpLayer, d_gate_up, d_normed);
     check_gradient(kGateUp);
     check(context, d_normed, "gradient of the input of @mlp.gate_up", block);
     const Parameter& mlp_norm = of_block(block, kMlpNorm);
@@ -214,7 +277,7 @@ void Transformer::block_backward(Context& context, const Pass& pass, int block) 
     check_gradient(kMlpNorm);
     check(context, d_residual, "gradient of the residual stream before @mlp.norm", block);
 
-    linear_backward(context, block, kOutLayer, d_residual, pass.d_mixed);
+    linear_backward(context, pass, block, kOutLayer, d_residual, pass.d_mixed);
     check_gradient(kOut);
     check(context, pass.d_mixed, "gradient of the input of @attention.out", block);
     attention_backward(context, attention_shape(pass), pass.d_mixed, saved.qkv, saved.mixed, saved.logsumexp,
@@ -226,7 +289,7 @@ void Transformer::block_backward(Context& context, const Pass& pass, int block) 
         check_gradient(kKNorm);
     }
     check(context, pass.d_qkv, "gradient of the output of @attention.qkv", block);
-    linear_backward(context, block, kQkvLayer, pass.d_qkv, d_normed);
+    linear_backward(context, pass, block, kQkvLayer, pass.d_qkv, d_normed);
     check_gradient(kQkv);
     check(context, d_normed, "gradient of the input of @attention.qkv", block);
     const Parameter& attention_norm = of_block(block, kAttentionNorm);
@@ -245,7 +308,9 @@ HeadLoss Transformer::forward_backward(Context& context, const Tensor& tokens, c
                                        float scale) {
     const ArenaScope scope(context.arena);
     Pass pass = begin_pass(context, tokens, true);
+    const size_t before = context.arena.used();
     for (int block = 0; block < config_.num_hidden_layers; ++block) block_forward(context, pass, block);
+    step_memory_.activations = context.arena.used() - before;
     const Tensor rstd = context.arena.allocate(DType::f32, {pass.tokens});
     const Tensor x = context.arena.allocate(options_.activations, pass.residual.shape);
     rmsnorm_forward(context, pass.residual, pass.delta, final_norm().master, config_.rms_norm_eps, x,
@@ -259,6 +324,12 @@ HeadLoss Transformer::forward_backward(Context& context, const Tensor& tokens, c
     if (checks_ && !std::isfinite(loss.loss_sum)) throw FoundNonFinite{"loss"};
     check(context, head().gradient, "gradient of " + head().name);
     check(context, d_normed, "gradient of the output of norm");
+    const auto allocate = [&](int64_t cols) {
+        return context.arena.allocate(options_.activations, {pass.tokens, cols});
+    };
+    pass.d_residual = allocate(config_.hidden_size);
+    pass.d_mixed = allocate(config_.attention_size());
+    pass.d_qkv = allocate(config_.qkv_size());
     rmsnorm_backward(context, d_normed, x, final_norm().master, rstd, Tensor{}, pass.d_residual,
                      final_norm().gradient);
     check(context, final_norm().gradient, "gradient of norm");

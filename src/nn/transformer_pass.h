@@ -12,6 +12,7 @@ struct Transformer::Pass {
     // The residual stream between two norms is residual + delta; the next norm makes the sum.
     Tensor residual, delta;  // [T, C]
     bool has_delta = false;
+    Tensor stream;  // [T, C], recompute = block: that sum inside of a block
     // Inputs of linear layers whose backward does not read them; in backward, gradients of the same shapes.
     Tensor normed;  // [T, C]
     Tensor hidden;  // [T, F]

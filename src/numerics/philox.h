@@ -43,6 +43,7 @@ enum class Purpose : uint8_t {
     data_order = 4,      // which windows a batch holds
     sampling = 5,        // generation of text
     resampling = 6,      // bootstrap of a study; not a part of training
+    moments = 7,         // stochastic rounding of the optimizer's moments
 };
 
 // The counter of docs/numerics.md, section 6: { i low, i high (24 bits) | purpose << 24, step,

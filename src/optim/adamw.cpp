@@ -9,6 +9,7 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "optim/cuda_forms.h"
+#include "optim/moments.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble::HWY_NAMESPACE {
@@ -56,9 +57,39 @@ void adamw_reference(const AdamWFactors& f, float gradient, float& master, float
     master = master * f.keep - f.lr * ((m * f.correction1) / root);
 }
 
+namespace {
+
+constexpr int64_t kChunk = 16384, kAlignment = 16;  // elements
+
+int64_t aligned(int64_t count) { return (count + kAlignment - 1) / kAlignment * kAlignment; }
+
+float stored_as(float x, float, uint16_t) { return x; }
+Bf16 stored_as(float x, Bf16, uint16_t coin) { return bf16_round_stochastic(x, coin); }
+
+// Elements [begin, end) of tensor number `tensor`, one after the other.
+template <typename Gradient, typename Moment>
+void update_elements(const AdamWFactors& f, uint16_t tensor, int64_t begin, int64_t end,
+                     const Gradient* gradient, float* master, Moment* m, Moment* v) {
+    Philox coins{};
+    for (int64_t i = begin; i < end; ++i) {
+        const auto at = static_cast<int>(i % kMomentCoins);
+        if (std::is_same_v<Moment, Bf16> && (at == 0 || i == begin))
+            coins = moment_coins(f.seed, f.update, tensor, i / kMomentCoins);
+        float new_m = to_float(m[i]), new_v = to_float(v[i]);
+        adamw_reference(f, to_float(gradient[i]), master[i], new_m, new_v);
+        m[i] = stored_as(new_m, m[i], coins.coin(2 * at));
+        v[i] = stored_as(new_v, v[i], coins.coin(2 * at + 1));
+    }
+}
+
+}  // namespace
+
+size_t AdamW::moment_bytes(const Shape& shape, DType moments) {
+    return 2 * static_cast<size_t>(aligned(shape.count())) * size_of(moments);
+}
+
 AdamW::AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options)
     : tensors_(std::move(tensors)), options_(options) {
-    constexpr int64_t kChunk = 16384, kAlignment = 16;  // elements
     const auto is_beta = [](double beta) { return beta >= 0 && beta < 1; };
     if (!is_beta(options.beta1) || !is_beta(options.beta2)) {
         fail_usage("the betas of AdamW must be in [0, 1), not [{}, {}]", options.beta1, options.beta2);
@@ -67,30 +98,43 @@ AdamW::AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options)
     if (!(options.weight_decay >= 0)) {
         fail_usage("the weight decay must not be negative, but is {}", options.weight_decay);
     }
-    int64_t elements = 0;
+    require(options.moments == DType::f32 || options.moments == DType::bf16,
+            "the moments of AdamW are F32 or BF16, not {}", name_of(options.moments));
+    size_t bytes = 0;
     const Device device = tensors_.empty() ? Device::cpu : tensors_.front().master.device;
     for (const OptimizedTensor& tensor : tensors_) {
         require(tensor.master.device == device && tensor.gradient.device == device,
                 "{}: AdamW needs all tensors on one device", tensor.name);
-        require(tensor.master.dtype == DType::f32 && tensor.gradient.dtype == DType::f32,
-                "{}: AdamW needs an F32 master and gradient, not {} and {}", tensor.name,
-                name_of(tensor.master.dtype), name_of(tensor.gradient.dtype));
+        const DType of_gradient = tensor.gradient.dtype;
+        require(
+            tensor.master.dtype == DType::f32 && (of_gradient == DType::f32 || of_gradient == DType::bf16),
+            "{}: AdamW needs an F32 master and an F32 or BF16 gradient, not {} and {}", tensor.name,
+            name_of(tensor.master.dtype), name_of(tensor.gradient.dtype));
         require(tensor.master.shape == tensor.gradient.shape, "{}: the master is {}, its gradient {}",
                 tensor.name, tensor.master.shape.str(), tensor.gradient.shape.str());
-        elements += (tensor.master.count() + kAlignment - 1) / kAlignment * kAlignment;
+        bytes += moment_bytes(tensor.master.shape, options.moments);
     }
-    memory_ = Buffer(DType::f32, {2 * elements}, device);
-    int64_t next = 0;
-    const auto take = [&](const Shape& shape, int64_t stride) {
-        const Tensor taken = memory_.tensor().slice(next, next + shape.count()).reshaped(shape);
-        next += stride;
+    require(tensors_.size() < (1u << 16), "AdamW takes {} tensors at most", (1u << 16) - 1);
+    if (options.offload && device == Device::cpu)
+        fail_usage("moments are offloaded from a GPU; on the cpu they are in the host's memory already");
+    std::byte* next = nullptr;
+    if (options.offload) {
+        host_memory_ = HostBuffer(bytes);
+        next = host_memory_.data();
+    } else {
+        memory_ = Buffer(bytes, device);
+        next = memory_.data();
+    }
+    const auto take = [&](const Shape& shape) {
+        const Tensor taken{next, options.moments, device, shape};
+        next += static_cast<size_t>(aligned(shape.count())) * size_of(options.moments);
         return taken;
     };
     for (size_t t = 0; t < tensors_.size(); ++t) {
         const Tensor& master = tensors_[t].master;
-        const int64_t count = master.count(), stride = (count + kAlignment - 1) / kAlignment * kAlignment;
-        State state{tensors_[t].name, take(master.shape, stride), {}};
-        state.v = take(master.shape, stride);
+        const int64_t count = master.count();
+        State state{tensors_[t].name, take(master.shape), {}};
+        state.v = take(master.shape);
         state_.push_back(std::move(state));
         for (int64_t begin = 0; begin < count; begin += kChunk) {
             chunks_.push_back({t, begin, std::min(count, begin + kChunk)});
@@ -116,7 +160,9 @@ void AdamW::update(Context& context, int64_t update, double lr, double gradient_
     decayed.lr = static_cast<float>(lr);
     decayed.epsilon = static_cast<float>(options_.epsilon);
     decayed.keep = static_cast<float>(1 - lr * options_.weight_decay);
-    NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, decayed));
+    decayed.seed = context.seed;
+    decayed.update = static_cast<uint32_t>(update);
+    NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, decayed, options_.moments));
     AdamWFactors plain = decayed;
     plain.keep = 1;
     const auto update_vectors = HWY_DYNAMIC_DISPATCH(UpdateVectors);
@@ -125,13 +171,20 @@ void AdamW::update(Context& context, int64_t update, double lr, double gradient_
             const Chunk& chunk = chunks_[static_cast<size_t>(c)];
             const OptimizedTensor& tensor = tensors_[chunk.tensor];
             const AdamWFactors& f = tensor.decay ? decayed : plain;
-            const int64_t count = chunk.end - chunk.begin;
-            const float* gradient = tensor.gradient.as<float>() + chunk.begin;
-            float* master = tensor.master.as<float>() + chunk.begin;
-            float* m = state_[chunk.tensor].m.as<float>() + chunk.begin;
-            float* v = state_[chunk.tensor].v.as<float>() + chunk.begin;
-            const int64_t done = update_vectors(f, count, gradient, master, m, v);
-            for (int64_t i = done; i < count; ++i) adamw_reference(f, gradient[i], master[i], m[i], v[i]);
+            auto* const master = tensor.master.as<float>();
+            const State& state = state_[chunk.tensor];
+            with_elements(tensor.gradient, [&](const auto* gradient) {
+                with_elements(state.m, [&]<typename Moment>(Moment* m) {
+                    auto* const v = state.v.as<Moment>();
+                    int64_t begin = chunk.begin;
+                    if constexpr (std::is_same_v<decltype(gradient), const float*> &&
+                                  std::is_same_v<Moment, float>)
+                        begin += update_vectors(f, chunk.end - begin, gradient + begin, master + begin,
+                                                m + begin, v + begin);
+                    update_elements(f, static_cast<uint16_t>(chunk.tensor), begin, chunk.end, gradient,
+                                    master, m, v);
+                });
+            });
         }
     });
 }

@@ -3,6 +3,7 @@
 
 #include "core/cuda_vector.cuh"
 #include "optim/cuda_forms.h"
+#include "optim/moments.h"
 
 namespace nibble::cuda {
 
@@ -12,10 +13,13 @@ constexpr int kThreads = 256;
 constexpr int64_t kChunk = 8192;  // elements
 
 struct Chunk {
-    const float* gradient;
-    float *master, *m, *v;
+    const void* gradient;  // of BF16 where `narrow_gradient`, else of F32
+    float* master;
+    void *m, *v;
+    int64_t first;  // its first element's place in the tensor
     int32_t count;
-    bool decay, wide;
+    uint16_t tensor;
+    bool decay, wide, narrow_gradient;
 };
 
 // The order of operations of adamw_reference().
@@ -28,30 +32,63 @@ __device__ void update_element(const AdamWFactors& f, float keep, float gradient
     master = master * keep - f.lr * ((m * f.correction1) / root);
 }
 
+__device__ void store_moments(const float (&from)[4], float* to, const Philox&, int) {
+    store_floats(from, to);
+}
+__device__ void store_moments(const float (&from)[1], float* to, const Philox&, int) { *to = from[0]; }
 template <int kWidth>
+__device__ void store_moments(const float (&from)[kWidth], Bf16* to, const Philox& coins, int first_coin) {
+    Piece<Bf16, kWidth> piece{};
+    for (int j = 0; j < kWidth; ++j)
+        piece.words[j / 2] |=
+            static_cast<uint32_t>(bf16_round_stochastic(from[j], coins.coin(first_coin + 2 * j)).bits)
+            << (16 * (j % 2));
+    piece.store(to);
+}
+
+template <int kWidth, typename Gradient, typename Moment>
 __device__ void update_chunk(const AdamWFactors& f, const Chunk& chunk) {
+    static_assert(kWidth == 1 || kWidth == kMomentCoins);
     const float keep = chunk.decay ? f.keep : 1.0f;
+    const auto* const gradient = static_cast<const Gradient*>(chunk.gradient);
+    auto *const m_of = static_cast<Moment*>(chunk.m), *const v_of = static_cast<Moment*>(chunk.v);
 #pragma unroll 2
     for (int i = static_cast<int>(threadIdx.x) * kWidth; i < chunk.count; i += kThreads * kWidth) {
         float g[kWidth], w[kWidth], m[kWidth], v[kWidth];
-        load_floats(chunk.gradient + i, g);
+        load_floats(gradient + i, g);
         load_floats(chunk.master + i, w);
-        load_floats(chunk.m + i, m);
-        load_floats(chunk.v + i, v);
+        load_floats(m_of + i, m);
+        load_floats(v_of + i, v);
         for (int j = 0; j < kWidth; ++j) update_element(f, keep, g[j], w[j], m[j], v[j]);
         store_floats(w, chunk.master + i);
-        store_floats(m, chunk.m + i);
-        store_floats(v, chunk.v + i);
+        const int64_t at = chunk.first + i;
+        Philox coins{};
+        if constexpr (std::is_same_v<Moment, Bf16>)
+            coins = moment_coins(f.seed, f.update, chunk.tensor, at / kMomentCoins);
+        // Known here for whole pieces, so that the draw stays in registers.
+        const int coin = kWidth == kMomentCoins ? 0 : 2 * static_cast<int>(at % kMomentCoins);
+        store_moments(m, m_of + i, coins, coin);
+        store_moments(v, v_of + i, coins, coin + 1);
     }
 }
 
+template <typename Gradient, typename Moment>
+__device__ void update_chunk(const AdamWFactors& f, const Chunk& chunk) {
+    if (chunk.wide) {
+        update_chunk<4, Gradient, Moment>(f, chunk);
+    } else {
+        update_chunk<1, Gradient, Moment>(f, chunk);
+    }
+}
+
+template <typename Moment>
 __global__ void __launch_bounds__(kThreads)
     update_kernel(const Chunk* chunks, const __grid_constant__ AdamWFactors factors) {
     const Chunk chunk = chunks[blockIdx.x];
-    if (chunk.wide) {
-        update_chunk<4>(factors, chunk);
+    if (chunk.narrow_gradient) {
+        update_chunk<Bf16, Moment>(factors, chunk);
     } else {
-        update_chunk<1>(factors, chunk);
+        update_chunk<float, Moment>(factors, chunk);
     }
 }
 
@@ -60,20 +97,35 @@ __global__ void __launch_bounds__(kThreads)
 Buffer adamw_chunks(std::span<const OptimizedTensor> tensors, std::span<const AdamW::State> state) {
     std::vector<Chunk> chunks;
     for (size_t t = 0; t < tensors.size(); ++t) {
-        const auto* gradient = tensors[t].gradient.as<float>();
-        auto *master = tensors[t].master.as<float>(), *m = state[t].m.as<float>(),
-             *v = state[t].v.as<float>();
-        const bool wide = fits_width<float>(4, 4, {gradient, master, m, v});
-        const int64_t count = tensors[t].master.count();
-        for (int64_t at = 0; at < count; at += kChunk) {
-            const int64_t left = std::min(kChunk, count - at), whole = wide ? left / 4 * 4 : left;
+        const Tensor &master = tensors[t].master, &gradient = tensors[t].gradient;
+        const Tensor &m = state[t].m, &v = state[t].v;
+        // Four neighbours lie together in each of them.
+        const auto is_aligned = [](const Tensor& x) {
+            return reinterpret_cast<uintptr_t>(x.data) % (4 * size_of(x.dtype)) == 0;
+        };
+        const bool wide = is_aligned(gradient) && is_aligned(master) && is_aligned(m) && is_aligned(v);
+        const auto at = [](const Tensor& x, int64_t i) {
+            return static_cast<void*>(static_cast<std::byte*>(x.data) +
+                                      static_cast<size_t>(i) * size_of(x.dtype));
+        };
+        const int64_t count = master.count();
+        for (int64_t first = 0; first < count; first += kChunk) {
+            const int64_t left = std::min(kChunk, count - first), whole = wide ? left / 4 * 4 : left;
             const auto add = [&](int64_t begin, int64_t size, bool is_wide) {
                 if (size == 0) return;
-                chunks.push_back({gradient + begin, master + begin, m + begin, v + begin,
-                                  static_cast<int32_t>(size), tensors[t].decay, is_wide});
+                chunks.push_back({.gradient = at(gradient, begin),
+                                  .master = static_cast<float*>(at(master, begin)),
+                                  .m = at(m, begin),
+                                  .v = at(v, begin),
+                                  .first = begin,
+                                  .count = static_cast<int32_t>(size),
+                                  .tensor = static_cast<uint16_t>(t),
+                                  .decay = tensors[t].decay,
+                                  .wide = is_wide,
+                                  .narrow_gradient = gradient.dtype == DType::bf16});
             };
-            add(at, whole, wide);
-            add(at + whole, left - whole, false);
+            add(first, whole, wide);
+            add(first + whole, left - whole, false);
         }
     }
     Buffer table(chunks.size() * sizeof(Chunk), Device::cuda);
@@ -81,8 +133,9 @@ Buffer adamw_chunks(std::span<const OptimizedTensor> tensors, std::span<const Ad
     return table;
 }
 
-void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors& factors) {
-    launch(context, update_kernel, static_cast<unsigned>(chunks.bytes() / sizeof(Chunk)), kThreads, 0,
+void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors& factors, DType moments) {
+    launch(context, moments == DType::bf16 ? update_kernel<Bf16> : update_kernel<float>,
+           static_cast<unsigned>(chunks.bytes() / sizeof(Chunk)), kThreads, 0,
            reinterpret_cast<const Chunk*>(chunks.data()), factors);
 }
 

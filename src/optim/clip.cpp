@@ -16,18 +16,19 @@ constexpr int64_t kChunk = 16384;  // elements
 int64_t chunks_of(const Tensor& tensor) { return (tensor.count() + kChunk - 1) / kChunk; }
 
 // Eight partial sums, whatever the width of the machine's vectors.
-double sum_of_squares(const float* x, int64_t count) {
+template <typename Element>
+double sum_of_squares(const Element* x, int64_t count) {
     std::array<double, 8> sums{};
     int64_t i = 0;
     for (; i + 8 <= count; i += 8) {
         for (size_t lane = 0; lane < 8; ++lane) {
-            const double value = x[i + static_cast<int64_t>(lane)];
+            const double value = to_float(x[i + static_cast<int64_t>(lane)]);
             sums[lane] += value * value;
         }
     }
     double sum = 0;
     for (double lane_sum : sums) sum += lane_sum;
-    for (; i < count; ++i) sum += double{x[i]} * double{x[i]};
+    for (; i < count; ++i) sum += double{to_float(x[i])} * double{to_float(x[i])};
     return sum;
 }
 
@@ -45,12 +46,13 @@ GradientNorm global_norm(Context& context, std::span<const Tensor> gradients) {
     auto* partial = partial_sums.as<double>();
     double total = 0;
     for (size_t t = 0; t < gradients.size(); ++t) {
-        const auto* x = gradients[t].as<float>();
         const int64_t count = gradients[t].count(), chunks = chunks_of(gradients[t]);
-        parallel_for(chunks, 1, [&](int64_t first, int64_t last) {
-            for (int64_t c = first; c < last; ++c) {
-                partial[c] = sum_of_squares(x + c * kChunk, std::min(kChunk, count - c * kChunk));
-            }
+        with_elements(gradients[t], [&](const auto* x) {
+            parallel_for(chunks, 1, [&](int64_t first, int64_t last) {
+                for (int64_t c = first; c < last; ++c) {
+                    partial[c] = sum_of_squares(x + c * kChunk, std::min(kChunk, count - c * kChunk));
+                }
+            });
         });
         double sum = 0;
         for (int64_t c = 0; c < chunks; ++c) sum += partial[c];

@@ -13,24 +13,19 @@ constexpr int64_t kChunk = 16384;  // elements
 constexpr int kTensors = 64;       // of a launch: their table is an argument
 
 struct Gradients {
-    const float* data[kTensors];
+    const void* data[kTensors];
     int64_t count[kTensors];
     int64_t first_chunk[kTensors + 1];  // among the chunks of all launches
+    bool narrow[kTensors];              // of BF16, not of F32
     int tensors;
 };
 
 int64_t chunks_of(const Tensor& tensor) { return divide_up(tensor.count(), kChunk); }
 
-__global__ void __launch_bounds__(kThreads)
-    squares_kernel(const __grid_constant__ Gradients g, double* sums) {
-    __shared__ double warp_sums[kWarp];
-    const int64_t chunk = g.first_chunk[0] + blockIdx.x;
-    int t = 0;
-    while (chunk >= g.first_chunk[t + 1]) ++t;
-    const int64_t begin = (chunk - g.first_chunk[t]) * kChunk;
-    const float* const x = g.data[t] + begin;
-    const int count = static_cast<int>(min(kChunk, g.count[t] - begin));
-    const int pieces = reinterpret_cast<uintptr_t>(x) % 16 == 0 ? count / 4 : 0;
+// A thread's part of the sum of the squares of a chunk.
+template <typename Element>
+__device__ double squares_of(const Element* x, int count) {
+    const int pieces = reinterpret_cast<uintptr_t>(x) % (4 * sizeof(Element)) == 0 ? count / 4 : 0;
     double lanes[4] = {};
 #pragma unroll 4
     for (int i = static_cast<int>(threadIdx.x); i < pieces; i += kThreads) {
@@ -39,9 +34,24 @@ __global__ void __launch_bounds__(kThreads)
         // The square of a float is exact in a double.
         for (int j = 0; j < 4; ++j) lanes[j] = fma(double{values[j]}, double{values[j]}, lanes[j]);
     }
-    for (int i = pieces * 4 + static_cast<int>(threadIdx.x); i < count; i += kThreads)
-        lanes[0] = fma(double{x[i]}, double{x[i]}, lanes[0]);
-    const double sum = block_sum((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]), warp_sums);
+    for (int i = pieces * 4 + static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+        const double value = to_float(x[i]);
+        lanes[0] = fma(value, value, lanes[0]);
+    }
+    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    squares_kernel(const __grid_constant__ Gradients g, double* sums) {
+    __shared__ double warp_sums[kWarp];
+    const int64_t chunk = g.first_chunk[0] + blockIdx.x;
+    int t = 0;
+    while (chunk >= g.first_chunk[t + 1]) ++t;
+    const int64_t begin = (chunk - g.first_chunk[t]) * kChunk;
+    const int count = static_cast<int>(min(kChunk, g.count[t] - begin));
+    const double squares = g.narrow[t] ? squares_of(static_cast<const Bf16*>(g.data[t]) + begin, count)
+                                       : squares_of(static_cast<const float*>(g.data[t]) + begin, count);
+    const double sum = block_sum(squares, warp_sums);
     if (threadIdx.x == 0) sums[chunk] = sum;
 }
 
@@ -98,7 +108,8 @@ GradientNorm global_norm(Context& context, std::span<const Tensor> gradients) {
         table.first_chunk[0] = chunk;
         for (int t = 0; t < table.tensors; ++t) {
             const Tensor& gradient = gradients[static_cast<size_t>(begin + t)];
-            table.data[t] = gradient.as<float>();
+            table.data[t] = gradient.data;
+            table.narrow[t] = gradient.dtype == DType::bf16;
             table.count[t] = gradient.count();
             table.first_chunk[t + 1] = chunk += chunks_of(gradient);
         }

@@ -340,10 +340,13 @@ std::vector<ConfigDifference> differences(const Json& then, const Json& now) {
         }
         return place->contains(word) ? place->at(word).dump() : "nothing";
     };
+    const Json defaults = to_json(RunConfig{});
     std::vector<ConfigDifference> all;
     for (const ConfigKey& key : config_keys()) {
         const auto [section, word] = split_name(key.name);
-        const std::string before = at(then, section, word), after = at(now, section, word);
+        std::string before = at(then, section, word);
+        if (before == "nothing") before = at(defaults, section, word);  // a key that is newer than the run
+        const std::string after = at(now, section, word);
         if (before != after) all.push_back({std::string(key.name), before, after, key.on_resume});
     }
     const std::string before = at(then, "", "phase"), after = at(now, "", "phase");

@@ -53,6 +53,7 @@ struct RunConfig {
         double eps = 1e-8, weight_decay = 0.1;
         std::vector<std::string> decay = {"matrices"};
         double grad_clip = 1.0;
+        std::string moments = "f32", offload = "none";
     } optimizer;
     struct {
         std::string name = "cosine";
@@ -62,6 +63,7 @@ struct RunConfig {
         int64_t steps = 0, tokens = 0;
         int64_t batch_size = 16, micro_batch_size = 16;
         int64_t eval_every = 50, eval_batches = 0;
+        std::string recompute = "none", gradients = "f32";
     } train;
     struct {
         int64_t every = 50;
@@ -73,7 +75,7 @@ struct RunConfig {
     struct {
         std::string kind = "cpu";
         Device device() const { return kind == name_of(Device::cuda) ? Device::cuda : Device::cpu; }
-        int64_t threads = 0;
+        int64_t threads = 0, memory = 0;
         std::vector<std::string> allow;
     } device;
     struct {

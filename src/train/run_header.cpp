@@ -128,6 +128,8 @@ Json make_header(const HeaderParts& parts) {
     Json data = {{"train", describe_data(parts.train)}};
     if (parts.validation != nullptr) data["validation"] = describe_data(*parts.validation);
     data["vocabulary"] = fmt::format("{:016x}", parts.train.vocabulary_hash());
+    Json memory = to_json(parts.memory);
+    memory["available"] = available_memory(model.options().device);
     Json phases = Json::array();
     for (const Phase& phase : parts.all_phases)
         if (phase.first_step > 0) phases.push_back(describe(phase));
@@ -155,16 +157,7 @@ Json make_header(const HeaderParts& parts) {
         {"data", data},
         {"device", {{"kind", parts.config.device.kind}, {"cpu", cpu_name()}, {"gemm_peak", parts.gemm_peak}}},
         {"machine", describe_machine(model.options().device)},
-        {"memory",
-         {{"masters", parts.memory.masters},
-          {"gradients", parts.memory.gradients},
-          {"moments", parts.memory.moments},
-          {"batch", parts.memory.batch},
-          {"monitor", parts.memory.monitor},
-          {"step", parts.memory.step},
-          {"modifiers", parts.memory.modifiers},
-          {"total", parts.memory.total()},
-          {"available", available_memory(model.options().device)}}},
+        {"memory", memory},
     };
 }
 
@@ -213,13 +206,21 @@ std::string to_text(const Json& header) {
                                 data.at(part).at("path").get<std::string>(),
                                 data.at(part).at("tokens").dump(), data.at(part).at("text_bytes").dump(),
                                 data.at(part).at("hash").get<std::string>());
+    const Json& config = header.at("config");
+    const std::string moments = config.at("optimizer").value("moments", "f32"),
+                      gradients = config.at("train").value("gradients", "f32");
+    if (moments != "f32" || gradients != "f32")
+        text += fmt::format("storage  moments {}{}, gradients of linear layers {}\n", moments,
+                            moments == "f32" ? "" : " (rounded stochastically)", gradients);
     const auto bytes = [&](const char* key) { return bytes_text(memory.at(key).get<double>()); };
     std::string parts;
-    for (const char* key : {"masters", "gradients", "moments", "modifiers", "step", "batch", "monitor"}) {
-        const bool is_optional = key == std::string_view("modifiers") || key == std::string_view("monitor");
-        if (is_optional && memory.at(key).get<size_t>() == 0) continue;
+    for (const char* key : {"masters", "gradients", "moments", "modifiers", "weights", "activations",
+                            "scratch", "batch", "monitor"}) {
+        if (memory.at(key).get<size_t>() == 0) continue;
         parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", key, bytes(key));
     }
+    if (memory.at("on_host").get<size_t>() > 0)
+        parts += fmt::format(", moments {} on the host", bytes("on_host"));
     text += fmt::format("memory   {}: {}; {} available", bytes("total"), parts, bytes("available"));
     return text;
 }

@@ -7,6 +7,7 @@
 
 #include "data/shard.h"
 #include "nn/transformer.h"
+#include "train/memory_plan.h"
 #include "train/run_config.h"
 
 namespace nibble {
@@ -20,14 +21,6 @@ nlohmann::ordered_json describe_machine(Device device = Device::cpu);
 // For each product of the linear layers, and the LM head: {"product", "requested", "executed"}.
 nlohmann::ordered_json describe_products(const Recipe& recipe, DType activations,
                                          Device device = Device::cpu);
-
-// Bytes of a run, by what they are for.
-struct MemoryPlan {
-    size_t masters = 0, gradients = 0, moments = 0, batch = 0, monitor = 0;
-    size_t step = 0;       // the arena: weights in 4 bits, activations, scratch
-    size_t modifiers = 0;  // their state
-    size_t total() const { return masters + gradients + moments + batch + monitor + step + modifiers; }
-};
 
 struct HeaderParts {
     const RunConfig& config;

@@ -12,6 +12,7 @@
 #include "optim/optim.h"
 #include "train/checkpoint.h"
 #include "train/evaluation.h"
+#include "train/memory_plan.h"
 #include "train/metrics_log.h"
 #include "train/modifier_state.h"
 #include "train/monitor.h"
@@ -61,6 +62,8 @@ class Trainer {
     void read_data();
     void make_model();
     void make_optimizer();
+    // Throws Error, before any memory is taken, if the run would not fit: with what to change.
+    void require_memory(const ModelConfig& shape) const;
     void plan_memory();
     void resume();
     void prepare_output();

@@ -1,5 +1,8 @@
 // What the Trainer does before the first step.
+#include <fmt/ranges.h>
+
 #include <algorithm>
+#include <limits>
 
 #include "core/cuda.h"
 #include "train/model_directory.h"
@@ -14,11 +17,28 @@ namespace {
 
 constexpr const char* kOutputs[] = {"log.jsonl", "checkpoints", "model", "report.html"};
 
-// Stops before the system does, which would give no reason.
-void require_memory(Device device, size_t bytes, const char* advice) {
-    const size_t available = available_memory(device);
-    require(available == 0 || bytes <= available, "the run needs {} of memory and {} are available; {}",
-            bytes_text(static_cast<double>(bytes)), bytes_text(static_cast<double>(available)), advice);
+DType dtype_named(std::string_view word) { return word == "bf16" ? DType::bf16 : DType::f32; }
+
+Transformer::Options model_options(const RunConfig& config) {
+    Transformer::Options options;
+    options.activations = config.precision.activations == "fp32" ? DType::f32 : DType::bf16;
+    options.device = config.device.device();
+    options.recompute = parse_recompute(config.train.recompute);
+    options.gradients = dtype_named(config.train.gradients);
+    return options;
+}
+
+// The keys that turn one plan into the other.
+std::string changed_keys(const MemoryNeeds& from, const MemoryNeeds& to) {
+    std::vector<std::string> keys;
+    if (to.options.recompute != from.options.recompute)
+        keys.push_back(fmt::format("train.recompute = \"{}\"", name_of(to.options.recompute)));
+    if (to.sequences != from.sequences)
+        keys.push_back(fmt::format("train.micro_batch_size = {}", to.sequences));
+    if (to.moments != from.moments) keys.emplace_back("optimizer.moments = \"bf16\"");
+    if (to.options.gradients != from.options.gradients) keys.emplace_back("train.gradients = \"bf16\"");
+    if (to.offload != from.offload) keys.emplace_back("optimizer.offload = \"moments\"");
+    return fmt::format("{}", fmt::join(keys, ", "));
 }
 
 ModelConfig model_shape(const RunConfig& config) {
@@ -54,8 +74,16 @@ Trainer::Trainer(const RunConfig& config, const TrainOptions& options)
     flops_per_token_ = training_flops_per_token(model_->config(), config_.data.sequence_length);
 }
 
-// What runs on a GPU, and what does not yet.
+// What runs on which device, and what does not yet.
 void Trainer::check_device() {
+    if (config_.monitor.every > 0 && config_.train.gradients != "f32")
+        fail_usage(
+            "monitor.every = {}: the monitor reads gradients in f32; set it to 0 for train.gradients = "
+            "\"{}\"",
+            config_.monitor.every, config_.train.gradients);
+    if (device() == Device::cpu && config_.optimizer.offload != "none")
+        fail_usage("optimizer.offload = \"{}\" takes memory of a GPU; leave it out for device.kind = \"cpu\"",
+                   config_.optimizer.offload);
     if (device() == Device::cpu) return;
     require_cuda();
     if (config_.monitor.every > 0)
@@ -102,15 +130,8 @@ void Trainer::make_model() {
     require(config_.data.sequence_length <= shape.max_position_embeddings,
             "data.sequence_length {} exceeds the {} positions of {}", config_.data.sequence_length,
             shape.max_position_embeddings, where);
-    constexpr size_t kBytesPerParameter = 16;  // master, gradient, two moments
-    require_memory(device(),
-                   static_cast<size_t>(shape.parameters()) *
-                       (kBytesPerParameter + ModifierState::bytes_per_weight(phases_)),
-                   "choose a smaller model");
-    Transformer::Options options;
-    options.activations = config_.precision.activations == "fp32" ? DType::f32 : DType::bf16;
-    options.device = device();
-    model_ = std::make_unique<Transformer>(shape, phases_.front().recipe, options);
+    require_memory(shape);
+    model_ = std::make_unique<Transformer>(shape, phases_.front().recipe, model_options(config_));
     if (config_.model.init.empty())
         model_->initialize(context_.seed);
     else
@@ -131,16 +152,55 @@ void Trainer::make_optimizer() {
     options.beta2 = config_.optimizer.betas[1];
     options.epsilon = config_.optimizer.eps;
     options.weight_decay = config_.optimizer.weight_decay;
+    options.moments = dtype_named(config_.optimizer.moments);
+    options.offload = config_.optimizer.offload == "moments";
     optimizer_.emplace(std::move(tensors), options);
     modifiers_.emplace(*model_, phases_);
     set_schedule();
 }
 
+void Trainer::require_memory(const ModelConfig& shape) const {
+    MemoryNeeds needs;
+    needs.model = shape;
+    for (const Phase& phase : phases_) needs.recipes.push_back(phase.recipe);
+    needs.options = model_options(config_);
+    needs.moments = dtype_named(config_.optimizer.moments);
+    needs.offload = config_.optimizer.offload == "moments";
+    needs.sequences = config_.train.micro_batch_size;
+    needs.length = config_.data.sequence_length;
+    needs.evaluates = validation_shards_.has_value();
+    needs.modifiers = static_cast<size_t>(shape.parameters()) * ModifierState::bytes_per_weight(phases_);
+    const bool is_limited = config_.device.memory > 0;
+    const auto limit = [&] {
+        const size_t bytes =
+            is_limited ? static_cast<size_t>(config_.device.memory) : available_memory(device());
+        return bytes > 0 ? bytes : std::numeric_limits<size_t>::max();  // the system does not say
+    };
+    const auto text = [](size_t n) { return bytes_text(static_cast<double>(n)); };
+    const auto refuse = [&](size_t bytes, const std::string& advice) {
+        fail("the run needs {} of memory and {} are {}; {}", text(bytes), text(limit()),
+             is_limited ? "allowed by device.memory" : "available", advice);
+    };
+    // Master, gradient and moments at their smallest: a model for which that is too much is not even planned.
+    const size_t least = static_cast<size_t>(shape.parameters()) * (device() == Device::cpu ? 10 : 6);
+    if (least > limit()) refuse(least, "choose a smaller model");
+    const size_t bytes = nibble::plan_memory(needs).total();
+    const size_t most = limit();  // now that the libraries of a GPU have taken theirs
+    if (bytes <= most) return;
+    const std::optional<MemoryNeeds> change = smallest_change(needs, most);
+    if (!change) refuse(bytes, "choose a smaller model or a shorter data.sequence_length");
+    refuse(bytes, fmt::format("set {}: {}", changed_keys(needs, *change),
+                              text(nibble::plan_memory(*change).total())));
+}
+
 // A dry run of what the run will do, with an arena that only counts.
 void Trainer::plan_memory() {
+    Transformer::StepMemory largest;
     for (auto phase = phases_.rbegin(); phase != phases_.rend(); ++phase) {  // the first one last: it stays
         model_->set_recipe(phase->recipe);
         train_step();
+        const Transformer::StepMemory memory = model_->step_memory();
+        if (memory.weights + memory.activations > largest.weights + largest.activations) largest = memory;
         model_->zero_gradients(context_);
         context_.micro_step = 0;
         model_->first_non_finite(context_, micro_batch(tokens_, 0), micro_batch(targets_, 0), 1.0f);
@@ -149,17 +209,17 @@ void Trainer::plan_memory() {
                 evaluate(execution);
     }
 
-    size_t parameters = 0;
-    for (const Tensor& gradient : gradients_) parameters += gradient.bytes();
-    memory_ = {.masters = parameters,
-               .gradients = parameters,
-               .moments = 2 * parameters,
-               .batch = tokens_.bytes() + targets_.bytes(),
-               .monitor = monitor_ ? monitor_->bytes() : 0,
-               .step = arena_.peak(),
-               .modifiers = modifiers_->bytes()};
-    require_memory(device(), arena_.peak(),
-                   "lower train.micro_batch_size or data.sequence_length, or choose a smaller model");
+    for (const Parameter& parameter : model_->parameters()) memory_.masters += parameter.master.bytes();
+    for (const Tensor& gradient : gradients_) memory_.gradients += gradient.bytes();
+    for (const AdamW::State& state : optimizer_->state())
+        (config_.optimizer.offload == "moments" ? memory_.on_host : memory_.moments) +=
+            state.m.bytes() + state.v.bytes();
+    memory_.batch = tokens_.bytes() + targets_.bytes();
+    memory_.monitor = monitor_ ? monitor_->bytes() : 0;
+    memory_.modifiers = modifiers_->bytes();
+    memory_.weights = largest.weights;
+    memory_.activations = largest.activations;
+    memory_.scratch = arena_.peak() - largest.weights - largest.activations;
     arena_.commit();
 }
 

@@ -43,6 +43,44 @@ TEST(Bench, OfTrainingTakesWholeSteps) {
     EXPECT_GT(figures.at("results")[1].at("arena_bytes"), 0);
 }
 
+TEST(Bench, OfTrainingSaysWhatMakingAgainSaves) {
+    const auto bytes = [](const std::string& level) {
+        return bench({"train", "quartet2", "--batch", "1", "--sequence", "64", "--steps", "1", "--recompute",
+                      level, "--model", NIBBLE_SOURCE_DIR "/configs/models/llama-1m.json"})
+            .at("results")[0]
+            .at("arena_bytes")
+            .get<int64_t>();
+    };
+    EXPECT_LT(bytes("mlp"), bytes("none"));
+    const RunResult wrong = Workspace().nibble({"bench", "train", "--recompute", "blok", "--model",
+                                                NIBBLE_SOURCE_DIR "/configs/models/llama-1m.json"});
+    EXPECT_EQ(wrong.exit_code, 2);
+    EXPECT_NE(wrong.err.find("did you mean \"block\"?"), std::string::npos) << wrong.err;
+}
+
+// 7 billion parameters: planned anywhere, and nothing is allocated.
+TEST(Bench, PlansTheMemoryOfATrainingThatThisMachineCouldNotRun) {
+    const std::vector<std::string> training = {
+        "train",  "quartet2",    "--model", NIBBLE_SOURCE_DIR "/configs/models/llama-7b.json",
+        "--plan", "--sequence",  "2048",    "--batch",
+        "1",      "--moments",   "bf16",    "--gradients",
+        "bf16",   "--recompute", "block"};
+    const auto memory = bench(training).at("results")[0].at("memory");
+    const size_t matrices = size_t{32} * (4 * 4096 * 4096 + 3 * 4096 * 11008), rest = 2 * 32000 * 4096;
+    EXPECT_NEAR(memory.at("masters").get<double>(), 4.0 * static_cast<double>(matrices + rest), 2e6);
+    EXPECT_NEAR(memory.at("gradients").get<double>(), static_cast<double>(2 * matrices + 4 * rest), 2e6);
+    EXPECT_NEAR(memory.at("moments").get<double>(), 4.0 * static_cast<double>(matrices + rest), 2e6);
+    EXPECT_LT(memory.at("total").get<double>(), 80.0 * (1 << 30));
+
+    std::vector<std::string> large = training;
+    large.resize(large.size() - 2);  // without recomputation
+    large.insert(large.begin(), "bench");
+    large.insert(large.end(), {"--memory", "80GB"});
+    const RunResult refused = Workspace().nibble(large);
+    EXPECT_EQ(refused.exit_code, 1);
+    EXPECT_NE(refused.err.find("take --recompute "), std::string::npos) << refused.err;
+}
+
 TEST(Bench, OnAGpuThatIsNotThereIsOneLine) {
     if (!cuda_devices().empty()) GTEST_SKIP() << "there is a GPU";
     const RunResult result = Workspace().nibble({"bench", "copy", "--device", "cuda"});

@@ -57,6 +57,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"stochastic_one_thread", "recipe.name=fp4-all-the-way", "1"},
                     Case{"stochastic_two_threads", "recipe.name=fp4-all-the-way", "2"},
                     Case{"delayed_two_threads", "recipe.file=delayed.toml", "2"},
+                    Case{"moments_in_bf16", "optimizer.moments=bf16", "2"},
                     // Acts from the first step on.
                     Case{"cage", "recipe.modifiers=cage silence=0", "2"},
                     Case{"qema", "recipe.modifiers=qema decay=0.9 after=5", "2"},

@@ -164,6 +164,97 @@ TEST(Train, GivesTheSameGradientForAnyMicroBatch) {
     EXPECT_NEAR(whole.grad_norm, parts.grad_norm, 1e-3 * whole.grad_norm);
 }
 
+TEST(Train, IsNotChangedByWhatItMakesAgain) {
+    const TinyRun run;
+    for (const std::string recipe : {"bf16", "quartet2"}) {
+        const auto train = [&](const std::string& out, std::vector<std::string> more) {
+            more.insert(more.end(), {"--set", "recipe.name=" + recipe, "--set", "output.dir=" + recipe + out,
+                                     "--set", "monitor.every=10"});
+            TinyRun::expect_success(run.train(more));
+        };
+        train("none", {});
+        for (const std::string level : {"norms", "mlp", "block"}) {
+            train(level, {"--set", "train.recompute=" + level});
+            expect_same_training(run, recipe + "none", recipe + level);
+            const auto memory = [&](const std::string& out) {
+                return run.log(recipe + out).header.at("memory").at("step").get<int64_t>();
+            };
+            EXPECT_LE(memory(level), memory("none"));
+        }
+        // The level may change where a run goes on.
+        train("parts", {"--until", "20", "--set", "train.recompute=mlp"});
+        train("parts", {"--resume", "--set", "train.recompute=block"});
+        expect_same_training(run, recipe + "none", recipe + "parts");
+    }
+}
+
+TEST(Train, LearnsWithMomentsAndGradientsInBf16AndResumesToTheBit) {
+    const TinyRun run;
+    const auto train = [&](const std::string& out, std::vector<std::string> more) {
+        more.insert(more.end(), {"--set", "output.dir=" + out, "--set", "monitor.every=0"});
+        return run.train(more);
+    };
+    const std::vector<std::string> narrow = {"--set", "optimizer.moments=bf16", "--set",
+                                             "train.gradients=bf16"};
+    const auto with = [&](std::vector<std::string> more) {
+        more.insert(more.end(), narrow.begin(), narrow.end());
+        return more;
+    };
+    TinyRun::expect_success(train("wide", {}));
+    const RunResult run_narrow = train("narrow", narrow);
+    TinyRun::expect_success(run_narrow);
+    EXPECT_NE(run_narrow.err.find("moments bf16 (rounded stochastically), gradients of linear layers bf16"),
+              std::string::npos)
+        << run_narrow.err;
+    TinyRun::expect_success(train("parts", with({"--until", "20"})));
+    // The dtypes are the run's: another is refused.
+    const RunResult other = train("parts", {"--resume", "--set", "train.gradients=bf16"});
+    EXPECT_EQ(other.exit_code, 1);
+    EXPECT_NE(other.err.find("was written with optimizer.moments = \"bf16\", now it is \"f32\""),
+              std::string::npos)
+        << other.err;
+    TinyRun::expect_success(train("parts", with({"--resume"})));
+    expect_same_training(run, "narrow", "parts");
+    const RunLog wide = run.log("wide"), log = run.log("narrow");
+    EXPECT_NEAR(log.evals.back().loss, wide.evals.back().loss, 0.05);
+    EXPECT_NE(log.evals.back().loss, wide.evals.back().loss);
+    const auto memory = [](const RunLog& of, const char* what) {
+        return of.header.at("memory").at(what).get<size_t>();
+    };
+    EXPECT_EQ(2 * memory(log, "moments"), memory(wide, "moments"));
+    EXPECT_LT(memory(log, "gradients"), memory(wide, "gradients"));
+    const RunResult watched = run.train({"--set", "train.gradients=bf16"});
+    EXPECT_EQ(watched.exit_code, 2);
+    EXPECT_NE(watched.err.find("set it to 0 for train.gradients"), std::string::npos) << watched.err;
+}
+
+TEST(Train, ThatDoesNotFitSaysWhatToChange) {
+    const TinyRun run;
+    const auto refusal = [&](size_t memory) {
+        const RunResult result =
+            run.train({"--set", "monitor.every=0", "--set", fmt::format("device.memory={}", memory)});
+        EXPECT_EQ(result.exit_code, 1);
+        EXPECT_FALSE(fs::exists(run / "out"));
+        return result.err;
+    };
+    const auto plan_of = [&](const std::string& out, std::vector<std::string> more) {
+        more.insert(more.end(), {"--until", "1", "--set", "monitor.every=0", "--set", "output.dir=" + out});
+        TinyRun::expect_success(run.train(more));
+        return run.log(out).header.at("memory");
+    };
+    const Json kept = plan_of("kept", {});
+    const Json least =
+        plan_of("least", {"--set", "train.recompute=block", "--set", "train.micro_batch_size=1"});
+    const auto bytes = [](const Json& plan, const char* what) { return plan.at(what).get<size_t>(); };
+
+    const std::string less = refusal(bytes(kept, "total") - bytes(kept, "activations") / 10);
+    EXPECT_NE(less.find("allowed by device.memory; set train.recompute = \""), std::string::npos) << less;
+    const std::string much_less = refusal(bytes(least, "total") - bytes(least, "moments") / 4);
+    EXPECT_NE(much_less.find("optimizer.moments = \"bf16\""), std::string::npos) << much_less;
+    EXPECT_EQ(much_less.find("train.gradients"), std::string::npos) << much_less;
+    EXPECT_NE(refusal(10'000).find("choose a smaller model"), std::string::npos);
+}
+
 TEST(Train, StartsFromTheWeightsOfAModelFolder) {
     const TinyRun run;
     TinyRun::expect_success(run.train({"--set", "recipe.name=bf16"}));

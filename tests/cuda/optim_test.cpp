@@ -10,36 +10,53 @@ class OptimOnGpu : public BothDevices {};
 // Several chunks of AdamW and of the norm, tails of every length, an empty tensor, a single element.
 constexpr int64_t kCounts[] = {40'000, 16'384, 8'195, 1, 0, 77, 130};
 
-TEST_F(OptimOnGpu, AdamWUpdatesAsOnTheCpuToTheBit) {
+void expect_updates_as_on_the_cpu(const AdamWOptions& options, DType of_gradients) {
     std::vector<Twin> masters, gradients;
     std::vector<OptimizedTensor> tensors[2];
     for (const int64_t count : kCounts) {
         masters.push_back(Twin::random(DType::f32, {count}, 1));
-        gradients.push_back(Twin::random(DType::f32, {count}, 2));
+        gradients.push_back(Twin::random(of_gradients, {count}, 2));
         for (const Device device : {Device::cpu, Device::cuda})
             tensors[device == Device::cuda].push_back(
                 {"w", masters.back().on(device), gradients.back().on(device), count % 2 == 0});
     }
-    const AdamWOptions options;
-    AdamW on_cpu(tensors[0], options), on_gpu(tensors[1], options);
-    for (int update = 1; update <= 3; ++update) {
-        run([&](Context& context) {
-            AdamW& optimizer = context.device == Device::cpu ? on_cpu : on_gpu;
-            optimizer.update(context, update, 3e-3 / update, 0.7);
-        });
+    AdamWOptions cpu_options = options;
+    cpu_options.offload = false;
+    AdamW on_cpu(tensors[0], cpu_options), on_gpu(tensors[1], options);
+    for (const Device device : {Device::cpu, Device::cuda}) {
+        Arena arena(0, device);
+        Context context{arena};
+        context.seed = 77;
+        AdamW& optimizer = device == Device::cpu ? on_cpu : on_gpu;
+        for (int update = 1; update <= 3; ++update) optimizer.update(context, update, 3e-3 / update, 0.7);
+        synchronize(context);
     }
     for (size_t t = 0; t < std::size(kCounts); ++t) {
         masters[t].expect_equal("master");
         EXPECT_EQ(on_gpu.state()[t].m.device, Device::cuda);
-        const Twin m(Buffer(DType::f32, {kCounts[t]})), v(Buffer(DType::f32, {kCounts[t]}));
-        run([&](Context& context) {
-            const AdamW& optimizer = context.device == Device::cpu ? on_cpu : on_gpu;
-            if (context.planning()) return;
-            copy(context, optimizer.state()[t].m, m.on(context.device));
-            copy(context, optimizer.state()[t].v, v.on(context.device));
-        });
-        m.expect_equal("m");
-        v.expect_equal("v");
+        for (const auto moment : {&AdamW::State::m, &AdamW::State::v}) {
+            const Tensor expected = on_cpu.state()[t].*moment;
+            const OnCpu got(on_gpu.state()[t].*moment);
+            ASSERT_EQ(got.tensor().dtype, expected.dtype);
+            EXPECT_TRUE(expected.bytes() == 0 ||
+                        std::memcmp(got.tensor().data, expected.data, expected.bytes()) == 0)
+                << "moments of " << kCounts[t] << " elements";
+        }
+    }
+}
+
+TEST_F(OptimOnGpu, AdamWUpdatesAsOnTheCpuToTheBit) {
+    for (const DType moments : {DType::f32, DType::bf16}) {
+        for (const DType gradients : {DType::f32, DType::bf16}) {
+            for (const bool offload : {false, true}) {
+                AdamWOptions options;
+                options.moments = moments;
+                options.offload = offload;
+                SCOPED_TRACE(fmt::format("moments {}, gradients {}, offload {}", name_of(moments),
+                                         name_of(gradients), offload));
+                expect_updates_as_on_the_cpu(options, gradients);
+            }
+        }
     }
 }
 
@@ -68,6 +85,16 @@ TEST_F(OptimOnGpu, TheNormIsThatOfTheCpu) {
     EXPECT_NEAR(got.norm, expected.norm, 1e-12 * expected.norm);
     EXPECT_EQ(got.first_non_finite, -1);
     EXPECT_EQ(norm_of(gradients, Device::cuda).norm, got.norm);
+}
+
+TEST_F(OptimOnGpu, TheNormOfBf16GradientsIsThatOfTheCpu) {
+    std::vector<Twin> gradients;
+    for (const int64_t count : kCounts) {
+        gradients.push_back(Twin::random(DType::bf16, {count}, 3));
+        gradients.push_back(Twin::random(DType::f32, {count}, 4));
+    }
+    const GradientNorm expected = norm_of(gradients, Device::cpu), got = norm_of(gradients, Device::cuda);
+    EXPECT_NEAR(got.norm, expected.norm, 1e-12 * expected.norm);
 }
 
 TEST_F(OptimOnGpu, TheFirstTensorThatIsNotFiniteIsNamed) {

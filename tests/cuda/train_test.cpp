@@ -42,6 +42,26 @@ TEST_F(TrainOnAGpu, LearnsWhatItLearnsOnACpu) {
     EXPECT_EQ(gpu.header.at("machine").at("gpu"), cuda_devices().front().name);
 }
 
+TEST_F(TrainOnAGpu, IsNotChangedByWhatIsMadeAgainAndByWhereMomentsLie) {
+    for (const std::string recipe : {"bf16", "quartet2"}) {
+        const TinyRun run;
+        const auto part = [&](const std::string& out, std::vector<std::string> more) {
+            more.insert(more.end(), {"--set", "device.kind=cuda", "--set", "recipe.name=" + recipe, "--set",
+                                     "optimizer.moments=bf16", "--set", "train.gradients=bf16", "--set",
+                                     "output.dir=" + out});
+            TinyRun::expect_success(train(run, more));
+        };
+        part("kept", {});
+        for (const std::string level : {"norms", "mlp", "block"}) {
+            part(level, {"--set", "train.recompute=" + level, "--set", "optimizer.offload=moments"});
+            expect_same_training(run, "kept", level);
+        }
+        part("parts", {"--until", "20", "--set", "optimizer.offload=moments"});
+        part("parts", {"--resume"});
+        expect_same_training(run, "kept", "parts");
+    }
+}
+
 TEST_F(TrainOnAGpu, SaysWhatRunsOnTheCpuAlone) {
     const TinyRun run;
     const RunResult monitored = run.train({"--set", "device.kind=cuda", "--set", "monitor.every=5"});

@@ -543,7 +543,7 @@ TEST(AmaxHistory, IsLeftAloneByEvaluation) {
     Arena arena(1 << 20);
     Context context{arena};
     const QuantLinear::Weight weight = layer.prepare(context, input.w.tensor(), &evaluated);
-    layer.forward(context, weight, other.x.tensor(), y.tensor(), false);
+    layer.forward(context, weight, other.x.tensor(), y.tensor(), QuantLinear::Use::evaluate);
     test::run_linear(layer, input, {}, 1, &trained);
     test::run_linear(layer, input, {}, 1, &evaluated);
     EXPECT_EQ(trained, evaluated);
@@ -668,7 +668,7 @@ TEST(QuantLinear, KeepsFourAndAHalfBitsOfItsInput) {
     const Matrix y(DType::f32, 256, 128);
     const QuantLinear::Weight weight = layer.prepare(context, input.w.tensor());
     const size_t before = arena.used();
-    layer.forward(context, weight, input.x.tensor(), y.tensor(), false);
+    layer.forward(context, weight, input.x.tensor(), y.tensor(), QuantLinear::Use::evaluate);
     EXPECT_EQ(arena.used(), before);
 }
 

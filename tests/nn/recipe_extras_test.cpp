@@ -111,7 +111,7 @@ TEST(OutliersOfALayer, AreRoundedWithTheSumWhereTheOutputIsBf16) {
     Context context{arena};
     context.seed = 1;
     const QuantLinear::Weight weight = layer.prepare(context, input.w.tensor());
-    layer.forward(context, weight, input.x.tensor(), y.tensor(), false);
+    layer.forward(context, weight, input.x.tensor(), y.tensor(), QuantLinear::Use::evaluate);
     EXPECT_EQ(y.values(), Matrix(DType::bf16, kTokens, kOut, run(recipe, input).y).values());
 }
 

@@ -203,6 +203,48 @@ TEST(TransformerGradient, OfMicroBatchesAddsUpToThatOfTheBatch) {
     for (size_t i = 0; i < sum.size(); ++i) ASSERT_NEAR(sum[i], whole.gradients[i], 1e-5) << i;
 }
 
+// Of one micro-batch the rounded sum; of two, each is added and the result rounded.
+TEST(TransformerGradient, OfALinearLayerInBf16IsThatInF32Rounded) {
+    for (const char* name : {"bf16", "quartet2", "quartet"}) {
+        Transformer wide(small_config(), find_recipe(name), {});
+        Transformer narrow(small_config(), find_recipe(name), {.gradients = DType::bf16});
+        Transformer first(small_config(), find_recipe(name), {});
+        Batch batch(2, 16, 64, 8), other(2, 16, 64, 9);
+        Session session;
+        const auto add = [&](Transformer& model, Batch& b) {
+            model.forward_backward(session.context, b.tokens(), b.targets(), 0.25f);
+        };
+        for (Transformer* model : {&wide, &narrow, &first}) {
+            const ArenaScope scope(session.arena);
+            model->initialize(1);
+            model->zero_gradients(session.context);
+            model->begin_step(session.context);
+            add(*model, batch);
+            if (model == &first) continue;
+            if (model == &wide) model->zero_gradients(session.context);
+            add(*model, other);
+        }
+        for (size_t i = 0; i < wide.parameters().size(); ++i) {
+            const Parameter &p = narrow.parameters()[i], &second = wide.parameters()[i];
+            const bool is_matrix = p.kind == ParameterKind::matrix;
+            ASSERT_EQ(p.gradient.dtype, is_matrix ? DType::bf16 : DType::f32) << p.name;
+            if (!is_matrix) continue;
+            for (int64_t j = 0; j < p.gradient.count(); ++j) {
+                const float before = round_to_bf16(first.parameters()[i].gradient.as<float>()[j]);
+                ASSERT_EQ(bf16_decode(p.gradient.as<Bf16>()[j]),
+                          round_to_bf16(before + second.gradient.as<float>()[j]))
+                    << p.name;
+            }
+        }
+        narrow.zero_gradients(session.context);
+        for (const Parameter& p : narrow.parameters()) {
+            with_elements(p.gradient, [&](const auto* g) {
+                for (int64_t j = 0; j < p.gradient.count(); ++j) ASSERT_EQ(to_float(g[j]), 0.0f) << p.name;
+            });
+        }
+    }
+}
+
 class TransformerUnder : public testing::TestWithParam<const char*> {
   protected:
     Recipe recipe() const {

@@ -247,6 +247,19 @@ TEST_F(RunConfigFile, ReportsWhichKeysDiffer) {
     EXPECT_EQ(found[1].on_resume, OnResume::free);
 }
 
+// A checkpoint of before a key was made has been trained with what is now its default.
+TEST_F(RunConfigFile, TakesAKeyThatAnOlderRunDidNotKnowForItsDefault) {
+    auto before = to_json(load(""));
+    before.at("optimizer").erase("moments");
+    before.at("train").erase("recompute");
+    EXPECT_TRUE(differences(before, to_json(load(""))).empty());
+    const auto found = differences(before, to_json(load("optimizer.moments = 'bf16'")));
+    ASSERT_EQ(found.size(), 1U);
+    EXPECT_EQ(found[0].key, "optimizer.moments");
+    EXPECT_EQ(found[0].then, "\"f32\"");
+    EXPECT_EQ(found[0].on_resume, OnResume::fixed);
+}
+
 // --- phases ---
 
 class PhasedConfig : public RunConfigFile {
