@@ -63,6 +63,23 @@ class QuantLinear::Execution {
     Execution(const QuantLinear& layer, Context& context, AmaxHistory* history, Use use = Use::train)
         : layer_(layer), recipe_(*layer.recipe_), context_(context), history_(history), use_(use) {}
 
+    // The amax of an operand, after its rotation, which the quantiser need not find.
+    void know_amax(Place place, const float* amax) { known_amax_[place] = amax; }
+    // Those of both copies of dy from one read, where there is a kernel for that.
+    void find_amaxes_of_gradient(const Tensor& dy) {
+        if (!quantizes(kDgradDy) || !quantizes(kWgradDy)) return;
+        const Tensor amaxes = context_.arena.allocate(DType::f32, {2});
+        const SignBits of_rows = signs(kDgradDy, context_.micro_step),
+                       of_columns = signs(kWgradDy, context_.micro_step);
+        if (!find_both_amaxes(context_, dy, {&at(kDgradDy).spec, &of_rows}, {&at(kWgradDy).spec, &of_columns},
+                              amaxes))
+            return;
+        const auto* const found = static_cast<const float*>(amaxes.data);
+        if (found == nullptr) return;  // a planning pass
+        know_amax(kDgradDy, found);
+        know_amax(kWgradDy, found + 1);
+    }
+
     const OperandSpec& at(Place place) const { return operand(recipe_, kOperandNames[place]); }
     bool quantizes(Place place) const { return has_bytes(at(place)); }
     bool is_of_forward(Place place) const { return at(place).source != Source::original; }
@@ -115,7 +132,7 @@ class QuantLinear::Execution {
         const ArenaScope scope(context_.arena);
         if (forward.operand.shape.rank() > 0)
             return quantize_into(place, micro_step, forward.operand, out, true, forward.tensor_scale);
-        if (!layer_.observer_ && !forward.spec.has_fp32_scales()) {
+        if (!layer_.observer_ && !forward.spec.has_fp32_scales() && out.cols == forward.rows) {
             const SignBits sign_bits = signs(place, micro_step);
             float amax = 0;
             requantize_transposed(context_, forward, key(place, micro_step), out,
@@ -235,6 +252,7 @@ class QuantLinear::Execution {
         QuantizeOptions options;
         options.signs = &signs;
         options.name = kOperandNames[place];
+        options.known_amax = known_amax_[place];
         if (at(place).spec.tensor == TensorScale::delayed) {
             require(history_ != nullptr,
                     "{} has tensor=delayed, but the layer was prepared without a history",
@@ -354,6 +372,7 @@ class QuantLinear::Execution {
     Context& context_;
     AmaxHistory* history_;
     Use use_;
+    std::array<const float*, 6> known_amax_{};
 };
 
 QuantLinear::QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer)
@@ -415,11 +434,13 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
 }
 
 QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, const Tensor& x,
-                                        const Tensor& y, Use use) const {
+                                        const Tensor& y, Use use, const float* x_amax) const {
     const bool wants_y = y.shape.rank() > 0, for_backward = use == Use::train || use == Use::second;
     require(x.cols() == in_ && (!wants_y || (y.cols() == out_ && x.rows() == y.rows())),
             "a layer from {} to {} features was given {} and {}", in_, out_, x.shape.str(), y.shape.str());
-    const Execution run(*this, context, weight.history, use);
+    Execution run(*this, context, weight.history, use);
+    if (recipe_->fprop_x.spec.rotation == Rotation::none && !recipe_->outliers)
+        run.know_amax(kFpropX, x_amax);
     Saved saved;
     const bool reads_forward = run.reads_bytes(kWgradX);
     const bool keeps_bytes = for_backward && (reads_forward || finish_dx(*recipe_).mask);
@@ -479,7 +500,9 @@ void QuantLinear::backward(Context& context, const Weight& weight, const Saved& 
                 dw.dtype == DType::f32 && dw.shape == Shape({out_, in_}),
             "a layer from {} to {} features was given dy {}, dx {}, dw {} {}", in_, out_, dy.shape.str(),
             dx.shape.str(), name_of(dw.dtype), dw.shape.str());
-    const Execution run(*this, context, weight.history);
+    const ArenaScope scope(context.arena);
+    Execution run(*this, context, weight.history);
+    if (wants_dx) run.find_amaxes_of_gradient(dy);
     if (wants_dx) run.dgrad(weight, saved, dy, dx);
     run.wgrad(weight, saved, dy, dw);
 }

@@ -74,9 +74,9 @@ class QuantLinear {
         second,    // as `train`; the forward's operands are not shown to the observer again
     };
     // x: BF16 or F32 [T, K]; y: BF16 or F32 [T, N] (a default Tensor: not wanted). Allocates what Saved holds
-    // from context.arena.
+    // from context.arena. x_amax: max|x|, where its producer knows it, in memory of the context's device.
     Saved forward(Context& context, const Weight& weight, const Tensor& x, const Tensor& y,
-                  Use use = Use::train) const;
+                  Use use = Use::train, const float* x_amax = nullptr) const;
     // dy: [T, N]; dx: [T, K] (overwritten; a default Tensor: not wanted); dw: F32 [N, K] (accumulated).
     void backward(Context& context, const Weight& weight, const Saved& saved, const Tensor& dy,
                   const Tensor& dx, const Tensor& dw) const;

@@ -58,6 +58,7 @@ Transformer::Pass Transformer::begin_pass(Context& context, const Tensor& tokens
     pass.delta = allocate(config_.hidden_size);
     pass.normed = allocate(config_.hidden_size);
     pass.hidden = allocate(config_.intermediate_size);
+    if (recipe_.fprop_x.spec.is_quantized()) pass.amax = context.arena.allocate(DType::f32, {1});
     if (for_backward && options_.recompute == Recompute::block) pass.stream = allocate(config_.hidden_size);
     embedding_forward(context, tokens.reshaped({pass.tokens}), embedding().master, pass.residual);
     check(context, pass.residual, "output of embedding");
@@ -67,7 +68,11 @@ Transformer::Pass Transformer::begin_pass(Context& context, const Tensor& tokens
 void Transformer::linear_forward(Context& context, const Pass& pass, int block, BlockLayer which,
                                  const Tensor& x, const Tensor& y, Use use) {
     const auto id = running_layer_ = static_cast<size_t>(block * kBlockLayers + which);
-    QuantLinear::Saved saved = (*executed_)[id].forward(context, weights_[id], x, y, use);
+    const bool is_of_attention = which == kOutLayer;  // which does not know its amax
+    const bool is_smoothed = which == kDownLayer && smoothing(block) != nullptr;
+    const float* const amax =
+        is_of_attention || is_smoothed ? nullptr : static_cast<const float*>(pass.amax.data);
+    QuantLinear::Saved saved = (*executed_)[id].forward(context, weights_[id], x, y, use, amax);
     const bool shares_scratch = x.data == pass.normed.data || x.data == pass.hidden.data;
     require(context.planning() || saved.x.data == nullptr || !shares_scratch,
             "layer {} keeps an input that the next layer overwrites", id);
@@ -138,7 +143,7 @@ Tensor Transformer::norm(Context& context, const Pass& pass, int block, BlockPar
     const Saved& saved = saved_[static_cast<size_t>(block)];
     const Tensor normed = reads_inputs(block, use) ? context.arena.allocate(x.dtype, x.shape) : pass.normed;
     rmsnorm_forward(context, x, delta, of_block(block, which).master, config_.rms_norm_eps, sum, normed,
-                    is_first ? saved.attention_rstd : saved.mlp_rstd);
+                    is_first ? saved.attention_rstd : saved.mlp_rstd, static_cast<float*>(pass.amax.data));
     check(context, delta.shape.rank() > 0 ? sum : x,
           is_first ? "residual stream before @attention.norm" : "residual stream before @mlp.norm", block);
     check(context, normed, is_first ? "output of @attention.norm" : "output of @mlp.norm", block);
@@ -177,7 +182,8 @@ Tensor Transformer::hidden(Context& context, const Pass& pass, int block, Use us
     const Tensor out = reads_inputs(block, use)
                            ? context.arena.allocate(options_.activations, pass.hidden.shape)
                            : pass.hidden;
-    swiglu_forward(context, saved_[static_cast<size_t>(block)].gate_up, out);
+    swiglu_forward(context, saved_[static_cast<size_t>(block)].gate_up, out,
+                   static_cast<float*>(pass.amax.data));
     check(context, out, "output of @mlp (swiglu)", block);
     return out;
 }

@@ -16,6 +16,7 @@ struct Transformer::Pass {
     // Inputs of linear layers whose backward does not read them; in backward, gradients of the same shapes.
     Tensor normed;  // [T, C]
     Tensor hidden;  // [T, F]
+    Tensor amax;    // F32 [1], of the input that was made last, where a quantiser reads it; or no shape
     // Backward only.
     Tensor d_residual;  // [T, C], the gradient of the residual stream
     Tensor d_mixed;     // [T, heads * head_dim]

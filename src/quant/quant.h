@@ -65,7 +65,7 @@ struct QuantizeOptions {
     // one's).
     float previous_amax = 0.0f;
     // These three are in the context's device's memory.
-    // The amax of x, where its producer knows it (used only without rotation); saves a pass over x.
+    // The amax of x, after the rotation of the spec, where the caller knows it; saves a pass over x.
     const float* known_amax = nullptr;
     // If not null, receives the amax that tensor=current uses (after rotation).
     float* amax = nullptr;
@@ -87,6 +87,17 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
               QuantizedMatrix& out, const QuantizeOptions& options = {});
 void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                         QuantizedMatrix& out, const QuantizeOptions& options = {});
+
+// One operand of a pair that is made of one tensor, along its rows and along its columns.
+struct RotatedSpec {
+    const QuantSpec* spec;
+    const SignBits* signs;
+};
+// The amaxes of x, BF16, as `rows` and as the transposed `columns` would find them, for known_amax; x is read
+// once. amaxes: F32 [2], of rows first. False, and nothing done, where there is no kernel for that (on a CPU)
+// or one of them needs no amax.
+bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows, const RotatedSpec& columns,
+                      const Tensor& amaxes);
 
 // Quantises the transpose of what a product reads of `forward`, code * scale (has_fp32_scales() false): its
 // rows become the contraction, its columns, or the first of them, the rows of `out`. The forward's tensor

@@ -100,11 +100,18 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     if (out.operand.data != nullptr) dequantize_operand(context, out, out.operand);
 }
 
+bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows, const RotatedSpec& columns,
+                      const Tensor& amaxes) {
+    if (context.device == Device::cpu) return false;
+    return cuda::find_both_amaxes(context, x, rows, columns, amaxes);
+}
+
 void requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,
                            QuantizedMatrix& out, const QuantizeOptions& options) {
-    require(!forward.spec.has_fp32_scales() && !options.transposed && options.scale == nullptr,
-            "{}: bytes of \"{}\" cannot be quantised along their rows so", options.name,
-            to_string(forward.spec));
+    require(!forward.spec.has_fp32_scales() && out.cols == forward.rows && out.rows <= forward.padded_cols &&
+                !options.transposed && options.scale == nullptr,
+            "{}: \"{}\" [{}, {}] cannot be quantised along its rows to [{}, {}]", options.name,
+            to_string(forward.spec), forward.rows, forward.cols, out.rows, out.cols);
     QuantizeOptions scaled = options;
     scaled.scale = forward.tensor_scale_ptr();
     if (context.device == Device::cuda && !out.spec.rotates_rows() &&

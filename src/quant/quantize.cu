@@ -131,6 +131,13 @@ void find_amax(const Context& context, const Job& job, bool transposed) {
 constexpr int kThreads = 256;
 dim3 blocks_of(int64_t count) { return dim3(static_cast<unsigned>(divide_up<int64_t>(count, kThreads))); }
 
+// Made of the tensor's amax.
+bool has_tensor_scale(const QuantSpec& spec) {
+    if (spec.format != Format::nvfp4) return !spec.is_mx() && spec.block == Block::tensor;
+    const bool is_made_of_amax = spec.tensor == TensorScale::current || spec.tensor == TensorScale::delayed;
+    return is_made_of_amax && !spec.outer_1x128;
+}
+
 // What the passes of a call need in memory of the GPU, beside what they read and write.
 struct Scratch {
     Tensor scalars, wide;
@@ -152,12 +159,8 @@ bool run_passes(const Context& context, Job job, const Scratch& scratch, const Q
 
     // Where the amax comes from: the step before, the producer of x, or a pass of its own.
     const bool uses_previous = spec.tensor == TensorScale::delayed && options.previous_amax > 0.0f;
-    const bool has_tensor_scale = spec.format == Format::nvfp4
-                                      ? !spec.outer_1x128 && (spec.tensor == TensorScale::current ||
-                                                              spec.tensor == TensorScale::delayed)
-                                      : !spec.is_mx() && spec.block == Block::tensor;
-    const bool is_known = options.known_amax != nullptr && spec.rotation == Rotation::none;
-    const bool is_needed = options.amax != nullptr || (has_tensor_scale && !uses_previous);
+    const bool is_known = options.known_amax != nullptr;
+    const bool is_needed = options.amax != nullptr || (has_tensor_scale(spec) && !uses_previous);
     auto* const found = reinterpret_cast<float*>(&job.scalars->amax);
     job.amax = is_known ? options.known_amax : found;
     if (uses_previous) job.given_amax = options.previous_amax;
@@ -202,6 +205,29 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     Buffer here(x.dtype, x.shape);
     cuda::copy(context, x, here.tensor());
     fail_not_finite(here.tensor(), options.name);
+}
+
+bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows, const RotatedSpec& columns,
+                      const Tensor& amaxes) {
+    const auto is_current = [](const QuantSpec& spec) {
+        return has_tensor_scale(spec) && spec.tensor != TensorScale::delayed && !spec.rotates_rows();
+    };
+    if (x.dtype != DType::bf16 || !is_current(*rows.spec) || !is_current(*columns.spec)) return false;
+    const auto job_of = [&](const RotatedSpec& of, bool transposed) {
+        QuantizedMatrix shape;
+        shape.rows = transposed ? x.cols() : x.rows();
+        shape.cols = transposed ? x.rows() : x.cols();
+        QuantizeOptions options;
+        options.signs = of.signs;
+        options.transposed = transposed;
+        return make_job(*of.spec, x, {}, shape, options);
+    };
+    const Job of_rows = job_of(rows, false), of_columns = job_of(columns, true);
+    if (!has_both_kernel(of_rows, of_columns)) return false;
+    if (context.planning()) return true;
+    cuda::fill_zero(context, amaxes);
+    find_both_amaxes_hot(context, of_rows, of_columns, amaxes.as<float>());
+    return true;
 }
 
 bool requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,

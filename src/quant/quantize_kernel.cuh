@@ -105,14 +105,14 @@ __device__ inline float scaled(const Job& job, float tensor_scale) {
 }
 
 // The end of a pass for the amax of a tensor: `mine`, bits, of the values that this thread met.
-__device__ inline void give_amax(const Job& job, uint32_t mine) {
+__device__ inline void give_amax(uint32_t* amax, uint32_t mine) {
     __shared__ uint32_t of_block;
     if (threadIdx.x == 0) of_block = 0;
     __syncthreads();
     mine = __reduce_max_sync(0xffffffffu, mine);
     if (threadIdx.x % kWarp == 0) atomicMax(&of_block, mine);
     __syncthreads();
-    if (threadIdx.x == 0) atomicMax(&job.scalars->amax, of_block);
+    if (threadIdx.x == 0) atomicMax(amax, of_block);
 }
 
 // The largest magnitude after rotation: of the tensor, or of each row (kOfRows).
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_const
             largest = max(largest, bits_of_largest(g.x));
         }
     }
-    if constexpr (!kOfRows) give_amax(job, largest);
+    if constexpr (!kOfRows) give_amax(&job.scalars->amax, largest);
 }
 
 // The number that a tensor's own scale is, given its amax; *tensor: what NVFP4's groups need of it.
@@ -232,5 +232,8 @@ inline constexpr int kManyRows = 128;  // where squares have so many
 bool has_hot_kernels(const Job& job);
 void find_amax_hot(const Context& context, const Job& job, bool transposed);
 void quantize_hot(const Context& context, const Job& job, bool transposed);
+// The amaxes of x and of its transpose; two floats, zero at first. Both jobs are of the whole of x.
+bool has_both_kernel(const Job& rows, const Job& columns);
+void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns, float* amaxes);
 
 }  // namespace nibble::cuda

@@ -113,14 +113,11 @@ class Driver {
         if (!is_finite(largest)) fail_not_finite(x_, options_.name);
     }
 
-    // An amax that the producer of x knows.
-    const float* known_amax() const { return job_.rotation == 0 ? options_.known_amax : nullptr; }
-
     float scaling_amax() const {
         if (spec_.tensor == TensorScale::none) return job_.tensor.rule.reach;
         if (spec_.tensor == TensorScale::delayed && options_.previous_amax > 0.0f)
             return options_.previous_amax;
-        if (known_amax() != nullptr) return *known_amax();
+        if (options_.known_amax != nullptr) return *options_.known_amax;
         const float amax = find_amax();
         check(amax);
         return amax;
@@ -128,7 +125,8 @@ class Driver {
 
     void report(float largest) const {
         check(largest);
-        if (options_.amax != nullptr) *options_.amax = known_amax() != nullptr ? *known_amax() : largest;
+        if (options_.amax == nullptr) return;
+        *options_.amax = options_.known_amax != nullptr ? *options_.known_amax : largest;
     }
 
     bool quantize_mx(RangeKernel kernel) const {

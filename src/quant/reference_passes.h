@@ -87,7 +87,7 @@ class Passes {
     float find_amax(bool sets_scale) const {
         const bool is_needed = options_.amax != nullptr || (sets_scale && !uses_previous_amax());
         float amax = 0.0f;
-        if (is_needed && options_.known_amax != nullptr && spec_.rotation == Rotation::none) {
+        if (is_needed && options_.known_amax != nullptr) {
             amax = *options_.known_amax;
         } else if (is_needed) {
             SharedMaximum largest;

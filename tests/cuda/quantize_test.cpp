@@ -68,6 +68,39 @@ TEST_P(QuantisersOfLarge, MatricesGiveTheBytesOfTheCpu) {
     }
 }
 
+TEST_F(Quantisers, FindTheAmaxesOfBothOrientationsInOneRead) {
+    constexpr int64_t kRows = 200, kCols = 330;
+    std::vector<Bf16> values = rounded(random_values(kRows * kCols, 6));
+    const Tensor x = view_of(values, {kRows, kCols});
+    Arena here(16 << 20), there(16 << 20, Device::cuda);
+    Context cpu{here}, other{there};
+    const Tensor on_gpu = put(x);
+    const QuantSpec specs[] = {parse_spec("nvfp4 1x16"), parse_spec("nvfp4 1x16 rotate=rht:16"),
+                               parse_spec("nvfp4 1x16 scale=eden rotate=rht:128")};
+    const RandomKey key = {.seed = 4, .layer = 3};
+    for (const QuantSpec& rows : specs) {
+        for (const QuantSpec& columns : specs) {
+            const ArenaScope scope(here), scope_there(there);
+            float expected[2], found[2] = {};
+            for (const bool transposed : {false, true}) {
+                const QuantSpec& spec = transposed ? columns : rows;
+                QuantizedMatrix q =
+                    allocate_quantized(here, spec, transposed ? kCols : kRows, transposed ? kRows : kCols);
+                QuantizeOptions options;
+                options.transposed = transposed;
+                options.amax = &expected[transposed];
+                quantize(cpu, spec, x, key, q, options);
+            }
+            const SignBits of_rows = rotation_signs(rows, key), of_columns = rotation_signs(columns, key);
+            const Tensor amaxes = there.allocate(DType::f32, {2});
+            ASSERT_TRUE(find_both_amaxes(other, on_gpu, {&rows, &of_rows}, {&columns, &of_columns}, amaxes));
+            copy(other, amaxes, {found, DType::f32, Device::cpu, {2}});
+            EXPECT_EQ(found[0], expected[0]) << to_string(rows);
+            EXPECT_EQ(found[1], expected[1]) << to_string(columns);
+        }
+    }
+}
+
 // The weight gradient's x: the forward's bytes, turned, and what a product multiplies beside the bytes.
 TEST_F(Quantisers, ReadTheForwardsBytesAlongTheirRows) {
     constexpr int64_t kRows = 200, kCols = 330, kKept = 312;
