@@ -57,6 +57,7 @@ class Transformer {
     struct Options {
         DType activations = DType::bf16;  // or F32, for study
         Device device = Device::cpu;      // of parameters, gradients and tables, and of every context
+        AllowedProducts allowed = {};     // ways of multiplying on a GPU beside exact ones
     };
     // Whose forward a step uses: the recipe's, or bf16 in every layer (evaluation).
     enum class Execution : uint8_t { recipe, bf16 };
@@ -151,6 +152,8 @@ class Transformer {
     Tensor hidden_states(Context& context, const Tensor& tokens);
     Tensor flat_targets(const Tensor& tokens, const Tensor& targets) const;
     HeadOperands head_operands() const;
+    // How the head multiplies in FP8, where that is allowed.
+    std::optional<Fp8Sums> head_sums() const;
     AttentionShape attention_shape(const Pass& pass) const;
     // From the qkv projection to what attention reads, in place, and the gradient back.
     void qkv_forward(Context& context, const Pass& pass, int block);

@@ -69,6 +69,7 @@ void Trainer::check_device() {
                        phase.recipe.name);
     fault_ = Buffer(DType::u32, {1}, device());
     context_.fault = fault_.tensor().as<uint32_t>();
+    if (parse_allowed(config_.device.allow).fp8_folded) rounded_blocks_ = Buffer(DType::u32, {1}, device());
 }
 
 void Trainer::read_data() {
@@ -110,6 +111,8 @@ void Trainer::make_model() {
     Transformer::Options options;
     options.activations = config_.precision.activations == "fp32" ? DType::f32 : DType::bf16;
     options.device = device();
+    options.allowed = parse_allowed(config_.device.allow);
+    options.allowed.rounded_blocks = static_cast<uint32_t*>(rounded_blocks_.tensor().data);
     model_ = std::make_unique<Transformer>(shape, phases_.front().recipe, options);
     if (config_.model.init.empty())
         model_->initialize(context_.seed);
