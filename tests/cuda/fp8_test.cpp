@@ -128,7 +128,7 @@ double allowed_error(Fp8Sums sums, DType result) {
 TEST_F(Fp8OnAGpu, ProductsOfCodesAreTheExactOnesWithinTheirNarrowSums) {
     const char *const e4m3 = "fp8:e4m3 tensor", *const e5m2 = "fp8:e5m2 tensor";
     double worst[2] = {};
-    for (const Size size : {Size{64, 48, 256}, Size{33, 80, 4096}, Size{1, 16, 32}, Size{257, 144, 2000}}) {
+    for (const Size size : {Size{64, 48, 256}, Size{33, 80, 4096}, Size{1, 16, 32}, Size{129, 48, 2001}}) {
         for (const auto& [a, b] : {std::pair(e4m3, e4m3), std::pair(e5m2, e4m3), std::pair(e4m3, e5m2)}) {
             for (const Fp8Sums sums : {Fp8Sums::precise, Fp8Sums::fast}) {
                 for (const Product& p :
@@ -171,7 +171,7 @@ TEST_F(Fp8OnAGpu, ProductsTakeScalesOfRows) {
 }
 
 TEST_F(Fp8OnAGpu, ProductsRepeatToTheBit) {
-    for (const Size size : {Size{512, 384, 4096}, Size{64, 64, 16384}})
+    for (const Size size : {Size{256, 128, 4096}, Size{64, 64, 16384}})
         EXPECT_EQ(multiply({size}, Fp8Sums::precise).c, multiply({size}, Fp8Sums::precise).c);
 }
 
@@ -369,7 +369,7 @@ TEST_F(Fp8OnAGpu, TheHeadIsNearTheCpus) {
         int64_t rows, cols, vocabulary;
     };
     for (const auto& [rows, cols, vocabulary] :
-         {Head{70, 64, 512}, Head{301, 16, 600'000}, Head{33, 40, 77}}) {
+         {Head{70, 64, 512}, Head{150, 16, 600'000}, Head{33, 40, 77}}) {
         const bool has_logits = vocabulary < 1000;
         std::vector<int32_t> classes;
         for (int64_t t = 0; t < rows; ++t)
