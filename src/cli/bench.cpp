@@ -26,6 +26,7 @@ struct BenchOptions {
     std::string device_name = std::string(name_of(Device::cpu));
     fs::path json;
     std::vector<std::string> names;                // specs or recipes
+    std::vector<std::string> allow;                // as device.allow
     int64_t tokens = 4096, in = 1024, out = 1024;  // of a layer or an operand
     fs::path model = "configs/models/llama-1m.json";
     int64_t batch = 8, accumulate = 1, sequence = 256, steps = 5;
@@ -135,6 +136,30 @@ void bench_copy(const BenchOptions& options) {
 
 // --- gemm
 
+// A tensor, or its transpose, in FP8 on a GPU.
+struct Fp8Codes {
+    Fp8Codes(const Buffer& x, const char* spec, bool transposed = false)
+        : arena(Device::cuda), matrix([&] {
+              const auto make = [&] {
+                  const int64_t rows = x.tensor().rows(), cols = x.tensor().cols();
+                  return allocate_quantized(arena, parse_spec(spec), transposed ? cols : rows,
+                                            transposed ? rows : cols);
+              };
+              Context context{arena};
+              {
+                  const ArenaScope scope(arena);
+                  QuantizedMatrix planned = make();
+                  quantize(context, planned.spec, x.tensor(), {}, planned, {.transposed = transposed});
+              }
+              arena.commit();
+              QuantizedMatrix made = make();
+              quantize(context, made.spec, x.tensor(), {}, made, {.transposed = transposed});
+              return made;
+          }()) {}
+    Arena arena;
+    QuantizedMatrix matrix;
+};
+
 void bench_gemm(const BenchOptions& options) {
     Report report(options, "gemm");
     const Device device = options.device();
@@ -146,14 +171,14 @@ void bench_gemm(const BenchOptions& options) {
                  y = random_tensor(DType::bf16, {t, n}, device, 3), dx(DType::bf16, {t, k}, device),
                  dw(DType::f32, {n, k}, device);
     const double flops = 2.0 * static_cast<double>(t) * static_cast<double>(k) * static_cast<double>(n);
-    const auto measure = [&](const char* name, auto&& product) {
+    const auto measure = [&](const std::string& name, auto&& product) {
         const double seconds = seconds_of(device, product);
         report.add({{"product", name},
                     {"seconds", seconds},
                     {"flops", flops / seconds},
                     {"of_peak", flops / seconds / peak}},
-                   fmt::format("{:<6}  {:.1f} TFLOP/s, {:.2f} of the square's", name, flops / seconds * 1e-12,
-                               flops / seconds / peak));
+                   fmt::format("{:<27}  {:.1f} TFLOP/s, {:.2f} of the square's", name,
+                               flops / seconds * 1e-12, flops / seconds / peak));
     };
     MatmulOptions adding;
     adding.accumulate = true;
@@ -163,6 +188,22 @@ void bench_gemm(const BenchOptions& options) {
     measure("wgrad", [&](Context& c) {
         matmul(c, Operand::transposed(y.tensor()), Operand::transposed(x.tensor()), dw.tensor(), adding);
     });
+    for (const Fp8Sums sums : {Fp8Sums::precise, Fp8Sums::fast}) {
+        if (!has_fp8_products(device)) break;
+        const std::string kind = sums == Fp8Sums::precise ? "fp8" : "fp8-fast-accumulation";
+        MatmulOptions in_fp8;
+        in_fp8.fp8 = sums;
+        const Fp8Codes e4m3_x(x, "fp8:e4m3 tensor"), e4m3_w(w, "fp8:e4m3 tensor"),
+            e5m2_y(y, "fp8:e5m2 tensor"), w_by_column(w, "fp8:e4m3 tensor", true),
+            y_by_column(y, "fp8:e5m2 tensor", true), x_by_column(x, "fp8:e4m3 tensor", true);
+        measure(kind + " fprop",
+                [&](Context& c) { matmul(c, e4m3_x.matrix, e4m3_w.matrix, y.tensor(), in_fp8); });
+        measure(kind + " dgrad",
+                [&](Context& c) { matmul(c, e5m2_y.matrix, w_by_column.matrix, dx.tensor(), in_fp8); });
+        in_fp8.accumulate = true;
+        measure(kind + " wgrad",
+                [&](Context& c) { matmul(c, y_by_column.matrix, x_by_column.matrix, dw.tensor(), in_fp8); });
+    }
     report.finish();
 }
 
@@ -228,7 +269,7 @@ void bench_layer(const BenchOptions& options) {
     fmt::print("{} tokens, {} to {} features, forward and backward with one preparation of the weight\n", t,
                k, n);
     const auto measure = [&](const Recipe& recipe) {
-        const QuantLinear layer(recipe, k, n, 0);
+        const QuantLinear layer(recipe, k, n, 0, parse_allowed(options.allow));
         std::vector<AmaxHistory> history(1);
         return seconds_of(device, [&](Context& context) {
             if (device == Device::cuda) context.fault = fault.tensor().as<uint32_t>();
@@ -333,6 +374,7 @@ MemoryNeeds needs_of(const BenchOptions& options, const ModelConfig& config, con
     needs.recipes = {recipe};
     needs.options.device = options.device();
     needs.options.recompute = parse_recompute(options.recompute);
+    needs.options.allowed = parse_allowed(options.allow);
     needs.options.gradients = options.gradients == "bf16" ? DType::bf16 : DType::f32;
     needs.moments = options.moments == "bf16" ? DType::bf16 : DType::f32;
     needs.offload = options.offload == "moments";
@@ -442,6 +484,14 @@ void add_bench_command(CLI::App& app) {
     const auto add_size = [](CLI::App* command, const char* name, int64_t& value, const char* text) {
         command->add_option(name, value, text)->check(CLI::PositiveNumber)->capture_default_str();
     };
+    const auto add_allow = [](CLI::App* command, BenchOptions& options) {
+        command
+            ->add_option(
+                "--allow", options.allow,
+                "Ways of multiplying on a GPU, as device.allow: fp8, fp8-folded, fp8-fast-accumulation")
+            ->type_name("NAME")
+            ->allow_extra_args(false);
+    };
     add("copy", "Copies of memory: the limit of whatever computes little", bench_copy);
     const auto add_layer = [&](const char* name, const char* text, void (*run)(const BenchOptions&)) {
         const auto [command, options] = add(name, text, run);
@@ -454,6 +504,7 @@ void add_bench_command(CLI::App& app) {
     const auto [layer, layer_options] =
         add_layer("layer", "A linear layer under recipes: weight, forward and backward", bench_layer);
     layer->add_option("RECIPE", layer_options->names, "Built-in recipes (default: all)");
+    add_allow(layer, *layer_options);
     const auto [quant, quant_options] =
         add("quant", "Quantisers, along the rows and along the columns of a matrix", bench_quant);
     add_size(quant, "--tokens", quant_options->tokens, "Rows of the matrix");
@@ -483,6 +534,7 @@ void add_bench_command(CLI::App& app) {
         ->transform(CLI::AsSizeValue(true));
     train->add_flag("--plan", train_options->plans, "Only say what memory it needs; needs no GPU itself");
     train->add_option("RECIPE", train_options->names, "Built-in recipes (default: bf16)");
+    add_allow(train, *train_options);
 }
 
 }  // namespace nibble

@@ -57,8 +57,8 @@ bool print_quantizers() {
 }
 
 // The largest error of a product of two operands under a spec, as a share of the sum of magnitudes.
-double product_error(Device device, const QuantSpec& spec) {
-    constexpr int64_t kRows = 33, kCols = 70, kDepth = 320;
+double product_error(Device device, const QuantSpec& spec, const MatmulOptions& options = {}) {
+    constexpr int64_t kRows = 33, kCols = 80, kDepth = 320;
     std::vector<float> a_values = random_samples(Distribution::normal, kRows * kDepth, 1),
                        b_values = random_samples(Distribution::normal, kCols * kDepth, 2);
     Arena arena(device);
@@ -75,7 +75,7 @@ double product_error(Device device, const QuantSpec& spec) {
         quantize(context, spec, on_device(context, view_of(b_values, {kCols, kDepth})), {}, b);
         dequantize(context, a, a_exact);
         dequantize(context, b, b_exact);
-        matmul(context, a, b, product);
+        matmul(context, a, b, product, options);
         if (context.planning()) return;
         const OnCpu a_here(a_exact), b_here(b_exact), product_here(product);
         for (int64_t i = 0; i < kRows * kCols; ++i) {
@@ -105,10 +105,37 @@ bool print_products(Device device) {
                    error, error <= kMost ? "exact operands, sums in f32" : "WRONG");
         is_well = is_well && error <= kMost;
     }
+    for (const Fp8Sums sums : {Fp8Sums::precise, Fp8Sums::fast}) {
+        if (!has_fp8_products(device)) break;
+        constexpr double kMostInFp8 = 1e-3;  // sums keep about 13 bits (docs/gpu.md)
+        MatmulOptions options;
+        options.fp8 = sums;
+        const double error = product_error(device, parse_spec("fp8:e4m3 tensor"), options);
+        fmt::print("product     {}, fp8:e4m3 tensor, allowed {}: error {:.1e} of the sum of magnitudes: {}\n",
+                   name_of(device), sums == Fp8Sums::precise ? "fp8" : "fp8, fp8-fast-accumulation", error,
+                   error <= kMostInFp8 ? "fp8 tensor cores, narrower sums" : "WRONG");
+        is_well = is_well && error <= kMostInFp8;
+    }
     return is_well;
 }
 
 // How the products of the linear layers are executed: those of a recipe that are alike, together.
+std::string ways_of(const Recipe& recipe, Device device, const AllowedProducts& allowed = {}) {
+    std::vector<std::pair<std::string, std::string>> ways;  // products, and how they are executed
+    for (const Json& product : describe_products(recipe, DType::bf16, device, allowed)) {
+        const std::string name = product.at("product"), executed = product.at("executed");
+        if (name == "lm_head") continue;
+        if (!ways.empty() && ways.back().second == executed)
+            ways.back().first += ", " + name;
+        else
+            ways.emplace_back(name, executed);
+    }
+    std::string text;
+    for (const auto& [products, executed] : ways)
+        text += fmt::format("{}{} {}", text.empty() ? "" : "; ", products, executed);
+    return text;
+}
+
 void print_recipes(Device device) {
     size_t width = 0;
     for (const Recipe& recipe : builtin_recipes()) width = std::max(width, recipe.name.size());
@@ -118,19 +145,14 @@ void print_recipes(Device device) {
                        part);
             continue;
         }
-        std::vector<std::pair<std::string, std::string>> ways;  // products, and how they are executed
-        for (const Json& product : describe_products(recipe, DType::bf16, device)) {
-            const std::string name = product.at("product"), executed = product.at("executed");
-            if (name == "lm_head") continue;
-            if (!ways.empty() && ways.back().second == executed)
-                ways.back().first += ", " + name;
-            else
-                ways.emplace_back(name, executed);
-        }
-        std::string text;
-        for (const auto& [products, executed] : ways)
-            text += fmt::format("{}{} {}", text.empty() ? "" : "; ", products, executed);
+        const std::string text = ways_of(recipe, device);
         fmt::print("on {:<8} {:<{}}  {}\n", name_of(device), recipe.name, width, text);
+        for (const std::string name : {"fp8", "fp8-folded"}) {
+            const std::string other = ways_of(recipe, device, parse_allowed(std::span(&name, 1)));
+            if (other != text)
+                fmt::print("on {:<8} {:<{}}  with device.allow = [\"{}\"]: {}\n", name_of(device),
+                           recipe.name, width, name, other);
+        }
     }
 }
 

@@ -29,7 +29,18 @@ cublasLtHandle_t handle() {
     return of_process;
 }
 
-cudaDataType_t data_type(DType dtype) { return dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
+cudaDataType_t data_type(DType dtype) {
+    switch (dtype) {
+        case DType::e4m3:
+            return CUDA_R_8F_E4M3;
+        case DType::e5m2:
+            return CUDA_R_8F_E5M2;
+        case DType::bf16:
+            return CUDA_R_16BF;
+        default:
+            return CUDA_R_32F;
+    }
+}
 
 template <typename T>
 void set(cublasLtMatmulDescOpaque_t& desc, cublasLtMatmulDescAttributes_t attribute, T value) {
@@ -54,6 +65,17 @@ cublasLtMatrixLayoutOpaque_t layout(DType dtype, int64_t rows, int64_t cols, con
 
 }  // namespace
 
+bool has_fp8_tensor_cores() {
+    static const bool has = [] {
+        int device = 0, major = 0, minor = 0;
+        if (cudaGetDevice(&device) != cudaSuccess) return false;
+        check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "kind of the GPU");
+        check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "kind of the GPU");
+        return major * 10 + minor >= 89;
+    }();
+    return has;
+}
+
 uint32_t address_alignment(const void* data) {
     const auto address = reinterpret_cast<uintptr_t>(data);
     return address % 256 == 0 ? 256 : 1u << std::countr_zero(address);
@@ -65,8 +87,15 @@ struct GpuProduct::Impl {
     cublasLtMatmulDescOpaque_t desc;
     cublasLtMatrixLayoutOpaque_t a, b, c;
     cublasLtMatmulAlgo_t algorithm;
+    bool is_found = false;        // the library has an algorithm
+    bool alpha_is_scale = false;  // alpha on the GPU is given to the library as a scale of its first operand
 
-    // Makes `algorithm` the fastest of those found that sum in one sequence, if the first does.
+    static void set_scale(cublasLtMatmulDescOpaque_t& desc, const float* scale) {
+        set(desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scale);
+    }
+
+    // Makes `algorithm` the fastest of those found that sum in one sequence and give the first one's bits, if
+    // the first does.
     void choose_fastest(const GpuProduct& product, const GpuProductShape& s,
                         std::span<const cublasLtMatmulHeuristicResult_t> found);
 };
@@ -82,12 +111,29 @@ bool sums_in_sequence(const cublasLtMatmulAlgo_t& algorithm) {
     return parts == 1;
 }
 
+__device__ uint32_t mixed_bits(int64_t i) {
+    const uint32_t bits = static_cast<uint32_t>(i) * 2654435761u;
+    return bits ^ bits >> 15;
+}
 // Numbers of about one: on zeros products are faster than on data.
 __global__ void fill_with_numbers(Bf16* to, int64_t count) {
     for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count;
          i += int64_t{gridDim.x} * blockDim.x) {
-        const uint32_t bits = static_cast<uint32_t>(i) * 2654435761u;
-        to[i] = bf16_encode(static_cast<float>(static_cast<int32_t>(bits ^ bits >> 15)) * 0x1p-31f);
+        to[i] = bf16_encode(static_cast<float>(static_cast<int32_t>(mixed_bits(i))) * 0x1p-31f);
+    }
+}
+// FP8 codes below 2, of all smaller magnitudes.
+__global__ void fill_with_codes(uint32_t* to, int64_t words) {
+    for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < words;
+         i += int64_t{gridDim.x} * blockDim.x) {
+        to[i] = mixed_bits(i) & 0xbfbfbfbfu;
+    }
+}
+
+__global__ void find_difference(const uint32_t* a, const uint32_t* b, int64_t words, uint32_t* found) {
+    for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < words;
+         i += int64_t{gridDim.x} * blockDim.x) {
+        if (a[i] != b[i]) *found = 1;
     }
 }
 
@@ -130,38 +176,58 @@ float time_of(Run&& run) {
 void GpuProduct::Impl::choose_fastest(const GpuProduct& product, const GpuProductShape& s,
                                       std::span<const cublasLtMatmulHeuristicResult_t> found) {
     constexpr int64_t kLarge = int64_t{1} << 34;  // products that take the GPU 50 us
-    if (s.operands != DType::bf16 || s.m * s.n * s.k < kLarge || !sums_in_sequence(found.front().algo))
-        return;
+    if (s.of_a == DType::f32 || s.m * s.n * s.k < kLarge || !sums_in_sequence(found.front().algo)) return;
     const auto bytes_of = [](const StoredMatrix& how, int64_t rows, int64_t k, DType dtype) {
-        return divide_up<int64_t>(how.stride * (how.is_transposed ? k : rows), 128) * 128 *
+        return divide_up<int64_t>(how.stride * (how.is_transposed ? k : rows), 256) * 256 *
                static_cast<int64_t>(size_of(dtype));
     };
-    const int64_t a_bytes = bytes_of(s.a, s.m, s.k, s.operands),
-                  b_bytes = bytes_of(s.b, s.n, s.k, s.operands), c_bytes = bytes_of(s.c, s.m, s.n, s.result);
-    const TrialMemory memory(a_bytes + b_bytes + c_bytes + kWorkspace + 256);
+    const int64_t a_bytes = bytes_of(s.a, s.m, s.k, s.of_a), b_bytes = bytes_of(s.b, s.n, s.k, s.of_b),
+                  c_bytes = bytes_of(s.c, s.m, s.n, s.result);
+    const TrialMemory memory(a_bytes + b_bytes + 2 * c_bytes + kWorkspace + 256);
     if (memory.data() == nullptr) return;
-    std::byte *const a = memory.data(), *const b = a + a_bytes, *const c = b + b_bytes,
-                     *const rest = c + c_bytes;
+    std::byte *const a = memory.data(), *const b = a + a_bytes, *const c_of_first = b + b_bytes,
+                     *const c = c_of_first + c_bytes, *const rest = c + c_bytes;
     const Tensor workspace{rest, DType::u8, Device::cuda, {kWorkspace}};
+    auto* const on_gpu = reinterpret_cast<float*>(rest + kWorkspace);
+    auto* const difference = reinterpret_cast<uint32_t*>(on_gpu + 2);
     const float factors[2] = {1.0f, 0.0f};
-    const float* alpha = factors;
-    if (s.factors_on_device) {
-        alpha = reinterpret_cast<float*>(rest + kWorkspace);
-        check(cudaMemcpy(rest + kWorkspace, factors, sizeof(factors), cudaMemcpyHostToDevice),
-              "factors of a trial");
-    }
+    check(cudaMemcpy(on_gpu, factors, sizeof(factors), cudaMemcpyHostToDevice), "factors of a trial");
+    const float* const alpha = s.factors_on_device ? on_gpu : factors;
+    const float* const beta = (s.factors_on_device && !s.is_fp8() ? on_gpu : factors) + 1;
     Arena none(0);
     Context context{none, Device::cuda};
-    launch(context, fill_with_numbers, 1024, 256, 0, reinterpret_cast<Bf16*>(a), (a_bytes + b_bytes) / 2);
+    if (s.is_fp8()) {
+        launch(context, fill_with_codes, 1024, 256, 0, reinterpret_cast<uint32_t*>(a),
+               (a_bytes + b_bytes) / 4);
+    } else {
+        launch(context, fill_with_numbers, 1024, 256, 0, reinterpret_cast<Bf16*>(a), (a_bytes + b_bytes) / 2);
+    }
 
-    constexpr int kRounds = 5;  // the first is to warm up
+    // The first round is to warm up, and to see whose bits differ.
+    std::vector<bool> competes(found.size());
+    const int64_t words = s.c.stride * s.m * static_cast<int64_t>(size_of(s.result)) / 4;
+    for (size_t i = 0; i < found.size(); ++i) {
+        if (!sums_in_sequence(found[i].algo)) continue;
+        algorithm = found[i].algo;
+        product.run(context, alpha, a, b, beta, i == 0 ? c_of_first : c, workspace);
+        uint32_t differs = 0;
+        if (i > 0) {
+            check(cudaMemset(difference, 0, sizeof(differs)), "clearing memory of the GPU");
+            launch(context, find_difference, 1024, 256, 0, reinterpret_cast<uint32_t*>(c_of_first),
+                   reinterpret_cast<uint32_t*>(c), words, difference);
+            check(cudaMemcpy(&differs, difference, sizeof(differs), cudaMemcpyDeviceToHost),
+                  "a trial of a matrix product");
+        }
+        competes[i] = differs == 0;
+    }
+    constexpr int kRounds = 4;
     std::vector<float> times(found.size(), std::numeric_limits<float>::max());
     for (int round = 0; round < kRounds; ++round) {
         for (size_t i = 0; i < found.size(); ++i) {
-            if (!sums_in_sequence(found[i].algo)) continue;
+            if (!competes[i]) continue;
             algorithm = found[i].algo;
-            const float time = time_of([&] { product.run(context, alpha, a, b, alpha + 1, c, workspace); });
-            if (round > 0) times[i] = std::min(times[i], time);
+            times[i] =
+                std::min(times[i], time_of([&] { product.run(context, alpha, a, b, beta, c, workspace); }));
         }
     }
     // Less than 3 % is noise.
@@ -174,10 +240,14 @@ GpuProduct::GpuProduct(const GpuProductShape& s, bool measure) : impl_(new Impl)
     check_blas(cublasLtMatmulDescInit(&impl.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product's description");
     set(impl.desc, CUBLASLT_MATMUL_DESC_TRANSA, s.b.is_transposed ? CUBLAS_OP_N : CUBLAS_OP_T);
     set(impl.desc, CUBLASLT_MATMUL_DESC_TRANSB, s.a.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+    impl.alpha_is_scale = s.is_fp8() && s.factors_on_device;
     set(impl.desc, CUBLASLT_MATMUL_DESC_POINTER_MODE,
-        s.factors_on_device ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST);
-    impl.a = layout(s.operands, s.m, s.k, s.a);
-    impl.b = layout(s.operands, s.n, s.k, s.b);
+        s.factors_on_device && !s.is_fp8() ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST);
+    if (s.is_fp8()) set(impl.desc, CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{s.fast_sums});
+    // The search for algorithms wants to know that there will be a scale; run() gives it.
+    if (impl.alpha_is_scale) impl.set_scale(impl.desc, reinterpret_cast<const float*>(uintptr_t{256}));
+    impl.a = layout(s.of_a, s.m, s.k, s.a);
+    impl.b = layout(s.of_b, s.n, s.k, s.b);
     impl.c = layout(s.result, s.m, s.n, s.c);
 
     cublasLtMatmulPreferenceOpaque_t preference;
@@ -195,28 +265,41 @@ GpuProduct::GpuProduct(const GpuProductShape& s, bool measure) : impl_(new Impl)
     const cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(handle(), &impl.desc, &impl.b, &impl.a, &impl.c, &impl.c, &preference,
                                        static_cast<int>(found.size()), found.data(), &count);
-    require(status == CUBLAS_STATUS_SUCCESS && count > 0,
-            "cuBLASLt cannot multiply [{}, {}] by [{}, {}] ({} operands, {} result): {}", s.m, s.k, s.k, s.n,
-            name_of(s.operands), name_of(s.result), cublasLtGetStatusName(status));
+    impl.is_found = status == CUBLAS_STATUS_SUCCESS && count > 0;
+    if (!impl.is_found) return;
     impl.algorithm = found.front().algo;
     if (measure) impl.choose_fastest(*this, s, std::span(found).first(static_cast<size_t>(count)));
 }
 GpuProduct::~GpuProduct() = default;
 
-const GpuProduct& GpuProduct::get(const GpuProductShape& shape, bool measure) {
+const GpuProduct* GpuProduct::find(const GpuProductShape& shape, bool measure) {
     static std::mutex mutex;
     static std::map<GpuProductShape, std::unique_ptr<GpuProduct>> products;
     const std::lock_guard lock(mutex);
     auto& product = products[shape];
     if (!product) product.reset(new GpuProduct(shape, measure));
+    return product->impl_->is_found ? product.get() : nullptr;
+}
+
+const GpuProduct& GpuProduct::get(const GpuProductShape& shape, bool measure) {
+    const GpuProduct* const product = find(shape, measure);
+    require(product != nullptr,
+            "cuBLASLt cannot multiply [{}, {}] by [{}, {}] ({} and {} operands, {} result)", shape.m, shape.k,
+            shape.k, shape.n, name_of(shape.of_a), name_of(shape.of_b), name_of(shape.result));
     return *product;
 }
 
 void GpuProduct::run(const Context& context, const float* alpha, const void* a, const void* b,
                      const float* beta, void* c, const Tensor& workspace) const {
+    static constexpr float kOne = 1.0f;
+    cublasLtMatmulDescOpaque_t desc = impl_->desc;
+    if (impl_->alpha_is_scale) {
+        Impl::set_scale(desc, alpha);
+        alpha = &kOne;
+    }
     check_blas(
-        cublasLtMatmul(handle(), &impl_->desc, alpha, b, &impl_->b, a, &impl_->a, beta, c, &impl_->c, c,
-                       &impl_->c, &impl_->algorithm, workspace.data, workspace.bytes(), context.stream),
+        cublasLtMatmul(handle(), &desc, alpha, b, &impl_->b, a, &impl_->a, beta, c, &impl_->c, c, &impl_->c,
+                       &impl_->algorithm, workspace.data, workspace.bytes(), context.stream),
         "a matrix product");
 }
 

@@ -17,13 +17,19 @@ struct StoredMatrix {
     auto operator<=>(const StoredMatrix&) const = default;
 };
 
-// C[m, n] = alpha * A[m, k] · B[n, k]ᵀ + beta * C, FP32 sums.
+// C[m, n] = alpha * A[m, k] · B[n, k]ᵀ + beta * C, FP32 sums; narrower ones in FP8.
 struct GpuProductShape {
     int64_t m = 0, n = 0, k = 0;
     StoredMatrix a, b, c;
-    DType operands = DType::bf16;    // of A and B: BF16, or F32, whose products are not rounded to TF32
-    DType result = DType::f32;       // of C: F32, or BF16 with BF16 operands
-    bool factors_on_device = false;  // alpha and beta are read from memory of the GPU when the product runs
+    // Both BF16; both F32, whose products are not rounded to TF32; or E4M3 and E5M2, not both E5M2, neither
+    // stored transposed.
+    DType of_a = DType::bf16, of_b = DType::bf16;
+    DType result = DType::f32;       // of C: F32; or BF16, with operands other than F32
+    bool factors_on_device = false;  // alpha and beta are read from memory of the GPU when the product runs;
+                                     // of products in FP8 alpha alone
+    bool fast_sums = false;          // FP8: partial sums stay in the tensor cores' narrow registers
+
+    bool is_fp8() const { return of_a == DType::e4m3 || of_a == DType::e5m2; }
 
     auto operator<=>(const GpuProductShape&) const = default;
 };
@@ -31,10 +37,12 @@ struct GpuProductShape {
 class GpuProduct {
   public:
     // From the process's cache; made at first use. `measure`: a large product's algorithms are timed then,
-    // which waits for the GPU and takes its memory for a moment, so this is for planning passes. Only
-    // algorithms that sum over k in one sequence are timed: they give the same bits as the one that the
-    // library proposes.
+    // which waits for the GPU and takes its memory for a moment, so this is for planning passes. The choice
+    // changes no bit: algorithms compete that sum over k in one sequence, and that gave the bits of the one
+    // that the library proposes when they were tried.
     static const GpuProduct& get(const GpuProductShape& shape, bool measure = false);
+    // The same; null where the library does not have the product.
+    static const GpuProduct* find(const GpuProductShape& shape, bool measure = false);
 
     // What run() needs beside its operands, aligned to 256 bytes.
     static constexpr int64_t kWorkspace = 32 << 20;
@@ -51,6 +59,9 @@ class GpuProduct {
     struct Impl;
     std::unique_ptr<Impl> impl_;
 };
+
+// Whether the GPU in use has tensor cores for FP8.
+bool has_fp8_tensor_cores();
 
 // The largest power of two, up to 256, that divides an address.
 uint32_t address_alignment(const void* data);

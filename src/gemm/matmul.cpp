@@ -381,6 +381,13 @@ void matmul(Context& context, const Operand& operand_a, const Operand& operand_b
     });
 }
 
+bool has_fp8_products(Device device) {
+    if constexpr (kHasCuda) {
+        if (device == Device::cuda) return cuda::has_fp8_products();
+    }
+    return false;
+}
+
 std::string matmul_description(Device device) {
     if constexpr (kHasCuda) {
         if (device == Device::cuda) return cuda::matmul_description();

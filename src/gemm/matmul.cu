@@ -1,5 +1,6 @@
-// Products by cuBLASLt. Quantised operands are expanded first, which is exact; scales of the whole operands
-// are the product's alpha; factors of rows and columns are applied to FP32 sums afterwards.
+// Products by cuBLASLt. Quantised operands are expanded first, which is exact, unless FP8 tensor cores may
+// multiply their codes; scales of the whole operands are the product's alpha; factors of rows and columns are
+// applied to FP32 sums afterwards.
 #include "core/has_gpu.h"
 #include "gemm/cuda_forms.h"
 #include "gemm/gpu_product.h"
@@ -41,6 +42,24 @@ Tensor values_of(Context& context, const Operand& operand, int64_t rows, const M
     const Tensor copy = context.arena.allocate(shape.operands, wanted);
     if (!context.planning()) cuda::convert(context, plain, copy, shape.rounds);
     return copy;
+}
+
+// Codes that FP8 tensor cores multiply as they are: no scale varies along K. The type of their elements.
+std::optional<DType> fp8_type(const Operand& operand) {
+    const QuantizedMatrix* const q = operand.quantized;
+    if (q == nullptr || q->spec.format != Format::fp8 || q->spec.has_fp32_groups()) return {};
+    if (q->codes.shape.rank() == 0) return {};
+    return q->spec.element == Element::e5m2 ? DType::e5m2 : DType::e4m3;
+}
+
+// Whether the library may multiply the codes of A and B [n, k]: it wants rows of 16 bytes everywhere, and one
+// operand in E4M3.
+bool are_multiplied_as_codes(const Operand& a, const Operand& b, const MatmulShape& shape) {
+    const std::optional<DType> of_a = fp8_type(a), of_b = fp8_type(b);
+    if (!of_a || !of_b || (*of_a == DType::e5m2 && *of_b == DType::e5m2)) return false;
+    const QuantizedMatrix &qa = *a.quantized, &qb = *b.quantized;
+    return qa.padded_cols == qb.padded_cols && qa.padded_cols % 16 == 0 && shape.n % 16 == 0 &&
+           address_alignment(qa.codes.data) >= 16 && address_alignment(qb.codes.data) >= 16;
 }
 
 // The numbers that a product reads on the GPU.
@@ -124,45 +143,65 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
             const MatmulOptions& options) {
     const MatmulShape shape = shape_of_matmul(a, b, c, options);
     const ArenaScope scope(context.arena);
-    const int64_t n = padded(shape, shape.n);
-    const Tensor of_a = values_of(context, a, shape.m, shape), of_b = values_of(context, b, n, shape);
     const Tensor row_scales = row_scales_of(a), col_scales = row_scales_of(b);
-    const bool is_finished = n != shape.n || options.alpha_row != nullptr || options.alpha_col != nullptr ||
-                             row_scales.shape.rank() > 0 || col_scales.shape.rank() > 0 ||
-                             (c.dtype == DType::bf16 && shape.operands == DType::f32);
+    const bool has_lines = options.alpha_row != nullptr || options.alpha_col != nullptr ||
+                           row_scales.shape.rank() > 0 || col_scales.shape.rank() > 0;
     const bool has_scales = scale_of(a).shape.rank() > 0 || scale_of(b).shape.rank() > 0;
     const Tensor factors = context.arena.allocate(DType::f32, {2});
     const Tensor workspace = context.arena.allocate(DType::u8, {GpuProduct::kWorkspace});
-    const Tensor sums = context.arena.allocate(DType::f32, {is_finished ? shape.m : 0, n});
 
-    GpuProductShape shape_of_product;
-    shape_of_product.m = shape.m;
-    shape_of_product.n = n;
-    shape_of_product.k = padded(shape, shape.k);
-    shape_of_product.a = stored(of_a, a.is_transposed);
-    shape_of_product.b = stored(of_b, b.is_transposed);
-    shape_of_product.c =
-        is_finished ? stored(sums, false) : StoredMatrix{n, false, address_alignment(c.data)};
-    shape_of_product.operands = shape.operands;
-    shape_of_product.result = is_finished ? DType::f32 : c.dtype;
-    shape_of_product.factors_on_device = has_scales && !is_finished;
-    if (context.planning()) {
-        if (has_gpu()) GpuProduct::get(shape_of_product, true);
-        return;
+    Tensor of_a, of_b, sums;  // sums: of which C is made afterwards, if is_finished
+    bool is_finished = false;
+    GpuProductShape of_product;  // its k, n and types are given
+    const auto complete = [&](bool finishes) {
+        is_finished = finishes;
+        sums = context.arena.allocate(DType::f32, {is_finished ? shape.m : 0, of_product.n});
+        of_product.m = shape.m;
+        of_product.a = stored(of_a, a.is_transposed);
+        of_product.b = stored(of_b, b.is_transposed);
+        of_product.c =
+            is_finished ? stored(sums, false) : StoredMatrix{of_product.n, false, address_alignment(c.data)};
+        of_product.result = is_finished ? DType::f32 : c.dtype;
+        of_product.factors_on_device = has_scales && !is_finished;
+    };
+    const GpuProduct* product = nullptr;
+    if (options.fp8 && cuda::has_fp8_products() && are_multiplied_as_codes(a, b, shape) &&
+        (has_lines || address_alignment(c.data) >= 16)) {
+        of_a = a.quantized->codes;
+        of_b = b.quantized->codes;
+        of_product.n = shape.n;
+        of_product.k = a.quantized->padded_cols;
+        of_product.of_a = *fp8_type(a);
+        of_product.of_b = *fp8_type(b);
+        of_product.fast_sums = *options.fp8 == Fp8Sums::fast;
+        complete(has_lines);
+        product = GpuProduct::find(of_product, context.planning());
     }
-    const GpuProduct& product = GpuProduct::get(shape_of_product);
+    if (product == nullptr) {
+        of_product = {};
+        of_product.n = padded(shape, shape.n);
+        of_product.k = padded(shape, shape.k);
+        of_product.of_a = of_product.of_b = shape.operands;
+        of_a = values_of(context, a, shape.m, shape);
+        of_b = values_of(context, b, of_product.n, shape);
+        complete(has_lines || of_product.n != shape.n ||
+                 (c.dtype == DType::bf16 && shape.operands == DType::f32));
+        if (has_gpu()) product = &GpuProduct::get(of_product, context.planning());
+    }
+    if (context.planning()) return;
 
     const float alpha = options.alpha.value_or(1.0f), beta = options.accumulate ? 1.0f : 0.0f;
     auto* const on_device = reinterpret_cast<Factors*>(factors.data);
     if (has_scales || is_finished)
         launch(context, form_factors, 1, 1, 0, alpha, ScaleOf(a), ScaleOf(b), beta, on_device);
     if (!is_finished) {
-        product.run(context, has_scales ? &on_device->alpha : &alpha, of_a.data, of_b.data,
-                    has_scales ? &on_device->beta : &beta, c.data, workspace);
+        const bool has_beta_there = has_scales && !of_product.is_fp8();
+        product->run(context, has_scales ? &on_device->alpha : &alpha, of_a.data, of_b.data,
+                     has_beta_there ? &on_device->beta : &beta, c.data, workspace);
         return;
     }
     constexpr float kOne = 1.0f, kZero = 0.0f;
-    product.run(context, &kOne, of_a.data, of_b.data, &kZero, sums.data, workspace);
+    product->run(context, &kOne, of_a.data, of_b.data, &kZero, sums.data, workspace);
     finish_all(context,
                {.sums = sums.as<float>(),
                 .rows = shape.m,
@@ -176,6 +215,8 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
                 .accumulate = options.accumulate},
                c);
 }
+
+bool has_fp8_products() { return has_fp8_tensor_cores(); }
 
 std::string matmul_description() { return gpu_product_description(); }
 

@@ -30,6 +30,9 @@ struct Operand {
     Tensor scale;  // F32 [1], a factor that the plain values lack; no shape: 1
 };
 
+// How FP8 tensor cores sum, which is narrower than FP32 (docs/gpu.md): in FP32 every few products, or not.
+enum class Fp8Sums : uint8_t { precise, fast };
+
 struct MatmulOptions {
     std::optional<float> alpha;        // multiplies the operands' scales (product formed in double)
     bool accumulate = false;           // C += instead of C = (F32 output only)
@@ -37,11 +40,18 @@ struct MatmulOptions {
     const float* alpha_col = nullptr;  // and for each column [N]
     // BF16: plain F32 operands are rounded to BF16 first. F32: products of F32 values.
     DType compute = DType::bf16;
+    // Given, two operands of FP8 codes without scales along K are multiplied as they are by a GPU that has
+    // tensor cores for that (has_fp8_products()), if it takes their sizes: K and N multiples of 16. Else, and
+    // where nothing is given, exactly.
+    std::optional<Fp8Sums> fp8;
 };
 
 // C: F32 or BF16 [M, N] (leading dimensions are rows). Throws Error when shapes do not fit.
 void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& c,
             const MatmulOptions& options = {});
+
+// Whether the device multiplies FP8: a GPU of sm_89 or newer.
+bool has_fp8_products(Device device);
 
 // How a device executes products, for the run's header: "onednn 2.6.3, bf16 amx", "onednn 2.6.3, f32 avx2" or
 // "cublaslt 13.1.0".

@@ -219,26 +219,28 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
 }  // namespace
 
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                   const Tensor& loss_rows, HeadOperands operands) {
+                   const Tensor& loss_rows, HeadOperands operands, std::optional<Fp8Sums> fp8) {
     check_shapes(x, weight, targets);
-    NIBBLE_ON_CUDA(context, head_loss(context, x, weight, targets, loss_rows, operands));
+    NIBBLE_ON_CUDA(context, head_loss(context, x, weight, targets, loss_rows, operands, fp8));
     return run(context, x, weight, targets, loss_rows, operands, false, 1.0f, {}, {});
 }
 
 HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands) {
+                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands,
+                            std::optional<Fp8Sums> fp8) {
     require_activations({&x, &dx}, "head_loss_backward");
     require(dx.count() == x.count() && dweight.count() == weight.count(),
             "head_loss_backward: dx {} and dweight {} do not fit x {} and weight {}", dx.shape.str(),
             dweight.shape.str(), x.shape.str(), weight.shape.str());
     check_shapes(x, weight, targets);
-    NIBBLE_ON_CUDA(context, head_loss_backward(context, x, weight, targets, scale, dx, dweight, operands));
+    NIBBLE_ON_CUDA(context,
+                   head_loss_backward(context, x, weight, targets, scale, dx, dweight, operands, fp8));
     return run(context, x, weight, targets, {}, operands, true, scale, dx, dweight);
 }
 
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
-                 HeadOperands operands) {
-    NIBBLE_ON_CUDA(context, head_logits(context, x, weight, logits, operands));
+                 HeadOperands operands, std::optional<Fp8Sums> fp8) {
+    NIBBLE_ON_CUDA(context, head_logits(context, x, weight, logits, operands, fp8));
     MatmulOptions options;
     options.compute = x.dtype;
     if (operands == HeadOperands::plain) return matmul(context, x, weight, logits, options);

@@ -4,6 +4,7 @@
 #include "core/cuda_vector.cuh"
 #include "gemm/matmul.h"
 #include "nn/cuda_forms.h"
+#include "quant/fp8_codes.h"
 #include "quant/quant.h"
 
 namespace nibble::cuda {
@@ -189,6 +190,14 @@ struct HeadOperand {
 
 Tensor as_matrix(const Tensor& x) { return x.reshaped({x.rows(), x.cols()}); }
 
+__global__ void set_kernel(float* to, float value) { *to = value; }
+
+QuantizedMatrix rows_of(QuantizedMatrix q, int64_t begin, int64_t end) {
+    q.rows = end - begin;
+    q.codes = q.codes.slice(begin, end);
+    return q;
+}
+
 QuantizedMatrix quantized(Context& context, const Tensor& x, std::string_view name) {
     static const QuantSpec spec = parse_spec(kHeadSpec);
     QuantizedMatrix q = allocate_quantized(context.arena, spec, x.rows(), x.cols());
@@ -217,6 +226,59 @@ HeadOperand in_fp8(Context& context, const Tensor& x, std::string_view name) {
     return {values, scale};
 }
 
+// The products of the head in FP8, of codes that lie as its tensor cores read them.
+class HeadInFp8 {
+  public:
+    // Codes of gradients for chunks of so many rows; none: no backward.
+    HeadInFp8(Context& context, const Tensor& x, const Tensor& weight, Fp8Sums sums, int64_t chunk)
+        : x_(quantized(context, x, "input of lm_head")),
+          weight_(quantized(context, weight, "weight of lm_head")) {
+        options_.fp8 = sums;
+        if (chunk == 0) return;
+        weight_by_column_ = transposed_codes(context, weight_);
+        static const QuantSpec spec = parse_spec("fp8:e5m2 tensor");
+        gradients_ = allocate_quantized(context.arena, spec, chunk, weight.rows());
+        largest_ = context.arena.allocate(DType::f32, {1});
+        if (context.planning()) return;
+        launch(context, set_kernel, 1, 1, 0, largest_.as<float>(), kLargestGradient);
+    }
+
+    // logits [end - begin, V] of these rows of x.
+    void logits(Context& context, int64_t begin, int64_t end, const Tensor& logits) const {
+        const QuantizedMatrix rows = rows_of(x_, begin, end);
+        nibble::matmul(context, rows, weight_, logits, options_);
+    }
+    // Keeps the gradients of the logits, numbers of E5M2, as rows of a chunk from `begin` on: under a scale
+    // of 1 they are codes without another rounding.
+    void keep(Context& context, const Tensor& gradients, int64_t begin) const {
+        QuantizedMatrix rows = rows_of(gradients_, begin, begin + gradients.rows());
+        nibble::quantize(context, rows.spec, gradients, {}, rows,
+                         {.known_amax = largest_.as<float>(), .name = "gradient of the logits"});
+    }
+    // Of the rows begin .. end - 1, whose gradients are the first of the chunk: `lacks` times them is meant.
+    void finish(Context& context, int64_t begin, int64_t end, float lacks, const Tensor& dx,
+                const Tensor& dweight) const {
+        const ArenaScope scope(context.arena);
+        MatmulOptions options = options_;
+        options.alpha = lacks;
+        const QuantizedMatrix gradients = rows_of(gradients_, 0, end - begin);
+        nibble::matmul(context, gradients, weight_by_column_, dx, options);
+        const QuantizedMatrix gradients_by_column = transposed_codes(context, gradients),
+                              x_by_column = transposed_codes(context, rows_of(x_, begin, end));
+        options.accumulate = true;
+        nibble::matmul(context, gradients_by_column, x_by_column, dweight, options);
+    }
+
+    static bool fits(const Tensor& x, const Tensor& weight) {
+        return nibble::has_fp8_products(Device::cuda) && x.cols() % 16 == 0 && weight.rows() % 16 == 0;
+    }
+
+  private:
+    QuantizedMatrix x_, weight_, weight_by_column_, gradients_;
+    Tensor largest_;
+    MatmulOptions options_;
+};
+
 // Rows whose logits (F32), and whose gradients of logits, exist at a time: large products, and memory that
 // does not grow with the batch.
 constexpr int64_t kLogitBytes = int64_t{512} << 20, kGradientBytes = int64_t{1} << 30, kRows = 128;
@@ -226,8 +288,8 @@ int64_t rows_in(int64_t bytes, int64_t row_bytes, int64_t multiple) {
 
 // The loss, and its gradients where `backward`.
 HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-             const Tensor& loss_rows, HeadOperands in, bool backward, float scale, const Tensor& dx,
-             const Tensor& dweight) {
+             const Tensor& loss_rows, HeadOperands in, std::optional<Fp8Sums> fp8, bool backward, float scale,
+             const Tensor& dx, const Tensor& dweight) {
     const bool is_fp8 = in == HeadOperands::fp8;
     const DType operands = is_fp8 ? DType::bf16 : x.dtype;
     const int64_t rows = x.rows(), cols = x.cols(), vocabulary = weight.rows();
@@ -239,7 +301,10 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
     const Tensor losses = context.arena.allocate(DType::f32, {rows});
     const Tensor result = context.arena.allocate(DType::f64, {2});
     HeadOperand a = {as_matrix(x), {}}, b = {weight, {}};
-    if (is_fp8) {
+    std::optional<HeadInFp8> codes;
+    if (is_fp8 && fp8 && HeadInFp8::fits(x, weight)) {
+        codes.emplace(context, as_matrix(x), weight, *fp8, backward ? chunk : 0);
+    } else if (is_fp8) {
         a = in_fp8(context, x, "input of lm_head");
         b = in_fp8(context, weight, "weight of lm_head");
     } else if (operands != weight.dtype) {
@@ -247,7 +312,8 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
         nibble::detail::convert(context, weight, b.values);
     }
     const Tensor logits = context.arena.allocate(DType::f32, {tile, vocabulary});
-    const Tensor gradients = context.arena.allocate(operands, {backward ? chunk : 0, vocabulary});
+    const int64_t kept = codes ? tile : chunk;
+    const Tensor gradients = context.arena.allocate(operands, {backward ? kept : 0, vocabulary});
     // What the gradients of the logits that are kept lack.
     const float lacks = is_fp8 ? scale / kLargestGradient : 1.0f;
     MatmulOptions forward, for_dx;
@@ -263,12 +329,23 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
         for (int64_t at = begin; at < end; at += tile) {
             const int64_t next = std::min(end, at + tile);
             const Tensor tile_logits = logits.slice(0, next - at);
-            nibble::matmul(context, a.rows(at, next), b.all(), tile_logits, forward);
-            if (context.planning()) continue;
-            cuda::loss_rows(context, how, tile_logits, targets.slice(at, next), losses.slice(at, next),
-                            backward ? gradients.slice(at - begin, next - begin) : Tensor{});
+            if (codes) {
+                codes->logits(context, at, next, tile_logits);
+            } else {
+                nibble::matmul(context, a.rows(at, next), b.all(), tile_logits, forward);
+            }
+            const int64_t from = codes ? 0 : at - begin;
+            const Tensor tile_gradients = backward ? gradients.slice(from, from + next - at) : Tensor{};
+            if (!context.planning())
+                cuda::loss_rows(context, how, tile_logits, targets.slice(at, next), losses.slice(at, next),
+                                tile_gradients);
+            if (codes && backward) codes->keep(context, tile_gradients, at - begin);
         }
         if (!backward) continue;
+        if (codes) {
+            codes->finish(context, begin, end, lacks, as_matrix(dx).slice(begin, end), dweight);
+            continue;
+        }
         const Tensor chunk_gradients = gradients.slice(0, end - begin);
         nibble::matmul(context, chunk_gradients, b.transposed(0, vocabulary), as_matrix(dx).slice(begin, end),
                        for_dx);
@@ -313,17 +390,18 @@ void loss_rows(Context& context, const LossRow& row, const Tensor& logits, const
 }
 
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                   const Tensor& loss_rows, HeadOperands operands) {
-    return run(context, x, weight, targets, loss_rows, operands, false, 1.0f, {}, {});
+                   const Tensor& loss_rows, HeadOperands operands, std::optional<Fp8Sums> fp8) {
+    return run(context, x, weight, targets, loss_rows, operands, fp8, false, 1.0f, {}, {});
 }
 
 HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands) {
-    return run(context, x, weight, targets, {}, operands, true, scale, dx, dweight);
+                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands,
+                            std::optional<Fp8Sums> fp8) {
+    return run(context, x, weight, targets, {}, operands, fp8, true, scale, dx, dweight);
 }
 
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
-                 HeadOperands operands) {
+                 HeadOperands operands, std::optional<Fp8Sums> fp8) {
     MatmulOptions options;
     options.compute = x.dtype;
     if (operands == HeadOperands::plain) return nibble::matmul(context, x, weight, logits, options);
@@ -331,6 +409,7 @@ void head_logits(Context& context, const Tensor& x, const Tensor& weight, const 
     const QuantizedMatrix a = quantized(context, x, "input of lm_head");
     const QuantizedMatrix b = quantized(context, weight, "weight of lm_head");
     options.compute = DType::bf16;
+    options.fp8 = fp8;
     nibble::matmul(context, a, b, logits, options);
 }
 

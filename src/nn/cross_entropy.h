@@ -2,10 +2,15 @@
 //
 // Its three products multiply x and the weight in BF16 or F32, as x is; or in FP8: x and the weight as
 // fp8:e4m3 with one current scale each, the gradient of the logits in E5M2 under a fixed scale, since it is
-// at most `scale`: codes of (softmax - onehot) * 57344. Codes are multiplied exactly, sums are FP32.
+// at most `scale`: codes of (softmax - onehot) * 57344. Codes are multiplied exactly, sums are FP32; on a GPU
+// that multiplies FP8, given `fp8`, by its tensor cores with their narrower sums, if the vocabulary and C are
+// multiples of 16.
 #pragma once
 
+#include <optional>
+
 #include "core/core.h"
+#include "gemm/matmul.h"
 
 namespace nibble {
 
@@ -23,15 +28,16 @@ enum class HeadOperands : uint8_t { plain, fp8 };
 // x: [T, C]; weight: F32 [V, C]; targets: I32 [T]; loss_rows: F32 [T] per token, or no data. Throws Error for
 // a target outside the vocabulary; on a GPU it makes the loss NaN.
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                   const Tensor& loss_rows, HeadOperands operands = HeadOperands::plain);
+                   const Tensor& loss_rows, HeadOperands operands = HeadOperands::plain,
+                   std::optional<Fp8Sums> fp8 = {});
 
 // The same, and the gradients of scale * loss_sum: dx [T, C] (overwritten), dweight F32 [V, C] (accumulated).
 HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                             float scale, const Tensor& dx, const Tensor& dweight,
-                            HeadOperands operands = HeadOperands::plain);
+                            HeadOperands operands = HeadOperands::plain, std::optional<Fp8Sums> fp8 = {});
 
 // Logits of every row: F32 [T, V]. For generation and evaluation of few tokens.
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
-                 HeadOperands operands = HeadOperands::plain);
+                 HeadOperands operands = HeadOperands::plain, std::optional<Fp8Sums> fp8 = {});
 
 }  // namespace nibble

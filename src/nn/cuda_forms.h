@@ -42,11 +42,12 @@ void attention_backward(Context& context, const AttentionShape& shape, const Ten
                         const Tensor& out, const Tensor& logsumexp, const Tensor& dqkv);
 
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                   const Tensor& loss_rows, HeadOperands operands);
+                   const Tensor& loss_rows, HeadOperands operands, std::optional<Fp8Sums> fp8);
 HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands);
+                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands,
+                            std::optional<Fp8Sums> fp8);
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
-                 HeadOperands operands);
+                 HeadOperands operands, std::optional<Fp8Sums> fp8);
 // nibble::loss_row() of every row. logits: F32 [R, V], not overwritten; targets: I32 [R]; losses: F32 [R];
 // gradients: BF16 or F32 [R, V], or no data.
 void loss_rows(Context& context, const LossRow& row, const Tensor& logits, const Tensor& targets,

@@ -7,6 +7,7 @@
 #include "nn/dge.h"
 #include "nn/outliers.h"
 #include "nn/quant_linear_parts.h"
+#include "quant/fp8_codes.h"
 #include "quant/round_towards.h"
 
 namespace nibble {
@@ -89,10 +90,29 @@ class QuantLinear::Execution {
         return is_of_forward(place) && at(forward_of(place)).spec.format == Format::bf16;
     }
 
-    // On a GPU an operand is written as the values that emulation multiplies; its bytes, where they are kept
-    // for the backward, or somebody looks at them, or the scales of rows are to be read.
-    QuantizedMatrix allocate(Place place, int64_t rows, int64_t contraction,
-                             Keep on_gpu = Keep::operand) const {
+    ProductWay way(Place place) const {
+        return product_way(at(place), at(other_side(place)), layer_.allowed_, context_.device);
+    }
+    // dgrad.w and wgrad.x that are the forward's codes, transposed for a product in FP8.
+    bool transposes_codes(Place place) const {
+        return reads_bytes(place) && !quantizes(place) && way(place) == ProductWay::fp8;
+    }
+    // What the product reads of an operand that was quantised for it: itself, or its scales folded into FP8.
+    // The operand with the wider range is that of the gradient, or of x.
+    QuantizedMatrix for_product(Place place, const QuantizedMatrix& q) const {
+        if (way(place) != ProductWay::folded) return q;
+        const Element element = place % 2 == 0 ? Element::e5m2 : Element::e4m3;
+        return folded_to_fp8(context_, q, element, layer_.allowed_.rounded_blocks);
+    }
+
+    // On a GPU an operand is written as the values that emulation multiplies; its bytes, where products are
+    // made of codes, or they are kept for the backward, or somebody looks at them, or the scales of rows are
+    // to be read.
+    QuantizedMatrix allocate(Place place, int64_t rows, int64_t contraction) const {
+        const bool reads_values = way(place) == ProductWay::emulated;
+        return allocate(place, rows, contraction, reads_values ? Keep::operand : Keep::bytes);
+    }
+    QuantizedMatrix allocate(Place place, int64_t rows, int64_t contraction, Keep on_gpu) const {
         const QuantSpec& spec = at(place).spec;
         const int64_t padded = padded_contraction(place, contraction);
         const int64_t cols = spec.padded(contraction) == padded ? contraction : padded;
@@ -100,9 +120,10 @@ class QuantLinear::Execution {
             context_.device == Device::cuda && !spec.has_fp32_scales() && !layer_.observer_;
         return allocate_quantized(context_.arena, spec, rows, cols, is_emulated ? on_gpu : Keep::bytes);
     }
-    // For a matrix whose bytes are kept: the values for one product.
-    void add_operand(QuantizedMatrix& q) const {
-        if (context_.device == Device::cuda && has_exact_operand(q.spec))
+    // For a matrix whose bytes are kept: the values for one product, where it reads them.
+    void add_operand(Place place, QuantizedMatrix& q) const {
+        const bool reads_values = way(place) == ProductWay::emulated;
+        if (context_.device == Device::cuda && reads_values && has_exact_operand(q.spec))
             q.operand = context_.arena.allocate(DType::bf16, {q.rows, q.padded_cols});
     }
 
@@ -169,9 +190,25 @@ class QuantLinear::Execution {
         return finish_dw(recipe_).unrotate ? saved.fprop_x.padded_cols : layer_.in_;
     }
 
-    void dgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const Tensor& dx) const {
+    // One scale for the tensor, no coins, no rotation and no padding: wgrad.dy has the codes of dgrad.dy.
+    bool shares_codes_of_dy() const {
+        const QuantSpec& spec = at(kWgradDy).spec;
+        return way(kDgradDy) == ProductWay::fp8 && way(kWgradDy) == ProductWay::fp8 &&
+               spec == at(kDgradDy).spec && !spec.is_stochastic() && spec.rotation == Rotation::none &&
+               padded_contraction(kDgradDy, layer_.out_) == layer_.out_ && !layer_.observer_;
+    }
+    QuantizedMatrix quantized_dy(const Tensor& dy) const {
+        QuantizedMatrix q = allocate(kDgradDy, dy.rows(), dy.cols());
+        quantize_into(kDgradDy, context_.micro_step, dy, q);
+        return q;
+    }
+
+    // codes_of_dy: those of dgrad.dy, where the two products share them; else null.
+    void dgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const QuantizedMatrix* codes_of_dy,
+               const Tensor& dx) const {
         const ArenaScope scope(context_.arena);
-        const Factor a = gradient_factor(kDgradDy, dy, false);
+        const Factor a = codes_of_dy != nullptr ? Factor{*codes_of_dy, {}, false, {}}
+                                                : gradient_factor(kDgradDy, dy, false);
         const Factor b = dgrad_w_factor(weight);
         const Tensor mask = finish_dx(recipe_).mask ? saved.fprop_x.mask : Tensor{};
         with_result(recipe_.dgrad_dx, "dgrad.dx", dx, [&](const Tensor& out) {
@@ -179,9 +216,12 @@ class QuantLinear::Execution {
         });
     }
 
-    void wgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const Tensor& dw) const {
+    void wgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const QuantizedMatrix* codes_of_dy,
+               const Tensor& dw) const {
         const ArenaScope scope(context_.arena);
-        const Factor a = gradient_factor(kWgradDy, dy, true);
+        const Factor a = codes_of_dy != nullptr
+                             ? Factor{transposed_codes(context_, *codes_of_dy), {}, false, {}}
+                             : gradient_factor(kWgradDy, dy, true);
         const Factor b = wgrad_x_factor(saved);
         const Tensor mask = finish_dw(recipe_).mask ? weight.fprop.mask : Tensor{};
         multiply_and_finish(kWgradDy, a, b, finish_dw(recipe_), mask, kFpropW, dw, true, weight.master);
@@ -226,6 +266,7 @@ class QuantLinear::Execution {
         MatmulOptions options;
         options.accumulate = accumulate;
         options.compute = compute(place);
+        if (way(place) != ProductWay::emulated) options.fp8 = layer_.allowed_.sums();
         matmul(context_, a.operand(), b.operand(), out, options);
     }
 
@@ -302,16 +343,17 @@ class QuantLinear::Execution {
         QuantizedMatrix q =
             transpose ? allocate(place, dy.cols(), dy.rows()) : allocate(place, dy.rows(), dy.cols());
         record(place, quantize_into(place, context_.micro_step, dy, q, transpose));
-        return {q, {}, false, {}};
+        return {for_product(place, q), {}, false, {}};
     }
 
     Factor dgrad_w_factor(const Weight& weight) const {
         if (quantizes(kDgradW)) {
-            if (!is_fresh_each_call(at(kDgradW).spec)) return {weight.dgrad, {}, false, {}};
+            if (!is_fresh_each_call(at(kDgradW).spec)) return {weight.for_dgrad, {}, false, {}};
             QuantizedMatrix q = allocate(kDgradW, rows_of_dgrad_w(weight), layer_.out_);
             record(kDgradW, make_dgrad_w(weight, context_.micro_step, q));
-            return {q, {}, false, {}};
+            return {for_product(kDgradW, q), {}, false, {}};
         }
+        if (transposes_codes(kDgradW)) return {weight.for_dgrad, {}, false, {}};
         if (reads_bytes(kDgradW)) return forward_factor(weight.fprop);
         const bool of_fp32 = at(is_of_forward(kDgradW) ? kFpropW : kDgradW).spec.format == Format::fp32;
         return plain_factor(kDgradW, of_fp32 ? weight.master : weight.bf16, true);
@@ -319,11 +361,12 @@ class QuantLinear::Execution {
 
     Factor wgrad_x_factor(const Saved& saved) const {
         if (quantizes(kWgradX)) {
-            if (!is_of_forward(kWgradX)) return {saved.wgrad_x, {}, false, {}};
+            if (!is_of_forward(kWgradX)) return {for_product(kWgradX, saved.wgrad_x), {}, false, {}};
             QuantizedMatrix q = allocate(kWgradX, rows_of_wgrad_x(saved), saved_rows(saved));
             make_wgrad_x(saved, q);
-            return {q, {}, false, {}};
+            return {for_product(kWgradX, q), {}, false, {}};
         }
+        if (transposes_codes(kWgradX)) return {transposed_codes(context_, saved.fprop_x), {}, false, {}};
         if (reads_bytes(kWgradX)) return forward_factor(saved.fprop_x);
         return plain_factor(kWgradX, plain_wgrad_x(saved), true);
     }
@@ -375,8 +418,9 @@ class QuantLinear::Execution {
     std::array<const float*, 6> known_amax_{};
 };
 
-QuantLinear::QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer)
-    : recipe_(&recipe), in_(in), out_(out), layer_(layer) {
+QuantLinear::QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer,
+                         const AllowedProducts& allowed)
+    : recipe_(&recipe), in_(in), out_(out), layer_(layer), allowed_(allowed) {
     require(in > 0 && out > 0, "a linear layer from {} to {} features has no weights", in, out);
     validate(recipe);
 }
@@ -415,13 +459,21 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
         weight.bf16 = context.arena.allocate(DType::bf16, master.shape);
         detail::convert(context, master, weight.bf16);
     }
+    const auto keep_of = [&](Place place) {
+        return run.way(place) == ProductWay::emulated ? on_gpu : Keep::bytes;
+    };
     if (run.quantizes(kFpropW)) {
-        weight.fprop = run.allocate(kFpropW, out_, in_, on_gpu);
+        const Keep keep = keep_of(kFpropW);
+        const bool keeps_both = keep == Keep::operand && run.transposes_codes(kDgradW);
+        weight.fprop = run.allocate(kFpropW, out_, in_, keeps_both ? Keep::both : keep);
         weight.amax[kFpropW] = run.quantize_into(kFpropW, 0, master, weight.fprop, false, {}, round_target);
+        weight.for_fprop = run.for_product(kFpropW, weight.fprop);
     }
+    if (run.transposes_codes(kDgradW)) weight.for_dgrad = transposed_codes(context, weight.fprop);
     if (run.quantizes(kDgradW) && !is_fresh_each_call(dgrad_w.spec)) {
-        weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_, on_gpu);
+        weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_, keep_of(kDgradW));
         weight.amax[kDgradW] = run.make_dgrad_w(weight, 0, weight.dgrad);
+        weight.for_dgrad = run.for_product(kDgradW, weight.dgrad);
     }
     if (recipe_->outliers) {
         const DType dtype = recipe_->outliers->product.format == Format::fp32 ? DType::f32 : DType::bf16;
@@ -458,7 +510,7 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     ClampRange range;
     if (run.quantizes(kFpropX)) {
         if (keeps_bytes) {
-            if (wants_y) run.add_operand(quantized);
+            if (wants_y) run.add_operand(kFpropX, quantized);
         } else {
             quantized = run.allocate(kFpropX, x.rows(), in_);
         }
@@ -475,8 +527,9 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
         a = run.plain_factor(kFpropX, x, false);
     }
     if (!wants_y) return saved;
+    if (a.quantized) a.quantized = run.for_product(kFpropX, quantized);
     if (run.quantizes(kFpropW)) {
-        b.quantized = weight.fprop;
+        b.quantized = weight.for_fprop;
     } else {
         const bool exact = recipe_->fprop_w.spec.format == Format::fp32;
         b = run.plain_factor(kFpropW, exact ? weight.master : weight.bf16, false);
@@ -502,9 +555,15 @@ void QuantLinear::backward(Context& context, const Weight& weight, const Saved& 
             dx.shape.str(), name_of(dw.dtype), dw.shape.str());
     const ArenaScope scope(context.arena);
     Execution run(*this, context, weight.history);
-    if (wants_dx) run.find_amaxes_of_gradient(dy);
-    if (wants_dx) run.dgrad(weight, saved, dy, dx);
-    run.wgrad(weight, saved, dy, dw);
+    std::optional<QuantizedMatrix> codes_of_dy;
+    if (wants_dx && run.shares_codes_of_dy()) {
+        codes_of_dy = run.quantized_dy(dy);
+    } else if (wants_dx) {
+        run.find_amaxes_of_gradient(dy);
+    }
+    const QuantizedMatrix* const shared = codes_of_dy ? &*codes_of_dy : nullptr;
+    if (wants_dx) run.dgrad(weight, saved, dy, shared, dx);
+    run.wgrad(weight, saved, dy, shared, dw);
 }
 
 }  // namespace nibble

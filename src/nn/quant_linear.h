@@ -19,6 +19,7 @@
 
 #include "core/core.h"
 #include "gemm/matmul.h"
+#include "nn/product_way.h"
 #include "quant/quant.h"
 #include "recipe/recipe.h"
 
@@ -35,17 +36,21 @@ struct AmaxHistory {
 
 class QuantLinear {
   public:
-    // `layer` keys the randomness; `recipe` must outlive the layer. Throws UsageError as validate() does.
-    QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer);
-    QuantLinear(const Recipe&&, int64_t, int64_t, uint16_t) = delete;
+    // `layer` keys the randomness; `recipe` must outlive the layer. `allowed`: ways of multiplying on a GPU
+    // beside exact ones. Throws UsageError as validate() does.
+    QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer,
+                const AllowedProducts& allowed = {});
+    QuantLinear(const Recipe&&, int64_t, int64_t, uint16_t, const AllowedProducts& = {}) = delete;
 
     // What one optimizer step needs of the weight: its forward copy and, where signs allow, its dgrad copy.
     // Made from the FP32 master by prepare(), kept in the arena for all micro-batches of the step.
     struct Weight {
-        Tensor master;           // F32 [N, K]
-        Tensor bf16;             // the rounded master, where an operand is plain
-        QuantizedMatrix fprop;   // [N, K], where the forward quantises
-        QuantizedMatrix dgrad;   // [K, N]; unused when it is made afresh in each micro-step
+        Tensor master;          // F32 [N, K]
+        Tensor bf16;            // the rounded master, where an operand is plain
+        QuantizedMatrix fprop;  // [N, K], where the forward quantises
+        QuantizedMatrix dgrad;  // [K, N]; unused when it is made afresh in each micro-step
+        // What the products read of them: these, or FP8 codes made of them (product_way.h).
+        QuantizedMatrix for_fprop, for_dgrad;
         Tensor outlier_product;  // BF16 or F32 [K, N], what outliers of x are multiplied with
         AmaxHistory* history = nullptr;
         std::array<float, 6> amax{};  // what this step's history will receive when it is trained
@@ -110,6 +115,7 @@ class QuantLinear {
     const Recipe* recipe_;
     int64_t in_, out_;
     uint16_t layer_;
+    AllowedProducts allowed_;
     std::array<std::optional<SignBits>, 3> fixed_signs_;
     Observer observer_;
 };

@@ -132,7 +132,8 @@ void Transformer::set_recipe(const Recipe& recipe) {
     for (size_t id = 0; id < layers_.size(); ++id) {
         const QuantLinear& shape = bf16_layers_[id];
         const bool kept = is_kept(block_of(id));
-        layers_[id] = QuantLinear(kept ? bf16_ : recipe_, shape.in(), shape.out(), static_cast<uint16_t>(id));
+        layers_[id] = QuantLinear(kept ? bf16_ : recipe_, shape.in(), shape.out(), static_cast<uint16_t>(id),
+                                  options_.allowed);
     }
 }
 

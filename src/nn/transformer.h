@@ -75,7 +75,8 @@ class Transformer {
         // In which the gradients of the linear layers' weights add up. BF16: each micro-batch's, FP32 sums,
         // is added in FP32 and the result rounded to nearest.
         DType gradients = DType::f32;
-        bool allocates = true;  // false: tensors have shapes alone, for planning passes
+        AllowedProducts allowed = {};  // ways of multiplying on a GPU beside exact ones
+        bool allocates = true;         // false: tensors have shapes alone, for planning passes
     };
     // Whose forward a step uses: the recipe's, or bf16 in every layer (evaluation).
     enum class Execution : uint8_t { recipe, bf16 };
@@ -177,6 +178,8 @@ class Transformer {
     Tensor hidden_states(Context& context, const Tensor& tokens);
     Tensor flat_targets(const Tensor& tokens, const Tensor& targets) const;
     HeadOperands head_operands() const;
+    // How the head multiplies in FP8, where that is allowed.
+    std::optional<Fp8Sums> head_sums() const;
     AttentionShape attention_shape(const Pass& pass) const;
     // From the qkv projection to what attention reads, in place, and the gradient back.
     void qkv_forward(Context& context, const Pass& pass, int block);

@@ -326,7 +326,7 @@ HeadLoss Transformer::forward_backward(Context& context, const Tensor& tokens, c
     const Tensor& d_normed = pass.delta;
     const HeadLoss loss =
         head_loss_backward(context, pass.normed, head().master, flat_targets(tokens, targets), scale,
-                           d_normed, head().gradient, head_operands());
+                           d_normed, head().gradient, head_operands(), head_sums());
     if (checks_ && !std::isfinite(loss.loss_sum)) throw FoundNonFinite{"loss"};
     check(context, head().gradient, "gradient of " + head().name);
     check(context, d_normed, "gradient of the output of norm");
@@ -365,7 +365,8 @@ HeadLoss Transformer::forward(Context& context, const Tensor& tokens, const Tens
     const Tensor x = hidden_states(context, tokens);
     Tensor rows = loss_rows;
     if (rows.shape.rank() > 0) rows = rows.reshaped({tokens.count()});
-    return head_loss(context, x, head().master, flat_targets(tokens, targets), rows, head_operands());
+    return head_loss(context, x, head().master, flat_targets(tokens, targets), rows, head_operands(),
+                     head_sums());
 }
 
 void Transformer::logits(Context& context, const Tensor& tokens, const Tensor& out) {
@@ -386,7 +387,13 @@ void Transformer::logits(Context& context, const Tensor& tokens, const Tensor& o
         }
         x = last;
     }
-    head_logits(context, x, head().master, out.reshaped({x.rows(), config_.vocab_size}), head_operands());
+    head_logits(context, x, head().master, out.reshaped({x.rows(), config_.vocab_size}), head_operands(),
+                head_sums());
+}
+
+std::optional<Fp8Sums> Transformer::head_sums() const {
+    if (!options_.allowed.fp8) return {};
+    return options_.allowed.sums();
 }
 
 HeadOperands Transformer::head_operands() const {

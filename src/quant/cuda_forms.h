@@ -21,6 +21,11 @@ void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x
 void rotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds);
 void unrotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds);
 void transpose(Context& context, const Tensor& x, const Tensor& out);
+// The work of transposed_codes() and folded_to_fp8() (quant/fp8_codes.h). The latter's outputs are allocated,
+// its scratch is not.
+void transpose_codes(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out);
+void fold_to_fp8(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out,
+                 uint32_t* rounded_blocks);
 // The steps of quantize_rotated_rows() around the rotation (quant/rotate_rows.cpp).
 void widen(Context& context, const Tensor& x, const Tensor& out);
 void round_to_bf16(Context& context, const Tensor& x);

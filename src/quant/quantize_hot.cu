@@ -34,6 +34,14 @@ constexpr KernelSpec kMxfp4 = [] {
     return s;
 }();
 
+// One scale for the tensor.
+constexpr KernelSpec fp8(Element element) {
+    KernelSpec s = kNvfp4;
+    s.format = Format::fp8;
+    s.element = element;
+    return s;
+}
+
 constexpr KernelSpec rotated(KernelSpec s, int size) {
     s.rotation = size;
     s.rounds = 1;
@@ -67,6 +75,8 @@ constexpr std::array kHot = {
         s.mask = true;
         return s;
     }(),
+    fp8(Element::e4m3),
+    fp8(Element::e5m2),
 };
 
 // The amax after rotation by blocks of this size; 0: as it is.

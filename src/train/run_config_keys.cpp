@@ -1,4 +1,5 @@
 // The table of configuration keys. A new key is a member of RunConfig and one entry here.
+#include "nn/product_way.h"
 #include "train/run_config.h"
 
 namespace nibble {
@@ -179,11 +180,11 @@ const std::vector<ConfigKey>& config_keys() {
          kFree, 0, kAny},
         {"device.allow",
          NIBBLE_SLOT(device.allow),
-         "substitutes for exact products that are acceptable, by name; the cpu needs none",
+         "ways of multiplying on a gpu that are narrower than exact products with f32 sums, by name",
          kFree,
          0,
          0,
-         {"fp8-folded"}},
+         {kAllowedNames.begin(), kAllowedNames.end()}},
 
         {"output.dir", NIBBLE_SLOT(output.dir),
          "folder of the log, the checkpoints, the model and the report"},

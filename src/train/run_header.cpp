@@ -41,8 +41,15 @@ std::string format_of(const OperandSpec& operand) {
 }
 
 // What multiplies the operands (nn/quant_linear.h, gemm/matmul.h). `forward`: what b is made from, if it is.
-std::string executed(Device device, const OperandSpec& a, const OperandSpec& b,
-                     const QuantSpec& forward = {}) {
+std::string executed(Device device, const AllowedProducts& allowed, const OperandSpec& a,
+                     const OperandSpec& b, const QuantSpec& forward = {}) {
+    const ProductWay way = product_way(a, b, allowed, device);
+    if (way != ProductWay::emulated)
+        return fmt::format(
+            "{}: {} on fp8 tensor cores, {} (emulated in bf16 where a size is no multiple of 16)",
+            way == ProductWay::fp8 ? "fp8" : "fp8-folded",
+            way == ProductWay::fp8 ? "codes" : "scales folded into fp8 codes",
+            allowed.fp8_fast_accumulation ? "fp8-fast-accumulation: narrow sums" : "sums narrower than f32");
     const bool quantized = a.spec.is_quantized() || b.spec.is_quantized();
     const bool reads_forward = b.source != Source::original && !b.spec.is_quantized();
     const bool has_fp32_scales =
@@ -84,13 +91,14 @@ Json describe_machine(Device device) {
     return machine;
 }
 
-Json describe_products(const Recipe& recipe, DType activations, Device device) {
+Json describe_products(const Recipe& recipe, DType activations, Device device,
+                       const AllowedProducts& allowed) {
     Json all = Json::array();
     const auto add = [&](const char* product, const OperandSpec& a, const OperandSpec& b,
                          const QuantSpec& forward = {}) {
         all.push_back({{"product", product},
                        {"requested", fmt::format("{} x {}", format_of(a), format_of(b))},
-                       {"executed", executed(device, a, b, forward)}});
+                       {"executed", executed(device, allowed, a, b, forward)}});
     };
     add("fprop", recipe.fprop_x, recipe.fprop_w);
     if (recipe.outliers) {  // nn/outliers.h
@@ -147,7 +155,8 @@ Json make_header(const HeaderParts& parts) {
           {"table", to_table(recipe)},
           {"toml", to_toml(recipe)}}},
         {"phases", phases},
-        {"gemms", describe_products(recipe, model.options().activations, model.options().device)},
+        {"gemms", describe_products(recipe, model.options().activations, model.options().device,
+                                    model.options().allowed)},
         {"kept_blocks", kept},
         {"model",
          {{"config", Json::parse(to_json(shape))},
@@ -192,8 +201,9 @@ std::string to_text(const Json& header) {
                             gemm.at("requested").get<std::string>(), gemm.at("executed").get<std::string>());
     for (const Json& phase : header.at("phases")) text += fmt::format("phase    {}\n", phase_text(phase));
     if (!header.at("kept_blocks").empty())
-        text += fmt::format("blocks   {} kept: requested bf16 x bf16, executed {}\n",
-                            header.at("kept_blocks").dump(), executed(device, OperandSpec{}, OperandSpec{}));
+        text +=
+            fmt::format("blocks   {} kept: requested bf16 x bf16, executed {}\n",
+                        header.at("kept_blocks").dump(), executed(device, {}, OperandSpec{}, OperandSpec{}));
     text += fmt::format("device   {} \"{}\", {} threads, {}, {}; bf16 products: {:.0f} GFLOP/s\n",
                         header.at("device").at("kind").get<std::string>(),
                         machine.value("gpu", header.at("device").at("cpu").get<std::string>()),

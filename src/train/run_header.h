@@ -18,9 +18,10 @@ std::string cpu_name();
 // resumed where one of them differs goes on, but not to the bit.
 nlohmann::ordered_json describe_machine(Device device = Device::cpu);
 
-// For each product of the linear layers, and the LM head: {"product", "requested", "executed"}.
-nlohmann::ordered_json describe_products(const Recipe& recipe, DType activations,
-                                         Device device = Device::cpu);
+// For each product of the linear layers, and the LM head: {"product", "requested", "executed"}. `allowed`: as
+// the run allows it (device.allow).
+nlohmann::ordered_json describe_products(const Recipe& recipe, DType activations, Device device = Device::cpu,
+                                         const AllowedProducts& allowed = {});
 
 struct HeaderParts {
     const RunConfig& config;

@@ -131,7 +131,8 @@ void Trainer::enter_phase() {
         {"name", phase.recipe.name}, {"table", to_table(phase.recipe)}, {"toml", to_toml(phase.recipe)}};
     if (phase.is_conditional()) record["gradient_to_noise"] = phase.gradient_to_noise;
     record["steps"] = steps_;
-    record["gemms"] = describe_products(phase.recipe, model_->options().activations, device());
+    record["gemms"] =
+        describe_products(phase.recipe, model_->options().activations, device(), model_->options().allowed);
     record["time"] = elapsed();
     log_->write(record);
     status_.note(fmt::format("step {} of {}: phase {} of {}, {}\n{}", step_ + 1, steps_, phase_ + 1,
@@ -191,15 +192,17 @@ void Trainer::log_step(const StepResult& result, double seconds) {
     const double tokens_per_s = static_cast<double>(config_.tokens_per_step()) / seconds;
     const double sol = tokens_per_s * flops_per_token_ / gemm_peak_;
     light_seconds_ += sol * seconds;
-    log_->write({{"type", "step"},
-                 {"step", step_},
-                 {"tokens", step_ * config_.tokens_per_step()},
-                 {"loss", result.loss},
-                 {"lr", result.lr},
-                 {"grad_norm", result.grad_norm},
-                 {"tokens_per_s", tokens_per_s},
-                 {"sol", sol},
-                 {"time", elapsed()}});
+    Json record = {{"type", "step"},
+                   {"step", step_},
+                   {"tokens", step_ * config_.tokens_per_step()},
+                   {"loss", result.loss},
+                   {"lr", result.lr},
+                   {"grad_norm", result.grad_norm},
+                   {"tokens_per_s", tokens_per_s},
+                   {"sol", sol}};
+    if (rounded_blocks_.data() != nullptr) record["rounded_blocks"] = blocks_rounded();
+    record["time"] = elapsed();
+    log_->write(record);
     if (result.resets)
         log_->write({{"type", "oscireset"}, {"step", step_}, {"reset", *result.resets}, {"time", elapsed()}});
     const double seconds_left =
@@ -337,6 +340,12 @@ bool Trainer::has_fault() const {
     if (context_.fault == nullptr) return false;
     const OnCpu fault(fault_.tensor());
     return *fault.tensor().as<uint32_t>() != 0;
+}
+
+uint32_t Trainer::blocks_rounded() {
+    const OnCpu all(rounded_blocks_.tensor());
+    const uint32_t now = *all.tensor().as<uint32_t>();
+    return now - std::exchange(rounded_blocks_then_, now);
 }
 
 double Trainer::elapsed() const { return earlier_seconds_ + seconds_since(start_); }

@@ -75,6 +75,8 @@ class Trainer {
     void set_schedule();
     void take_step();
     void log_step(const StepResult& result, double seconds);
+    // Since it was last asked.
+    uint32_t blocks_rounded();
     void log_health();
     void log_evaluation(Transformer::Execution execution);
     void save_checkpoint();
@@ -116,7 +118,9 @@ class Trainer {
     int64_t schedule_begin_ = 0;  // steps done before its first
     Arena arena_;
     Context context_{arena_};
-    Buffer fault_;  // of a GPU: Context::fault
+    Buffer fault_;                      // of a GPU: Context::fault
+    Buffer rounded_blocks_;             // of a GPU, where scales are folded: AllowedProducts::rounded_blocks
+    uint32_t rounded_blocks_then_ = 0;  // when the last step was logged
     MemoryPlan memory_;
 
     std::optional<Monitor> monitor_;  // unless monitor.every is 0

@@ -23,6 +23,7 @@ Transformer::Options model_options(const RunConfig& config) {
     Transformer::Options options;
     options.activations = config.precision.activations == "fp32" ? DType::f32 : DType::bf16;
     options.device = config.device.device();
+    options.allowed = parse_allowed(config.device.allow);
     options.recompute = parse_recompute(config.train.recompute);
     options.gradients = dtype_named(config.train.gradients);
     return options;
@@ -97,6 +98,7 @@ void Trainer::check_device() {
                        phase.recipe.name);
     fault_ = Buffer(DType::u32, {1}, device());
     context_.fault = fault_.tensor().as<uint32_t>();
+    if (parse_allowed(config_.device.allow).fp8_folded) rounded_blocks_ = Buffer(DType::u32, {1}, device());
 }
 
 void Trainer::read_data() {
@@ -131,7 +133,9 @@ void Trainer::make_model() {
             "data.sequence_length {} exceeds the {} positions of {}", config_.data.sequence_length,
             shape.max_position_embeddings, where);
     require_memory(shape);
-    model_ = std::make_unique<Transformer>(shape, phases_.front().recipe, model_options(config_));
+    Transformer::Options options = model_options(config_);
+    options.allowed.rounded_blocks = static_cast<uint32_t*>(rounded_blocks_.tensor().data);
+    model_ = std::make_unique<Transformer>(shape, phases_.front().recipe, options);
     if (config_.model.init.empty())
         model_->initialize(context_.seed);
     else

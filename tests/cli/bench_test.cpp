@@ -32,6 +32,16 @@ TEST(Bench, OfALayerComparesRecipesWithBf16) {
     EXPECT_GT(figures.at("results")[0].at("of_bf16"), 0);
 }
 
+TEST(Bench, TakesTheNamesOfDeviceAllow) {
+    const auto figures = bench({"layer", "--allow", "fp8", "--allow", "fp8-fast-accumulation", "fp8",
+                                "--tokens", "32", "--in", "64", "--out", "48"});
+    EXPECT_EQ(figures.at("results").size(), 1u);
+    const RunResult result =
+        Workspace().nibble({"bench", "layer", "fp8", "--allow", "fp4", "--tokens", "32"});
+    EXPECT_EQ(result.exit_code, 2);
+    EXPECT_NE(result.err.find("no way of multiplying named 'fp4'"), std::string::npos) << result.err;
+}
+
 TEST(Bench, OfTrainingTakesWholeSteps) {
     const auto figures =
         bench({"train", "bf16", "quartet2", "--model", NIBBLE_SOURCE_DIR "/configs/models/llama-1m.json",

@@ -210,8 +210,8 @@ TEST_F(RunConfigFile, RefusesWrongTypesAndValues) {
     EXPECT_EQ(error("recipe.keep_last = '101%'\n"),
               "FILE:1: recipe.keep_last must be \"recipe\", a number, or a share like \"15%\", not \"101%\"");
     EXPECT_EQ(error("device.allow = ['fp8-fold']\n"),
-              "FILE:1: device.allow each element must be one of fp8-folded, not \"fp8-fold\"; did you mean "
-              "\"fp8-folded\"?");
+              "FILE:1: device.allow each element must be one of fp8, fp8-folded, fp8-fast-accumulation, not "
+              "\"fp8-fold\"; did you mean \"fp8-folded\"?");
     EXPECT_EQ(error("", {"optimizer.lr=abc"}).substr(0, 22), "--set optimizer.lr: Er");
     EXPECT_EQ(error("", {"optimizer.lr"}), "--set optimizer.lr: write --set section.key=value");
     EXPECT_TRUE(error("name = \n").starts_with("FILE:1: Error while parsing"));

@@ -1,0 +1,36 @@
+// How a GPU makes the products of quantised operands: by exact emulation, or in FP8 where a run allows it.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "gemm/matmul.h"
+#include "recipe/recipe.h"
+
+namespace nibble {
+
+// Ways to make products on a GPU that are narrower than exact products with FP32 sums. None is taken unless a
+// run names it (device.allow; docs/gpu.md).
+struct AllowedProducts {
+    bool fp8 = false;                    // "fp8": FP8 operands on FP8 tensor cores
+    bool fp8_folded = false;             // "fp8-folded": MXFP4 operands there, their scales folded into FP8
+    bool fp8_fast_accumulation = false;  // "fp8-fast-accumulation": of these with the fast sums
+    // Where folding counts the blocks that it rounds (quant/fp8_codes.h): U32 on the GPU; null: nowhere.
+    uint32_t* rounded_blocks = nullptr;
+
+    Fp8Sums sums() const { return fp8_fast_accumulation ? Fp8Sums::fast : Fp8Sums::precise; }
+};
+inline constexpr std::array<std::string_view, 3> kAllowedNames = {"fp8", "fp8-folded",
+                                                                  "fp8-fast-accumulation"};
+// Throws UsageError for another name, and for fast sums without products that have them.
+AllowedProducts parse_allowed(std::span<const std::string> names);
+
+enum class ProductWay : uint8_t {
+    emulated,  // values that are exact in BF16, or in F32 where they have FP32 scales
+    fp8,       // the operands' codes
+    folded,    // FP8 codes into which the scales are folded
+};
+ProductWay product_way(const OperandSpec& a, const OperandSpec& b, const AllowedProducts& allowed,
+                       Device device);
+
+}  // namespace nibble

@@ -1,0 +1,173 @@
+#include "quant/cuda_forms.h"
+#include "quant/fp8_codes.h"
+#include "quant/tiles.cuh"
+
+namespace nibble::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// --- the transpose ---
+
+constexpr int kTile = 128;            // bytes, in both directions
+constexpr int kWords = kTile / 4;     // of a row of the tile
+constexpr int kVectors = kTile / 16;  // likewise
+
+// Where the tile keeps word w of row r. The words that a warp reads or writes at a time, of four rows of four
+// or of one column of words, then lie in 32 banks.
+__device__ int place(int r, int w) { return r * kWords + (w ^ (r / 4)); }
+
+// The bytes of four words as four columns: out[i] has byte i of each.
+__device__ void transpose_words(const uint32_t (&in)[4], uint32_t (&out)[4]) {
+    const uint32_t low0 = __byte_perm(in[0], in[1], 0x5140), high0 = __byte_perm(in[0], in[1], 0x7362),
+                   low1 = __byte_perm(in[2], in[3], 0x5140), high1 = __byte_perm(in[2], in[3], 0x7362);
+    out[0] = __byte_perm(low0, low1, 0x5410);
+    out[1] = __byte_perm(low0, low1, 0x7632);
+    out[2] = __byte_perm(high0, high1, 0x5410);
+    out[3] = __byte_perm(high0, high1, 0x7632);
+}
+
+// from [rows, cols], cols a multiple of 16; to [cols, to_cols], to_cols a multiple of 4 and at least rows.
+__global__ void __launch_bounds__(kThreads)
+    transpose_kernel(const uint8_t* from, int64_t rows, int64_t cols, uint8_t* to, int64_t to_cols) {
+    __shared__ uint32_t tile[kTile * kWords];
+    const int64_t first_row = int64_t{blockIdx.x} * kTile, first_col = int64_t{blockIdx.y} * kTile;
+    const int thread = static_cast<int>(threadIdx.x);
+    const int vector = thread % kVectors, four_rows = thread / kVectors * 4;
+    uint4 read[4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int64_t row = first_row + four_rows + i, col = first_col + vector * 16;
+        if (row < rows && col < cols) read[i] = *reinterpret_cast<const uint4*>(from + row * cols + col);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const uint32_t words[4] = {read[i].x, read[i].y, read[i].z, read[i].w};
+#pragma unroll
+        for (int w = 0; w < 4; ++w) tile[place(four_rows + i, vector * 4 + w)] = words[w];
+    }
+    __syncthreads();
+    // A thread has four rows of a column of words, and writes them as four bytes of four rows.
+    const int lane = thread % kWarp;
+    const int64_t to_col = first_row + lane * 4;
+    if (to_col >= to_cols) return;
+#pragma unroll
+    for (int w = thread / kWarp; w < kWords; w += kThreads / kWarp) {
+        uint32_t in[4], out[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) in[i] = tile[place(lane * 4 + i, w)];
+        transpose_words(in, out);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int64_t to_row = first_col + w * 4 + i;
+            if (to_row < cols) *reinterpret_cast<uint32_t*>(to + to_row * to_cols + to_col) = out[i];
+        }
+    }
+}
+
+// --- folding ---
+
+constexpr int kBelow = 64;  // binades under the largest scale that the table has
+
+__device__ inline uint32_t largest_byte(uint32_t word) {
+    return max(max(word & 255u, word >> 8 & 255u), max(word >> 16 & 255u, word >> 24));
+}
+
+// *largest (0 before): the largest of the bytes.
+__global__ void __launch_bounds__(kThreads)
+    largest_scale_kernel(const uint8_t* scales, int64_t count, uint32_t* largest) {
+    const auto* const vectors = reinterpret_cast<const uint4*>(scales);
+    const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x, step = int64_t{gridDim.x} * kThreads;
+    uint32_t most = 0;
+    for (int64_t i = first; i < count / 16; i += step) {
+        const uint4 v = vectors[i];
+        most = __vmaxu4(most, __vmaxu4(__vmaxu4(v.x, v.y), __vmaxu4(v.z, v.w)));
+    }
+    for (int64_t i = count / 16 * 16 + first; i < count; i += step) most = __vmaxu4(most, scales[i]);
+    most = __reduce_max_sync(0xffffffffu, largest_byte(most));
+    if (threadIdx.x % kWarp == 0) atomicMax(largest, most);
+}
+
+// The FP8 codes of E2M1's magnitudes in blocks of one scale, and bit m set where that of m is not exact.
+struct FoldedMagnitudes {
+    uint32_t codes[2];
+    uint32_t rounded;
+};
+
+// A thread folds a block.
+__global__ void __launch_bounds__(kThreads)
+    fold_kernel(const uint4* codes, const uint8_t* scales, int64_t blocks, Element element,
+                const float* q_scale, const uint32_t* largest_scale, uint4* out, float* tensor_scale,
+                uint32_t* rounded_blocks) {
+    __shared__ FoldedMagnitudes table[kBelow];
+    const int top = fold_range(element).top;
+    const int largest = max(static_cast<int>(*largest_scale), top + 1);
+    if (blockIdx.x == 0 && threadIdx.x == 0) *tensor_scale = *q_scale * power_of_two(largest - 127 - top);
+    for (int below = static_cast<int>(threadIdx.x); below < kBelow; below += kThreads) {
+        FoldedMagnitudes entry{};
+        for (int m = 0; m < 8; ++m) {
+            const auto code = static_cast<uint8_t>(m);
+            entry.codes[m / 4] |= uint32_t{folded_code(element, code, below)} << (m % 4 * 8);
+            entry.rounded |= uint32_t{!is_folded_exactly(element, code, below)} << m;
+        }
+        table[below] = entry;
+    }
+    __syncthreads();
+    uint32_t rounded = 0;
+    for (int64_t block = int64_t{blockIdx.x} * kThreads + threadIdx.x; block < blocks;
+         block += int64_t{gridDim.x} * kThreads) {
+        const uint4 in = codes[block];
+        const FoldedMagnitudes& entry = table[min(largest - static_cast<int>(scales[block]), kBelow - 1)];
+        const uint32_t words[4] = {in.x, in.y, in.z, in.w};
+        uint32_t results[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const uint32_t four = words[i / 2] >> (i % 2 * 16);
+            const uint32_t signs =
+                (four & 0x8u) << 4 | (four & 0x80u) << 8 | (four & 0x800u) << 12 | (four & 0x8000u) << 16;
+            results[i] = __byte_perm(entry.codes[0], entry.codes[1], four & 0x7777u) | signs;
+        }
+        out[2 * block] = {results[0], results[1], results[2], results[3]};
+        out[2 * block + 1] = {results[4], results[5], results[6], results[7]};
+        if (entry.rounded == 0) continue;
+        uint32_t is_rounded = 0;
+        for (const uint32_t word : words) {
+            for (int i = 0; i < 8; ++i) is_rounded |= entry.rounded >> (word >> (i * 4) & 7u) & 1u;
+        }
+        rounded += is_rounded;
+    }
+    if (rounded_blocks != nullptr && rounded > 0) atomicAdd(rounded_blocks, rounded);
+}
+
+unsigned blocks_for(int64_t pieces) {
+    constexpr int64_t kMost = 132 * 8;
+    return static_cast<unsigned>(std::clamp<int64_t>(divide_up<int64_t>(pieces, kThreads), 1, kMost));
+}
+
+}  // namespace
+
+void transpose_codes(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out) {
+    if (q.codes.count() == 0) return;
+    const dim3 grid(static_cast<unsigned>(divide_up<int64_t>(out.padded_cols, kTile)),
+                    static_cast<unsigned>(divide_up<int64_t>(q.padded_cols, kTile)));
+    launch(context, transpose_kernel, grid, dim3(kThreads), 0, q.codes.as<uint8_t>(), q.rows, q.padded_cols,
+           out.codes.as<uint8_t>(), out.padded_cols);
+}
+
+void fold_to_fp8(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out,
+                 uint32_t* rounded_blocks) {
+    const ArenaScope scope(context.arena);
+    const Tensor largest = context.arena.allocate(DType::u32, {1});
+    if (context.planning()) return;
+    cuda::fill_zero(context, largest);
+    const int64_t blocks = q.scales.count();
+    launch(context, largest_scale_kernel, dim3(blocks_for(blocks / 16)), dim3(kThreads), 0,
+           q.scales.as<uint8_t>(), blocks, largest.as<uint32_t>());
+    launch(context, fold_kernel, dim3(blocks_for(blocks)), dim3(kThreads), 0,
+           reinterpret_cast<const uint4*>(q.codes.as<uint8_t>()), q.scales.as<uint8_t>(), blocks,
+           out.spec.element, q.tensor_scale_ptr(), largest.as<uint32_t>(),
+           reinterpret_cast<uint4*>(out.codes.as<uint8_t>()), out.tensor_scale_ptr(), rounded_blocks);
+}
+
+}  // namespace nibble::cuda

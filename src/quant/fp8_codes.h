@@ -1,0 +1,51 @@
+// Matrices of FP8 codes that are made of other matrices' codes, for products on FP8 tensor cores, which read
+// both operands with the contraction dimension contiguous.
+#pragma once
+
+#include "numerics/numerics.h"
+#include "quant/quant.h"
+
+namespace nibble {
+
+// The transpose of a matrix of 8-bit codes whose only scale is the tensor's: [padded_cols, rows], in the
+// arena, the tensor scale shared with q. Its rows are padded with zeros as its spec says.
+QuantizedMatrix transposed_codes(Context& context, const QuantizedMatrix& q);
+
+// The exponents that blocks of MXFP4 are given inside FP8: 2^top for the largest scale, so that 6 times it is
+// an element, down to the last one times which all E2M1 numbers are elements, `exact` binades below.
+struct FoldRange {
+    int top, exact;
+};
+NIBBLE_HD constexpr FoldRange fold_range(Element element) {
+    return element == Element::e5m2 ? FoldRange{13, 28} : FoldRange{6, 14};
+}
+
+// An MXFP4 matrix as fp8 codes with one scale, in the arena: the scales of the blocks are folded into their
+// elements. With b the largest scale byte of q (at least top + 1),
+//
+//   code = nearest(e2m1 * 2^(byte - b + top)),   tensor_scale = fl(q.tensor_scale * 2^(b - 127 - top))
+//
+// Exact for every block whose scale lies within `exact` binades of the largest; elements of smaller blocks
+// are rounded to multiples of the element's smallest subnormal, an error of at most 2^-18 (E4M3) or 2^-32
+// (E5M2) of the largest value of such a matrix. The blocks that this changed are added to *rounded_blocks,
+// U32 on the context's device; null: they are not counted. `element`: e4m3 or e5m2.
+QuantizedMatrix folded_to_fp8(Context& context, const QuantizedMatrix& q, Element element,
+                              uint32_t* rounded_blocks = nullptr);
+
+// One element whose block's scale lies `below` binades under the largest: its value in the units of FP8
+// (unchanged from 63 on, where it is less than half the smallest of them), its code, and whether that is
+// exact.
+NIBBLE_HD float folded_value(Element element, uint8_t e2m1_code, int below) {
+    return e2m1_decode(e2m1_code) * power_of_two(fold_range(element).top - (below < 63 ? below : 63));
+}
+NIBBLE_HD uint8_t folded_code(Element element, uint8_t e2m1_code, int below) {
+    const float value = folded_value(element, e2m1_code, below);
+    return element == Element::e5m2 ? SignedElement<E5M2, 0x80>::nearest(value)
+                                    : SignedElement<E4M3, 0x80>::nearest(value);
+}
+NIBBLE_HD bool is_folded_exactly(Element element, uint8_t e2m1_code, int below) {
+    return element_decode(element, folded_code(element, e2m1_code, below)) ==
+           folded_value(element, e2m1_code, below);
+}
+
+}  // namespace nibble
