@@ -113,11 +113,6 @@ void print_recipes(Device device) {
     size_t width = 0;
     for (const Recipe& recipe : builtin_recipes()) width = std::max(width, recipe.name.size());
     for (const Recipe& recipe : builtin_recipes()) {
-        if (const std::string_view part = part_of_the_cpu(recipe); device != Device::cpu && !part.empty()) {
-            fmt::print("on {:<8} {:<{}}  not: {} runs on the cpu only\n", name_of(device), recipe.name, width,
-                       part);
-            continue;
-        }
         std::vector<std::pair<std::string, std::string>> ways;  // products, and how they are executed
         for (const Json& product : describe_products(recipe, DType::bf16, device)) {
             const std::string name = product.at("product"), executed = product.at("executed");

@@ -89,7 +89,7 @@ Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const 
     }
     layers_ = bf16_layers_;
     set_recipe(recipe);
-    amax_history_.resize(layers_.size());
+    amax_history_ = Buffer(DType::f32, {static_cast<int64_t>(layers_.size()), 2, 6}, options.device);
     round_targets_.resize(layers_.size());
     weights_.resize(layers_.size());
     saved_.resize(static_cast<size_t>(config.num_hidden_layers));
@@ -216,7 +216,8 @@ void Transformer::begin_step(Context& context, Execution execution) {
         running_layer_ = id;
         const bool is_smoothed = id % kBlockLayers == kDownLayer && smoothing(block_of(id)) != nullptr;
         if (is_smoothed) continue;  // made in each micro-batch
-        AmaxHistory* history = (*executed_)[id].needs_history() ? &amax_history_[id] : nullptr;
+        auto* const histories = static_cast<AmaxHistory*>(amax_history().data);
+        AmaxHistory* history = (*executed_)[id].needs_history() ? histories + id : nullptr;
         weights_[id] = (*executed_)[id].prepare(context, matrix_of(id).master, history, round_targets_[id]);
     }
 }

@@ -94,7 +94,6 @@ Job make_job(const QuantSpec& spec, const Tensor& x, const RandomKey& key, Quant
     job.fp32_scales = spec.has_fp32_scales() ? out.fp32_scales.as<float>() : nullptr;
     job.tensor_scale = out.tensor_scale_ptr();
     job.scale = options.scale;
-    job.given_amax = -1;
     return job;
 }
 
@@ -139,16 +138,15 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     cuda::fill_zero(context, scalars);
 
     // Where the amax comes from: the step before, the producer of x, or a pass of its own.
-    const bool uses_previous = spec.tensor == TensorScale::delayed && options.previous_amax > 0.0f;
     const bool has_tensor_scale = spec.format == Format::nvfp4
                                       ? !spec.outer_1x128 && (spec.tensor == TensorScale::current ||
                                                               spec.tensor == TensorScale::delayed)
                                       : !spec.is_mx() && spec.block == Block::tensor;
     const bool is_known = options.known_amax != nullptr && spec.rotation == Rotation::none;
-    const bool is_needed = options.amax != nullptr || (has_tensor_scale && !uses_previous);
+    const bool is_needed = options.amax != nullptr || has_tensor_scale;
     auto* const found = reinterpret_cast<float*>(&job.scalars->amax);
     job.amax = is_known ? options.known_amax : found;
-    if (uses_previous) job.given_amax = options.previous_amax;
+    if (spec.tensor == TensorScale::delayed) job.previous_amax = options.previous_amax;
     if (is_needed && !is_known) find_amax<false>(context, job, options.transposed);
     if (options.amax != nullptr) {
         check(cudaMemcpyAsync(options.amax, job.amax, sizeof(float), cudaMemcpyDefault, context.stream),

@@ -165,7 +165,8 @@ __global__ void __launch_bounds__(kRows* kGroups, Spec::kBlocks)
     Reader<T, kTransposed, kRows> reader(job, dynamic);
     reader.fetch(tiles.first_row, tiles.first_col);
     if (threadIdx.x == 0) {
-        amax = job.given_amax >= 0.0f ? job.given_amax : *job.amax;
+        const float previous = job.previous_amax != nullptr ? *job.previous_amax : 0.0f;
+        amax = previous > 0.0f ? previous : *job.amax;
         const float scale = tensor_scale_of(s, job, amax, &tensor);
         if (blockIdx.x == 0 && s.tensor != TensorScale::posthoc) *job.tensor_scale = scaled(job, scale);
     }
