@@ -13,8 +13,11 @@ using namespace testing_models;
 
 class TransformersAgreesOnGpu : public OnGpu, public testing::WithParamInterface<const char*> {
   protected:
-    // The largest difference of a logit, over the root of the mean square of all.
-    double worst_logit(const Recipe& recipe, DType activations) {
+    // Differences of logits, over the root of the mean square of all.
+    struct Differences {
+        double largest, root_mean_square;
+    };
+    Differences differences(const Recipe& recipe, DType activations) {
         const std::string name = GetParam(), prefix = name + ".";
         const SafetensorsFile file =
             test::golden(name.starts_with("qwen") ? "transformers_qwen" : "transformers_llama");
@@ -28,23 +31,28 @@ class TransformersAgreesOnGpu : public OnGpu, public testing::WithParamInterface
         model.logits(gpu(), tokens, out);
         const std::vector<float> logits = get<float>(out);
         const auto theirs = recorded.span<const float>();
-        double worst = 0, square = 0;
+        double largest = 0, error = 0, square = 0;
         for (size_t i = 0; i < logits.size(); ++i) {
-            worst = std::max(worst, std::fabs(double{logits[i]} - theirs[i]));
-            square += double{theirs[i]} * theirs[i] / static_cast<double>(logits.size());
+            const double d = double{logits[i]} - theirs[i], count = static_cast<double>(logits.size());
+            largest = std::max(largest, std::fabs(d));
+            error += d * d / count;
+            square += double{theirs[i]} * theirs[i] / count;
         }
         EXPECT_GT(square, 0.25);
-        RecordProperty("largest_difference", fmt::format("{:.2e}", worst / std::sqrt(square)));
-        return worst / std::sqrt(square);
+        RecordProperty("largest_difference", fmt::format("{:.2e}", largest / std::sqrt(square)));
+        RecordProperty("root_mean_square", fmt::format("{:.2e}", std::sqrt(error / square)));
+        return {largest / std::sqrt(square), std::sqrt(error / square)};
     }
 };
 
 // FP32 throughout, in another order of sums; the CPU differs by 4e-6.
-TEST_P(TransformersAgreesOnGpu, OnLogitsInFp32) { EXPECT_LE(worst_logit(fp32_recipe(), DType::f32), 2e-5); }
+TEST_P(TransformersAgreesOnGpu, OnLogitsInFp32) {
+    EXPECT_LE(differences(fp32_recipe(), DType::f32).largest, 2e-5);
+}
 
-// Activations and operands are rounded to BF16 a few times in a block, by 2^-9 each.
+// Every activation is rounded by up to 2^-9; the CPU differs by 0.011 to 0.017.
 TEST_P(TransformersAgreesOnGpu, OnLogitsInBf16) {
-    EXPECT_LE(worst_logit(find_recipe("bf16"), DType::bf16), 0.05);
+    EXPECT_LE(differences(find_recipe("bf16"), DType::bf16).root_mean_square, 0.03);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, TransformersAgreesOnGpu, testing::Values("untied", "tied", "qwen2", "qwen3"),
