@@ -11,6 +11,7 @@ namespace nibble {
 namespace {
 
 class ModifiersOnGpu : public BothDevices {};
+class SmoothSwigluOnGpu : public BothDevices {};
 
 TEST_F(ModifiersOnGpu, DgeMultipliesByTheSlopeOfTheCpuToTheBit) {
     for (const Dge& dge : {Dge{}, Dge{.k = 3.7, .cap = 1.5}, Dge{.k = 1, .cap = 10}}) {
@@ -30,7 +31,7 @@ TEST_F(ModifiersOnGpu, DgeMultipliesByTheSlopeOfTheCpuToTheBit) {
     }
 }
 
-TEST_P(ModifiersOnGpu, SmoothSwigluScalesChannelsAsOnTheCpuToTheBit) {
+TEST_P(SmoothSwigluOnGpu, ScalesChannelsAsOnTheCpuToTheBit) {
     for (const SmoothSwiglu& options :
          {SmoothSwiglu{}, SmoothSwiglu{.scale = "exact"}, SmoothSwiglu{.strength = 0.5},
           SmoothSwiglu{.strength = 0.3, .scale = "exact"}, SmoothSwiglu{.strength = 0}}) {
@@ -168,7 +169,7 @@ TEST_F(ModifiersOnGpu, OscillationsAreWatchedAndResetAsOnTheCpu) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Activations, ModifiersOnGpu, kActivations, name_of_dtype);
+INSTANTIATE_TEST_SUITE_P(Activations, SmoothSwigluOnGpu, kActivations, name_of_dtype);
 
 }  // namespace
 }  // namespace nibble
