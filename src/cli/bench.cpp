@@ -270,11 +270,12 @@ void bench_layer(const BenchOptions& options) {
                k, n);
     const auto measure = [&](const Recipe& recipe) {
         const QuantLinear layer(recipe, k, n, 0, parse_allowed(options.allow));
-        std::vector<AmaxHistory> history(1);
+        const Buffer history(DType::f32, {2, 6}, device);
+        auto* const state = reinterpret_cast<AmaxHistory*>(history.data());
         return seconds_of(device, [&](Context& context) {
             if (device == Device::cuda) context.fault = fault.tensor().as<uint32_t>();
             const QuantLinear::Weight weight =
-                layer.prepare(context, w.tensor(), layer.needs_history() ? &history[0] : nullptr);
+                layer.prepare(context, w.tensor(), layer.needs_history() ? state : nullptr);
             const QuantLinear::Saved saved = layer.forward(context, weight, x.tensor(), y.tensor());
             layer.backward(context, weight, saved, dy.tensor(), dx.tensor(), dw.tensor());
         });

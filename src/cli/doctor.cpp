@@ -140,11 +140,6 @@ void print_recipes(Device device) {
     size_t width = 0;
     for (const Recipe& recipe : builtin_recipes()) width = std::max(width, recipe.name.size());
     for (const Recipe& recipe : builtin_recipes()) {
-        if (const std::string_view part = part_of_the_cpu(recipe); device != Device::cpu && !part.empty()) {
-            fmt::print("on {:<8} {:<{}}  not: {} runs on the cpu only\n", name_of(device), recipe.name, width,
-                       part);
-            continue;
-        }
         const std::string text = ways_of(recipe, device);
         fmt::print("on {:<8} {:<{}}  {}\n", name_of(device), recipe.name, width, text);
         for (const std::string name : {"fp8", "fp8-folded"}) {

@@ -6,6 +6,7 @@
 
 #include "cli/commands.h"
 #include "cli/forward_options.h"
+#include "core/cuda.h"
 #include "io/io.h"
 #include "train/evaluation.h"
 #include "train/model_directory.h"
@@ -30,8 +31,8 @@ using Json = nlohmann::ordered_json;
 
 // Plans the memory of `work` over the model, and runs it.
 template <typename Work>
-auto run_planned(Work&& work) {
-    Arena arena;
+auto run_planned(const Transformer& model, Work&& work) {
+    Arena arena(model.options().device);
     Context context{.arena = arena};
     work(context);
     arena.commit();
@@ -47,10 +48,12 @@ void write_logits(Transformer& model, const TokenShards& data, int64_t sequence_
         targets(DType::i32, {windows, sequence_length});
     const Buffer logits(DType::f32, {windows, sequence_length, model.config().vocab_size});
     loader.load(0, tokens.tensor(), targets.tensor());
-    run_planned([&](Context& context) {
+    run_planned(model, [&](Context& context) {
         const ArenaScope scope(context.arena);
         model.begin_step(context, Transformer::Execution::recipe);
-        model.logits(context, tokens.tensor(), logits.tensor());
+        const Tensor made = context.arena.allocate(DType::f32, logits.tensor().shape);
+        model.logits(context, on_device(context, tokens.tensor()), made);
+        if (!context.planning()) copy(context, made, logits.tensor());
     });
     write_safetensors(path, {{"tokens", tokens.tensor()}, {"logits", logits.tensor()}});
 }
@@ -128,11 +131,12 @@ void evaluate(const EvalOptions& options) {
     Json result = {{"model", options.model.string()},
                    {"recipe", model.recipe().name},
                    {"activations", options.forward.precision},
+                   {"device", options.forward.device},
                    {"results", Json::array()}};
     constexpr auto kExecution = Transformer::Execution::recipe;
     if (data) {
         const std::vector<int32_t> token_bytes = tokenizer.text_bytes();
-        const TextLoss loss = run_planned([&](Context& context) {
+        const TextLoss loss = run_planned(model, [&](Context& context) {
             return evaluate_text(context, model, *data, token_bytes, sequence_length, options.batch_size,
                                  kExecution);
         });
@@ -142,7 +146,7 @@ void evaluate(const EvalOptions& options) {
         }
     }
     for (size_t i = 0; i < tasks.size(); ++i) {
-        const MultipleChoiceScore score = run_planned([&](Context& context) {
+        const MultipleChoiceScore score = run_planned(model, [&](Context& context) {
             return evaluate_multiple_choice(context, model, tokenizer, start_token(config, tokenizer),
                                             tasks[i], options.batch_size * sequence_length, kExecution);
         });

@@ -9,9 +9,11 @@
 namespace nibble {
 
 struct ForwardOptions {
-    std::string recipe = "bf16", precision = "bf16";
+    std::string recipe = "bf16", precision = "bf16", device = "cpu";
 
-    void add_to(CLI::App& command);  // --recipe, --precision
+    void add_to(CLI::App& command);  // --recipe, --precision, --device
+    Device chosen_device() const;
+    // Throws Error if there is no such device.
     Transformer make_model(const ModelConfig& config) const;
 };
 

@@ -4,6 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/forward_options.h"
+#include "core/cuda.h"
 #include "train/evaluation.h"
 #include "train/model_directory.h"
 #include "train/sampling.h"
@@ -47,24 +48,26 @@ void generate(const GenerateOptions& options) {
     const auto window_of = [&](int64_t length) {
         return std::min(config.max_position_embeddings, (length + kStep - 1) / kStep * kStep);
     };
-    Arena arena;
+    Arena arena(options.forward.chosen_device());
     Context context{.arena = arena, .seed = options.seed};
+    std::vector<int32_t> window_tokens;
+    std::vector<float> last_logits(static_cast<size_t>(config.vocab_size));
     const auto next_token = [&](int64_t text_length) {
         const ArenaScope scope(arena);
         const int64_t window = window_of(text_length), used = std::min(window, text_length);
         const Tensor tokens = arena.allocate(DType::i32, {1, window});
-        const Tensor logits = arena.allocate(DType::f32, {1, window, config.vocab_size});
+        const Tensor logits = arena.allocate(DType::f32, {window, config.vocab_size});
         if (!context.planning()) {
-            std::fill_n(std::copy(text.end() - used, text.end(), tokens.as<int32_t>()), window - used,
-                        text.back());
+            window_tokens.assign(text.end() - used, text.end());
+            window_tokens.resize(static_cast<size_t>(window), text.back());
+            copy(context, view_of(window_tokens, {1, window}), tokens);
         }
         model.logits(context, tokens, logits);
         if (context.planning()) return int32_t{0};
-        const auto last =
-            logits.span<const float>().subspan(static_cast<size_t>((used - 1) * config.vocab_size));
+        copy(context, logits.slice(used - 1, used), view_of(last_logits, {config.vocab_size}));
         // Only ids that the tokenizer has a text for.
-        return sample_token(last.first(static_cast<size_t>(tokenizer.vocabulary_size())), options.sampling,
-                            options.seed, text.size());
+        const auto known = std::span(last_logits).first(static_cast<size_t>(tokenizer.vocabulary_size()));
+        return sample_token(known, options.sampling, options.seed, text.size());
     };
     {
         const ArenaScope scope(arena);

@@ -19,10 +19,6 @@ void require_cuda() {
     if constexpr (kHasCuda) cuda::require_usable();
 }
 
-void require_cpu(const Context& context, std::string_view what) {
-    require(context.device == Device::cpu, "{} runs on the cpu only; use device.kind = \"cpu\"", what);
-}
-
 void copy(const Context& context, const Tensor& from, const Tensor& to) {
     require(from.dtype == to.dtype && from.count() == to.count(), "{} {} cannot be copied to {} {}",
             name_of(from.dtype), from.shape.str(), name_of(to.dtype), to.shape.str());

@@ -12,6 +12,26 @@ int driver_version() {
     return version;
 }
 
+// Why this machine's GPU cannot be used; empty: it can.
+std::string reason_against() {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    if (driver_version() == 0) return "there is no NVIDIA driver on this machine; choose the device cpu";
+    if (status == cudaErrorInsufficientDriver)
+        return fmt::format(
+            "the NVIDIA driver of this machine serves CUDA {}, nibble was built with CUDA {}; install a "
+            "newer "
+            "driver",
+            version_text(driver_version()), version_text(CUDART_VERSION));
+    if (status == cudaErrorNoDevice || count == 0)
+        return "this machine shows no NVIDIA GPU to nibble; choose the device cpu";
+    check(status, "search for GPUs");
+    const CudaDevice device = devices().front();
+    if (device.major >= 8) return {};
+    return fmt::format("{} is an sm_{}{}; nibble needs sm_80 or newer (BF16); choose the device cpu",
+                       device.name, device.major, device.minor);
+}
+
 }  // namespace
 
 std::vector<CudaDevice> devices() {
@@ -43,20 +63,8 @@ std::string version() {
 }
 
 void require_usable() {
-    int count = 0;
-    const cudaError_t status = cudaGetDeviceCount(&count);
-    require(driver_version() > 0, "there is no NVIDIA driver on this machine; choose the device cpu");
-    require(
-        status != cudaErrorInsufficientDriver,
-        "the NVIDIA driver of this machine serves CUDA {}, nibble was built with CUDA {}; install a newer "
-        "driver",
-        version_text(driver_version()), version_text(CUDART_VERSION));
-    require(status != cudaErrorNoDevice && count > 0,
-            "this machine shows no NVIDIA GPU to nibble; choose the device cpu");
-    check(status, "search for GPUs");
-    const CudaDevice device = devices().front();
-    require(device.major >= 8, "{} is an sm_{}{}; nibble needs sm_80 or newer (BF16); choose the device cpu",
-            device.name, device.major, device.minor);
+    static const std::string reason = reason_against();
+    if (!reason.empty()) fail("{}", reason);
 }
 
 std::byte* allocate_zeroed(size_t bytes) {

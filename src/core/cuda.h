@@ -34,10 +34,8 @@ std::vector<CudaDevice> cuda_devices();
 // "13.0, driver 13.0"; empty in a build without CUDA.
 std::string cuda_version();
 // Throws Error, one line that says why, unless nibble can run on the first GPU: this build has no CUDA, there
-// is no driver or one too old, no GPU, or one older than sm_80.
+// is no driver or one too old, no GPU, or one older than sm_80. The machine is asked once a process.
 void require_cuda();
-// Throws Error if the context's device is a GPU: `what` ("outlier clamping") has no CUDA form.
-void require_cpu(const Context& context, std::string_view what);
 
 // to <- from, of one dtype and count, on any devices, after what the context's stream holds already. Returns
 // when it is done if one of them is the CPU's.

@@ -12,6 +12,12 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 1024;  // of a row
+// How many rows a multiprocessor takes at once: GPUs for desktops hold 1536 threads, others 2048.
+#if defined(__CUDA_ARCH__) && ((__CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900) || __CUDA_ARCH__ >= 1200)
+constexpr int kMostRows = 1;
+#else
+constexpr int kMostRows = 2;
+#endif
 constexpr int kWidth = 4;
 
 struct LossArguments {
@@ -61,7 +67,7 @@ struct Softmax {
 // cache is too small for two rows a multiprocessor (kHolds), there is one, and its first `held` pieces stay
 // in shared memory.
 template <bool kHolds, LossRow::Rounding kRounding, typename Element>
-__global__ void __launch_bounds__(kThreads, kHolds ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, kHolds ? 1 : kMostRows)
     loss_kernel(const LossArguments a, int held, Element* gradients) {
     extern __shared__ __align__(16) float held_logits[];
     __shared__ float maxima[kWarp], sums[kWarp];

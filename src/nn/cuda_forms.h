@@ -4,11 +4,13 @@
 // NaN and has no gradient; a target outside it makes loss and gradient NaN.
 #pragma once
 
+#include "nn/amax_history.h"
 #include "nn/cross_entropy.h"
 #include "nn/cross_entropy_rows.h"
 #include "nn/qk_norm.h"
 #include "nn/quant_linear_parts.h"
 #include "nn/rope.h"
+#include "recipe/recipe.h"
 
 namespace nibble::cuda {
 
@@ -52,6 +54,22 @@ void head_logits(Context& context, const Tensor& x, const Tensor& weight, const 
 // gradients: BF16 or F32 [R, V], or no data.
 void loss_rows(Context& context, const LossRow& row, const Tensor& logits, const Tensor& targets,
                const Tensor& losses, const Tensor& gradients);
+
+void begin_step(Context& context, AmaxHistory* history);
+void record_amax(Context& context, const float* amax, float* largest);
+
+void multiply_by_dge_slope(Context& context, const Dge& dge, const Tensor& w, const Tensor& gradient);
+
+// The elements of x with rank `cut` from below and from above: what quantile_range() looks for.
+void select_range(Context& context, const Tensor& x, int64_t cut, const Tensor& range);
+void clamp(Context& context, const Tensor& x, const Tensor& range, const Tensor& out);
+void add_outlier_product(Context& context, const Tensor& x, const Tensor& range, const Tensor& w_transposed,
+                         const Tensor& product, const Tensor& y);
+
+void channel_scales(Context& context, const SmoothSwiglu& options, const Tensor& h, const Tensor& scales);
+void multiply_columns(Context& context, const Tensor& x, const Tensor& scales);
+void divide_columns(Context& context, const Tensor& x, const Tensor& scales, const Tensor& out,
+                    bool accumulate);
 
 bool is_finite(const Context& context, const Tensor& tensor);
 

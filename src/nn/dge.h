@@ -7,6 +7,7 @@
 #pragma once
 
 #include "core/core.h"
+#include "nn/dge_reference.h"
 #include "recipe/recipe.h"
 
 namespace nibble {
@@ -15,6 +16,7 @@ namespace nibble {
 double dge_surrogate(double x, double k);
 // f' as used: at most dge.cap. Even in x; 1/k at the codes, dge.cap around the middle of each interval.
 float dge_slope(float x, const Dge& dge);
+DgeSlope dge_constants(const Dge& dge);
 
 // gradient <- gradient (.) f'(6 W / amax), amax of each row of W. gradient: F32 [N, K or more], of which the
 // first K columns are touched; w: F32 [N, K]. A row of zeros has the slope at the code 0.

@@ -116,9 +116,11 @@ class QuantLinear::Execution {
         const QuantSpec& spec = at(place).spec;
         const int64_t padded = padded_contraction(place, contraction);
         const int64_t cols = spec.padded(contraction) == padded ? contraction : padded;
-        const bool is_emulated =
-            context_.device == Device::cuda && !spec.has_fp32_scales() && !layer_.observer_;
-        return allocate_quantized(context_.arena, spec, rows, cols, is_emulated ? on_gpu : Keep::bytes);
+        if (context_.device != Device::cuda || spec.has_fp32_scales())
+            on_gpu = Keep::bytes;
+        else if (layer_.observer_ && on_gpu == Keep::operand)
+            on_gpu = Keep::both;  // what is multiplied is what it is without an observer
+        return allocate_quantized(context_.arena, spec, rows, cols, on_gpu);
     }
     // For a matrix whose bytes are kept: the values for one product, where it reads them.
     void add_operand(Place place, QuantizedMatrix& q) const {
@@ -128,55 +130,56 @@ class QuantLinear::Execution {
     }
 
     // x: [out.rows, out.cols or fewer], or the transpose of that; `scale` (F32 [1]; no shape: 1) times x is
-    // meant. round_target: what the codes are rounded towards; no shape: as the spec says. Returns the amax
-    // for the history (0 unless tensor=delayed).
-    float quantize_into(Place place, uint32_t micro_step, const Tensor& x, QuantizedMatrix& out,
-                        bool is_transposed = false, const Tensor& scale = {},
-                        const Tensor& round_target = {}) const {
+    // meant. round_target: what the codes are rounded towards; no shape: as the spec says. With
+    // tensor=delayed the history receives the amax, or `amax` does, if it is not null.
+    void quantize_into(Place place, uint32_t micro_step, const Tensor& x, QuantizedMatrix& out,
+                       bool is_transposed = false, const Tensor& scale = {}, float* amax = nullptr,
+                       const Tensor& round_target = {}) const {
         const ArenaScope scope(context_.arena);
         const SignBits sign_bits = signs(place, micro_step);
-        float amax = 0;
         QuantizeOptions options = quantize_options(place, sign_bits, amax);
         options.transposed = is_transposed;
         options.scale = static_cast<const float*>(scale.data);
         const Tensor padded = is_transposed ? x : detail::padded_columns(context_, x, out.cols);
         quantize(context_, at(place).spec, padded, key(place, micro_step), out, options);
         if (round_target.shape.rank() > 0) round_towards(context_, x, round_target, sign_bits, out);
+        if (options.amax != nullptr && amax == nullptr) record(place, options.amax);
         show({layer_.layer_, kOperandNames[place], &out, padded, is_transposed, shown(scale), &sign_bits});
-        return amax;
     }
 
     // The transpose of what the forward used: its exact code * scale, quantised again; the tensor scales
     // multiply.
-    float requantize_into(Place place, uint32_t micro_step, const QuantizedMatrix& forward,
-                          QuantizedMatrix& out) const {
+    void requantize_into(Place place, uint32_t micro_step, const QuantizedMatrix& forward,
+                         QuantizedMatrix& out, float* amax = nullptr) const {
         const ArenaScope scope(context_.arena);
         if (forward.operand.shape.rank() > 0)
-            return quantize_into(place, micro_step, forward.operand, out, true, forward.tensor_scale);
+            return quantize_into(place, micro_step, forward.operand, out, true, forward.tensor_scale, amax);
         if (!layer_.observer_ && !forward.spec.has_fp32_scales() && out.cols == forward.rows) {
             const SignBits sign_bits = signs(place, micro_step);
-            float amax = 0;
-            requantize_transposed(context_, forward, key(place, micro_step), out,
-                                  quantize_options(place, sign_bits, amax));
-            return amax;
+            const QuantizeOptions options = quantize_options(place, sign_bits, amax);
+            requantize_transposed(context_, forward, key(place, micro_step), out, options);
+            if (options.amax != nullptr && amax == nullptr) record(place, options.amax);
+            return;
         }
         const Tensor values =
             context_.arena.allocate(forward_dtype(forward), {forward.padded_cols, forward.rows});
         dequantize_operand_transposed(context_, forward, values);
-        return quantize_into(place, micro_step, values.slice(0, out.rows), out, false, forward.tensor_scale);
+        quantize_into(place, micro_step, values.slice(0, out.rows), out, false, forward.tensor_scale, amax);
     }
 
-    float make_dgrad_w(const Weight& weight, uint32_t micro_step, QuantizedMatrix& out) const {
-        if (reads_bytes(kDgradW)) return requantize_into(kDgradW, micro_step, weight.fprop, out);
+    void make_dgrad_w(const Weight& weight, uint32_t micro_step, QuantizedMatrix& out,
+                      float* amax = nullptr) const {
+        if (reads_bytes(kDgradW)) return requantize_into(kDgradW, micro_step, weight.fprop, out, amax);
         const Tensor& w = reads_bf16(kDgradW) ? weight.bf16 : weight.master;
-        return quantize_into(kDgradW, micro_step, w, out, true);
+        quantize_into(kDgradW, micro_step, w, out, true, {}, amax);
     }
 
     void make_wgrad_x(const Saved& saved, QuantizedMatrix& out) const {
         const ArenaScope scope(context_.arena);
-        record(kWgradX, reads_bytes(kWgradX)
-                            ? requantize_into(kWgradX, context_.micro_step, saved.fprop_x, out)
-                            : quantize_into(kWgradX, context_.micro_step, plain_wgrad_x(saved), out, true));
+        if (reads_bytes(kWgradX))
+            requantize_into(kWgradX, context_.micro_step, saved.fprop_x, out);
+        else
+            quantize_into(kWgradX, context_.micro_step, plain_wgrad_x(saved), out, true);
     }
     Tensor plain_wgrad_x(const Saved& saved) const {
         return reads_bf16(kWgradX) ? detail::as_bf16(context_, saved.x) : saved.x;
@@ -271,9 +274,9 @@ class QuantLinear::Execution {
     }
 
     // The amax of an operand, for the next step; a second forward finds the same again.
-    void record(Place place, float amax) const {
+    void record(Place place, const float* amax) const {
         if (history_ != nullptr && use_ != Use::evaluate)
-            history_->current[place] = std::max(history_->current[place], amax);
+            record_amax(context_, amax, &history_->current[place]);
     }
     void show(const Observation& observation) const {
         const bool was_shown = use_ == Use::second && observation.operand.starts_with("fprop");
@@ -288,19 +291,21 @@ class QuantLinear::Execution {
     }
 
   private:
-    // `signs` must outlive the options. amax receives that of an operand with tensor=delayed.
-    QuantizeOptions quantize_options(Place place, const SignBits& signs, float& amax) const {
+    // `signs` must outlive the options. With tensor=delayed `amax` receives that of the operand, or memory of
+    // the arena's does, for record().
+    QuantizeOptions quantize_options(Place place, const SignBits& signs, float* amax) const {
         QuantizeOptions options;
         options.signs = &signs;
         options.name = kOperandNames[place];
         options.known_amax = known_amax_[place];
-        if (at(place).spec.tensor == TensorScale::delayed) {
-            require(history_ != nullptr,
-                    "{} has tensor=delayed, but the layer was prepared without a history",
-                    kOperandNames[place]);
-            options.previous_amax = history_->previous[place];
-            options.amax = &amax;
-        }
+        if (at(place).spec.tensor != TensorScale::delayed) return options;
+        require(history_ != nullptr, "{} has tensor=delayed, but the layer was prepared without a history",
+                kOperandNames[place]);
+        options.previous_amax = &history_->previous[place];
+        if (amax != nullptr)
+            options.amax = amax;
+        else if (use_ != Use::evaluate)
+            options.amax = static_cast<float*>(context_.arena.allocate(DType::f32, {1}).data);
         return options;
     }
 
@@ -342,7 +347,7 @@ class QuantLinear::Execution {
         if (!quantizes(place)) return plain_factor(place, dy, transpose);
         QuantizedMatrix q =
             transpose ? allocate(place, dy.cols(), dy.rows()) : allocate(place, dy.rows(), dy.cols());
-        record(place, quantize_into(place, context_.micro_step, dy, q, transpose));
+        quantize_into(place, context_.micro_step, dy, q, transpose);
         return {for_product(place, q), {}, false, {}};
     }
 
@@ -350,7 +355,7 @@ class QuantLinear::Execution {
         if (quantizes(kDgradW)) {
             if (!is_fresh_each_call(at(kDgradW).spec)) return {weight.for_dgrad, {}, false, {}};
             QuantizedMatrix q = allocate(kDgradW, rows_of_dgrad_w(weight), layer_.out_);
-            record(kDgradW, make_dgrad_w(weight, context_.micro_step, q));
+            make_dgrad_w(weight, context_.micro_step, q);
             return {for_product(kDgradW, q), {}, false, {}};
         }
         if (transposes_codes(kDgradW)) return {weight.for_dgrad, {}, false, {}};
@@ -427,32 +432,24 @@ QuantLinear::QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t
 
 bool QuantLinear::needs_history() const { return has_delayed_scales(*recipe_); }
 
-std::string_view part_of_the_cpu(const Recipe& recipe) {
-    if (has_delayed_scales(recipe)) return "tensor=delayed";
-    if (recipe.outliers) return "[outliers]";
-    return recipe.wgrad_factor ? "wgrad.factor" : "";
-}
-
-void QuantLinear::require_forms(const Context& context, bool has_round_target) const {
-    if (const std::string_view part = part_of_the_cpu(*recipe_); !part.empty()) require_cpu(context, part);
-    if (has_round_target) require_cpu(context, "rounding towards a target");
-}
-
 QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master, AmaxHistory* history,
                                          const Tensor& round_target, Keep on_gpu) const {
     require(master.dtype == DType::f32 && master.shape == Shape({out_, in_}),
             "a layer of F32 [{}, {}] was given a weight of {} {}", out_, in_, name_of(master.dtype),
             master.shape.str());
-    require_forms(context, round_target.shape.rank() > 0);
-    // The first preparation after a step that was trained begins the next one.
-    if (history != nullptr && !context.planning() &&
-        *std::max_element(history->current.begin(), history->current.end()) > 0) {
-        *history = {history->current, {}};
-    }
+    const bool has_target = round_target.shape.rank() > 0;
     const Execution run(*this, context, history);
     Weight weight;
     weight.master = master;
     weight.history = history;
+    if (history != nullptr) {
+        begin_step(context, history);  // the first preparation after a step that was trained
+        weight.amax = context.arena.allocate(DType::f32, {6});
+        if (!context.planning()) fill_zero(context, weight.amax);
+    }
+    const auto amax_of = [&](Place place) {
+        return history != nullptr ? static_cast<float*>(weight.amax.data) + place : nullptr;
+    };
     const OperandSpec &fprop_w = recipe_->fprop_w, &dgrad_w = recipe_->dgrad_w;
     const bool dgrad_is_plain = dgrad_w.spec.format == Format::bf16 && dgrad_w.source == Source::original;
     if (fprop_w.spec.format == Format::bf16 || dgrad_is_plain) {
@@ -464,15 +461,15 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
     };
     if (run.quantizes(kFpropW)) {
         const Keep keep = keep_of(kFpropW);
-        const bool keeps_both = keep == Keep::operand && run.transposes_codes(kDgradW);
+        const bool keeps_both = keep == Keep::operand && (has_target || run.transposes_codes(kDgradW));
         weight.fprop = run.allocate(kFpropW, out_, in_, keeps_both ? Keep::both : keep);
-        weight.amax[kFpropW] = run.quantize_into(kFpropW, 0, master, weight.fprop, false, {}, round_target);
+        run.quantize_into(kFpropW, 0, master, weight.fprop, false, {}, amax_of(kFpropW), round_target);
         weight.for_fprop = run.for_product(kFpropW, weight.fprop);
     }
     if (run.transposes_codes(kDgradW)) weight.for_dgrad = transposed_codes(context, weight.fprop);
     if (run.quantizes(kDgradW) && !is_fresh_each_call(dgrad_w.spec)) {
         weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_, keep_of(kDgradW));
-        weight.amax[kDgradW] = run.make_dgrad_w(weight, 0, weight.dgrad);
+        run.make_dgrad_w(weight, 0, weight.dgrad, amax_of(kDgradW));
         weight.for_dgrad = run.for_product(kDgradW, weight.dgrad);
     }
     if (recipe_->outliers) {
@@ -507,21 +504,22 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     if (!wants_y && !keeps_bytes) return saved;
     const ArenaScope scope(context.arena);
     Factor a = {std::nullopt, x, false, {}}, b = {std::nullopt, {}, false, {}};
-    ClampRange range;
+    Tensor range;
     if (run.quantizes(kFpropX)) {
         if (keeps_bytes) {
             if (wants_y) run.add_operand(kFpropX, quantized);
         } else {
             quantized = run.allocate(kFpropX, x.rows(), in_);
         }
+        if (recipe_->outliers) range = context.arena.allocate(DType::f32, {2});
         const ArenaScope clamped_scope(context.arena);
         Tensor narrow = x;
         if (recipe_->outliers) {
-            range = quantile_range(context, x, recipe_->outliers->quantile);
+            quantile_range(context, x, recipe_->outliers->quantile, range);
             narrow = context.arena.allocate(x.dtype, x.shape);
             clamp(context, x, range, narrow);
         }
-        run.record(kFpropX, run.quantize_into(kFpropX, context.micro_step, narrow, quantized));
+        run.quantize_into(kFpropX, context.micro_step, narrow, quantized);
         a.quantized = quantized;
     } else {
         a = run.plain_factor(kFpropX, x, false);
@@ -534,8 +532,8 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
         const bool exact = recipe_->fprop_w.spec.format == Format::fp32;
         b = run.plain_factor(kFpropW, exact ? weight.master : weight.bf16, false);
     }
-    run.record(kFpropW, weight.amax[kFpropW]);
-    run.record(kDgradW, weight.amax[kDgradW]);
+    for (const Place place : {kFpropW, kDgradW})
+        if (weight.history != nullptr) run.record(place, static_cast<const float*>(weight.amax.data) + place);
     run.with_result(recipe_->fprop_y, "fprop.y", y, [&](const Tensor& out) {
         if (!recipe_->outliers) return run.multiply(kFpropX, a, b, out, false);
         const Tensor product =

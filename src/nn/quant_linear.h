@@ -19,20 +19,12 @@
 
 #include "core/core.h"
 #include "gemm/matmul.h"
+#include "nn/amax_history.h"
 #include "nn/product_way.h"
 #include "quant/quant.h"
 #include "recipe/recipe.h"
 
 namespace nibble {
-
-// The state of operands with tensor=delayed, which scale by the amax of the step before. One for each layer;
-// the caller owns it, gives it to prepare() and stores it in checkpoints. In the order of kOperandNames; 0:
-// none yet.
-struct AmaxHistory {
-    std::array<float, 6> previous{};  // of the last step that was trained
-    std::array<float, 6> current{};   // the largest so far in this one
-    friend bool operator==(const AmaxHistory&, const AmaxHistory&) = default;
-};
 
 class QuantLinear {
   public:
@@ -53,7 +45,7 @@ class QuantLinear {
         QuantizedMatrix for_fprop, for_dgrad;
         Tensor outlier_product;  // BF16 or F32 [K, N], what outliers of x are multiplied with
         AmaxHistory* history = nullptr;
-        std::array<float, 6> amax{};  // what this step's history will receive when it is trained
+        Tensor amax;  // F32 [6], what this step's history will receive when it is trained; no shape: none
     };
     // What backward needs of one forward: the packed copy (4.5 bits an element) or the caller's tensor
     // itself.
@@ -109,9 +101,6 @@ class QuantLinear {
   private:
     class Execution;
 
-    // Throws Error if the recipe has parts without a form for the context's device.
-    void require_forms(const Context& context, bool has_round_target) const;
-
     const Recipe* recipe_;
     int64_t in_, out_;
     uint16_t layer_;
@@ -119,9 +108,5 @@ class QuantLinear {
     std::array<std::optional<SignBits>, 3> fixed_signs_;
     Observer observer_;
 };
-
-// What of a recipe's linear layers has no CUDA form, so that they run on the CPU only: "[outliers]"; empty:
-// nothing.
-std::string_view part_of_the_cpu(const Recipe& recipe);
 
 }  // namespace nibble

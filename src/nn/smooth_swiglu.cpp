@@ -4,13 +4,13 @@
 #include <cmath>
 
 #include "core/cuda.h"
+#include "nn/cuda_forms.h"
 #include "nn/element.h"
+#include "nn/smooth_swiglu_reference.h"
 
 namespace nibble {
 
 namespace {
-
-constexpr float kLargestScale = 65536;  // beyond it a channel adds nothing that the others' rounding leaves
 
 void check_columns(const Tensor& x, const Tensor& scales, std::string_view name) {
     require(scales.dtype == DType::f32 && scales.count() == x.cols(), "{}: {} scales for the columns of {}",
@@ -41,29 +41,23 @@ void find_column_maxima(const Tensor& h, float* maxima) {
     });
 }
 
-float channel_scale(const SmoothSwiglu& options, float amax, float channel_amax) {
-    if (channel_amax == 0.0f) return 1.0f;
-    float scale = std::min(amax / channel_amax, kLargestScale);
-    if (options.strength != 1) scale = static_cast<float>(std::pow(double{scale}, options.strength));
-    if (options.scale == "exact") return scale;
-    return std::ldexp(1.0f, std::ilogb(scale));
-}
-
 }  // namespace
 
 void channel_scales(Context& context, const SmoothSwiglu& options, const Tensor& h, const Tensor& scales) {
     check_columns(h, scales, "channel_scales");
-    require_cpu(context, "smooth-swiglu");
     if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, channel_scales(context, options, h, scales));
     float* const s = scales.as<float>();
     find_column_maxima(h, s);
     const float amax = *std::max_element(s, s + h.cols());
-    for (float& scale : scales.span<float>()) scale = channel_scale(options, amax, scale);
+    for (float& scale : scales.span<float>())
+        scale = channel_scale(options.strength, options.scale == "exact", amax, scale);
 }
 
 void multiply_columns(Context& context, const Tensor& x, const Tensor& scales) {
     check_columns(x, scales, "multiply_columns");
     if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, multiply_columns(context, x, scales));
     const float* const s = scales.as<float>();
     with_elements(x, [&]<typename Element>(Element* v) {
         each_element(x, [=](int64_t i, int64_t c) { v[i] = store_as<Element>(to_float(v[i]) * s[c]); });
@@ -75,6 +69,7 @@ void divide_columns(Context& context, const Tensor& x, const Tensor& scales, con
     check_columns(x, scales, "divide_columns");
     require(out.shape == x.shape, "divide_columns: {} does not fit {}", x.shape.str(), out.shape.str());
     if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, divide_columns(context, x, scales, out, accumulate));
     const float *const s = scales.as<float>(), *const from = x.as<float>();
     float* const to = out.as<float>();
     each_element(x, [=](int64_t i, int64_t c) {

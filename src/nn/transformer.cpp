@@ -106,7 +106,9 @@ Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const 
     }
     layers_ = bf16_layers_;
     set_recipe(recipe);
-    amax_history_.resize(layers_.size());
+    // (Planning passes look at no more than whether there is one.)
+    amax_history_ = Buffer(DType::f32, {static_cast<int64_t>(layers_.size()), 2, 6},
+                           options.allocates ? options.device : Device::cpu);
     round_targets_.resize(layers_.size());
     weights_.resize(layers_.size());
     saved_.resize(static_cast<size_t>(config.num_hidden_layers));
@@ -257,7 +259,8 @@ void Transformer::begin_step(Context& context, Execution execution) {
         running_layer_ = id;
         const bool is_smoothed = id % kBlockLayers == kDownLayer && smoothing(block_of(id)) != nullptr;
         if (is_smoothed) continue;  // made in each micro-batch
-        AmaxHistory* history = (*executed_)[id].needs_history() ? &amax_history_[id] : nullptr;
+        auto* const histories = static_cast<AmaxHistory*>(amax_history().data);
+        AmaxHistory* history = (*executed_)[id].needs_history() ? histories + id : nullptr;
         const Keep on_gpu = options_.recompute == Recompute::block ? Keep::bytes : Keep::operand;
         weights_[id] =
             (*executed_)[id].prepare(context, matrix_of(id).master, history, round_targets_[id], on_gpu);

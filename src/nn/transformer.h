@@ -148,8 +148,9 @@ class Transformer {
     };
     const StepMemory& step_memory() const { return step_memory_; }
 
-    // The state of recipes with tensor=delayed, one entry a layer id: part of a checkpoint.
-    std::vector<AmaxHistory>& amax_history() { return amax_history_; }
+    // The state of recipes with tensor=delayed, an AmaxHistory for each layer id, F32 [layers, 2, 6]: part of
+    // a checkpoint.
+    Tensor amax_history() const { return amax_history_.tensor(); }
 
     // What begin_step() rounds each layer's weight towards (QuantLinear::prepare), one entry a layer id; no
     // shape: nothing. The caller's memory.
@@ -217,11 +218,10 @@ class Transformer {
     ModelConfig config_;
     Recipe recipe_, bf16_;
     Options options_;
-    Buffer masters_, gradients_, bf16_gradients_, rope_table_;
+    Buffer masters_, gradients_, bf16_gradients_, rope_table_, amax_history_;
     Tensor rope_cos_, rope_sin_;
     std::vector<Parameter> parameters_;
     std::vector<QuantLinear> layers_, bf16_layers_;
-    std::vector<AmaxHistory> amax_history_;
     std::vector<Tensor> round_targets_;
     // Of the step that begin_step() began, and of the pass under way: their memory is the arena's.
     const std::vector<QuantLinear>* executed_ = nullptr;

@@ -14,5 +14,6 @@
 #include "numerics/mxfp8.h"
 #include "numerics/nvfp4.h"
 #include "numerics/philox.h"
+#include "numerics/power.h"
 #include "numerics/reduce.h"
 #include "numerics/stochastic.h"

@@ -3,6 +3,7 @@
 
 #include "optim/adamw.h"
 #include "optim/clip.h"
+#include "optim/oscireset.h"
 
 namespace nibble::cuda {
 
@@ -12,5 +13,15 @@ Buffer adamw_chunks(std::span<const OptimizedTensor> tensors, std::span<const Ad
 void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors& factors, DType moments);
 
 GradientNorm global_norm(Context& context, std::span<const Tensor> gradients);
+
+// The passes over a weight of cage_update(), qema_update() and of oscireset: in the .cpp files of their
+// names.
+void pull_towards(Context& context, const Tensor& values, float pull, const Tensor& w);
+void add_to_average(Context& context, float kept, float added, const Tensor& w, const Tensor& average);
+void add_paths(Context& context, const Tensor& before, const Tensor& after, const Tensor& w,
+               const Oscillation& seen);
+// Waits for the number of weights that were set. count: I64 [1], overwritten.
+int64_t reset_oscillating(Context& context, const Tensor& values, float threshold, const Tensor& count,
+                          const Tensor& w, const Oscillation& seen);
 
 }  // namespace nibble::cuda

@@ -29,5 +29,7 @@ void fold_to_fp8(Context& context, const QuantizedMatrix& q, const QuantizedMatr
 // The steps of quantize_rotated_rows() around the rotation (quant/rotate_rows.cpp).
 void widen(Context& context, const Tensor& x, const Tensor& out);
 void round_to_bf16(Context& context, const Tensor& x);
+// The codes of round_towards(), x and target in the space of q (quant/round_towards.cpp).
+void choose_codes(Context& context, const Tensor& x, const Tensor& target, QuantizedMatrix& q);
 
 }  // namespace nibble::cuda

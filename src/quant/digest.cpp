@@ -136,7 +136,8 @@ void digest_case(const std::vector<QuantSpec>& specs, Quantizer quantizer, int n
                            static_cast<Side>(number / 3 % 2)};
     QuantizeOptions options;
     options.transposed = is_transposed;
-    options.previous_amax = number % 3 == 0 ? 0.0f : 0.75f;
+    const float previous = 0.75f;
+    if (number % 3 != 0) options.previous_amax = &previous;
 
     Arena arena;
     Context context{arena};
@@ -177,7 +178,12 @@ void quantize_on_gpu(Context& context, const QuantSpec& spec, const Tensor& x, c
     const Tensor there = arena.allocate(x.dtype, x.shape);
     copy(gpu, x, there);
     QuantizedMatrix q = allocate_quantized(arena, spec, out.rows, out.cols);
-    quantize(gpu, spec, there, key, q, options);
+    QuantizeOptions there_options = options;
+    if (options.previous_amax != nullptr) {
+        float previous = *options.previous_amax;
+        there_options.previous_amax = on_device(gpu, {&previous, DType::f32, Device::cpu, {1}}).as<float>();
+    }
+    quantize(gpu, spec, there, key, q, there_options);
     for (const auto part : {&QuantizedMatrix::codes, &QuantizedMatrix::scales, &QuantizedMatrix::fp32_scales,
                             &QuantizedMatrix::tensor_scale, &QuantizedMatrix::mask})
         if ((out.*part).data != nullptr) copy(gpu, q.*part, out.*part);

@@ -47,6 +47,9 @@ inline void apply_scale(QuantizedMatrix& out, const QuantizeOptions& options) {
 void quantize_rotated_rows(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                            QuantizedMatrix& out, const QuantizeOptions& options, bool by_reference);
 
+// values, F32 <- x with zeros for what `values` has more of rows and columns.
+void widen(Context& context, const Tensor& x, const Tensor& values);
+
 inline float decode_scale(const QuantSpec& spec, uint8_t byte) {
     return spec.is_mx() ? e8m0_decode(byte) : e4m3_decode(byte);
 }

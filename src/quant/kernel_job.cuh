@@ -89,10 +89,10 @@ struct Job {
     uint8_t *codes, *scales, *mask;  // codes and scales: null where bytes are not wanted
     Bf16* operand;                   // code * scale; null where that is not wanted
     float *fp32_scales, *tensor_scale;
-    Bf16* wide;          // tensor=posthoc: a wide scale for each group
-    const float* scale;  // QuantizeOptions::scale
-    float given_amax;    // of the tensor, where the caller knows it; negative: it is in memory:
-    const float* amax;
+    Bf16* wide;                  // tensor=posthoc: a wide scale for each group
+    const float* scale;          // QuantizeOptions::scale
+    const float* amax;           // of the tensor
+    const float* previous_amax;  // of the step before: taken instead, where there is one that is not 0
     Scalars* scalars;
     uint32_t* fault;  // raised where a value is not finite
 };

@@ -61,10 +61,10 @@ QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t 
 struct QuantizeOptions {
     // Overrides the signs that spec and key would give (tests; operands that share a rotation).
     const SignBits* signs = nullptr;
-    // tensor=delayed: the amax of the previous step, to use instead of this one's (0: none yet, use this
-    // one's).
-    float previous_amax = 0.0f;
-    // These three are in the context's device's memory.
+    // These four are in the context's device's memory.
+    // tensor=delayed: the amax of the previous step, to use instead of this one's (null or 0: none yet, use
+    // this one's).
+    const float* previous_amax = nullptr;
     // The amax of x, after the rotation of the spec, where the caller knows it; saves a pass over x.
     const float* known_amax = nullptr;
     // If not null, receives the amax that tensor=current uses (after rotation).

@@ -95,7 +95,6 @@ Job make_job(const QuantSpec& spec, const Tensor& x, const RandomKey& key, Quant
     job.fp32_scales = spec.has_fp32_scales() ? out.fp32_scales.as<float>() : nullptr;
     job.tensor_scale = out.tensor_scale_ptr();
     job.scale = options.scale;
-    job.given_amax = -1;
     return job;
 }
 
@@ -158,12 +157,11 @@ bool run_passes(const Context& context, Job job, const Scratch& scratch, const Q
     cuda::fill_zero(context, scratch.scalars);
 
     // Where the amax comes from: the step before, the producer of x, or a pass of its own.
-    const bool uses_previous = spec.tensor == TensorScale::delayed && options.previous_amax > 0.0f;
     const bool is_known = options.known_amax != nullptr;
-    const bool is_needed = options.amax != nullptr || (has_tensor_scale(spec) && !uses_previous);
+    const bool is_needed = options.amax != nullptr || has_tensor_scale(spec);
     auto* const found = reinterpret_cast<float*>(&job.scalars->amax);
     job.amax = is_known ? options.known_amax : found;
-    if (uses_previous) job.given_amax = options.previous_amax;
+    if (spec.tensor == TensorScale::delayed) job.previous_amax = options.previous_amax;
     const bool is_hot = has_hot_kernels(job);
     if (is_needed && !is_known) (is_hot ? find_amax_hot : find_amax<false>)(context, job, options.transposed);
     if (options.amax != nullptr) {

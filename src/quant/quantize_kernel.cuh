@@ -163,7 +163,8 @@ struct TensorValues {
     // Called by all threads, once. The first thread block writes the tensor scale.
     __device__ void prepare(const KernelSpec& s, const Job& job) {
         if (threadIdx.x == 0) {
-            amax = job.given_amax >= 0.0f ? job.given_amax : *job.amax;
+            const float previous = job.previous_amax != nullptr ? *job.previous_amax : 0.0f;
+            amax = previous > 0.0f ? previous : *job.amax;
             const float scale = tensor_scale_of(s, job, amax, &nvfp4);
             if (blockIdx.x == 0 && s.tensor != TensorScale::posthoc) *job.tensor_scale = scaled(job, scale);
         }

@@ -115,8 +115,8 @@ class Driver {
 
     float scaling_amax() const {
         if (spec_.tensor == TensorScale::none) return job_.tensor.rule.reach;
-        if (spec_.tensor == TensorScale::delayed && options_.previous_amax > 0.0f)
-            return options_.previous_amax;
+        const float* const previous = options_.previous_amax;
+        if (spec_.tensor == TensorScale::delayed && previous != nullptr && *previous > 0.0f) return *previous;
         if (options_.known_amax != nullptr) return *options_.known_amax;
         const float amax = find_amax();
         check(amax);

@@ -99,10 +99,11 @@ class Passes {
         return amax;
     }
     bool uses_previous_amax() const {
-        return spec_.tensor == TensorScale::delayed && options_.previous_amax > 0.0f;
+        return spec_.tensor == TensorScale::delayed && options_.previous_amax != nullptr &&
+               *options_.previous_amax > 0.0f;
     }
     // The amax that a tensor scale is made of, given this tensor's.
-    float scaling_amax(float amax) const { return uses_previous_amax() ? options_.previous_amax : amax; }
+    float scaling_amax(float amax) const { return uses_previous_amax() ? *options_.previous_amax : amax; }
 
     // The codes of `count` (a multiple of 8) scaled values, the first of which is row r, column k of the
     // strip.

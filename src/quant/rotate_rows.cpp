@@ -60,23 +60,6 @@ void for_each_piece(int size, const Tensor& x, Body&& body) {
     });
 }
 
-// values, F32 <- x with zeros for what `values` has more of rows and columns.
-void widen(Context& context, const Tensor& x, const Tensor& values) {
-    NIBBLE_ON_CUDA(context, widen(context, x, values));
-    const int64_t rows = values.rows(), cols = values.cols(), width = std::min(x.cols(), cols);
-    float* const out = values.as<float>();
-    with_elements(x, [&](const auto* from) {
-        parallel_for(rows, rows_per_task(cols), [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; ++r) {
-                float* const to = out + r * cols;
-                const int64_t given = r < x.rows() ? width : 0;
-                for (int64_t c = 0; c < given; ++c) to[c] = to_float(from[r * x.cols() + c]);
-                std::fill(to + given, to + cols, 0.0f);
-            }
-        });
-    });
-}
-
 // Rounds the rotated values where the spec says so; false if one of them is not finite (on a GPU: the
 // quantiser that reads them says so).
 bool finish(Context& context, const QuantSpec& spec, const Tensor& rotated) {
@@ -98,6 +81,22 @@ bool finish(Context& context, const QuantSpec& spec, const Tensor& rotated) {
 }
 
 }  // namespace
+
+void widen(Context& context, const Tensor& x, const Tensor& values) {
+    NIBBLE_ON_CUDA(context, widen(context, x, values));
+    const int64_t rows = values.rows(), cols = values.cols(), width = std::min(x.cols(), cols);
+    float* const out = values.as<float>();
+    with_elements(x, [&](const auto* from) {
+        parallel_for(rows, rows_per_task(cols), [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; ++r) {
+                float* const to = out + r * cols;
+                const int64_t given = r < x.rows() ? width : 0;
+                for (int64_t c = 0; c < given; ++c) to[c] = to_float(from[r * x.cols() + c]);
+                std::fill(to + given, to + cols, 0.0f);
+            }
+        });
+    });
+}
 
 void rotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
     check_rotation_of_rows(size, x);

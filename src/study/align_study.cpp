@@ -106,7 +106,7 @@ AlignmentStudy::Gradients AlignmentStudy::run(int step) {
 RecipeAlignment AlignmentStudy::measure(const Recipe& recipe, int draws) {
     require(draws >= 1, "gradients are averaged over one draw or more, not {}", draws);
     model_.set_recipe(recipe);
-    std::fill(model_.amax_history().begin(), model_.amax_history().end(), AmaxHistory{});
+    std::ranges::fill(model_.amax_history().span<float>(), 0.0f);
     RecipeAlignment result;
     result.draws = is_random(recipe) ? draws : 1;
     for (int block = 0; block < model_.config().num_hidden_layers; ++block)

@@ -6,16 +6,17 @@ namespace nibble {
 
 ModifierState::ModifierState(Transformer& model, const std::vector<Phase>& phases)
     : model_(model), layers_(model.layers()), counts_(DType::i32, {2, static_cast<int64_t>(layers_.size())}) {
+    const Device device = model.options().device;
     for (size_t id = 0; id < layers_.size(); ++id) {
         const Shape shape = model.matrix_of(id).master.shape;
         Layer& layer = layers_[id];
         for (const Phase& phase : phases) {
             const Recipe& recipe = phase.recipe;
             if (recipe.keeps(Transformer::block_of(id), model.config().num_hidden_layers)) continue;
-            if (find_modifier<Qema>(recipe) != nullptr) layer.average = Buffer(DType::f32, shape);
+            if (find_modifier<Qema>(recipe) != nullptr) layer.average = Buffer(DType::f32, shape, device);
             if (find_modifier<OsciReset>(recipe) == nullptr) continue;
             for (Buffer* buffer : {&layer.weight_path, &layer.quantized_path, &layer.previous})
-                *buffer = Buffer(DType::f32, shape);
+                *buffer = Buffer(DType::f32, shape, device);
         }
     }
 }

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 
+#include "core/cuda.h"
 #include "optim/clip.h"
 
 namespace nibble {
@@ -34,6 +34,16 @@ double median(std::vector<double> values) {
 double squared_norm(Context& context, const Tensor& x) {
     const double norm = global_norm(context, {&x, 1}).norm;
     return norm * norm;
+}
+
+// q with codes and scales where the context works: themselves, or copies in its arena.
+QuantizedMatrix bytes_on(const Context& context, const QuantizedMatrix& q) {
+    QuantizedMatrix result = q;
+    result.operand = {};
+    for (const auto part : {&QuantizedMatrix::codes, &QuantizedMatrix::scales, &QuantizedMatrix::fp32_scales,
+                            &QuantizedMatrix::tensor_scale})
+        if ((q.*part).shape.rank() > 0) result.*part = on_device(context, q.*part);
+    return result;
 }
 
 Json operand_json(const QuantStatistics& s) {
@@ -77,7 +87,13 @@ Monitor::Monitor(Transformer& model, int64_t every, Noise noise, int64_t tokens)
     if (takes_two_passes()) other_gradients_ = Buffer(DType::f32, {elements});
 }
 
-size_t Monitor::bytes() const { return power_memory_.bytes() + other_gradients_.bytes(); }
+size_t Monitor::bytes() const { return power_memory_.bytes() + other_gradients_.bytes() + copies_.peak(); }
+
+Context Monitor::on_cpu(Context& context) {
+    if (context.device == Device::cpu) return context;
+    if (copies_.planning() && !context.planning()) copies_.commit();
+    return {.arena = copies_, .stream = context.stream};
+}
 
 Monitor::Sample::Sample(Monitor& monitor) : monitor_(monitor) {
     std::ranges::fill(monitor.layers_, LayerHealth{});
@@ -90,25 +106,30 @@ Monitor::Sample::Sample(Monitor& monitor) : monitor_(monitor) {
 
 Monitor::Sample::~Sample() { monitor_.model_.observe({}); }
 
-void Monitor::observe(Context& context, const QuantLinear::Observation& seen) {
+void Monitor::observe(Context& context_of_layer, const QuantLinear::Observation& seen) {
     const auto place = static_cast<size_t>(
         std::find(kOperandNames.begin(), kOperandNames.end(), seen.operand) - kOperandNames.begin());
     if (place == kOperandNames.size()) return;  // a result that is quantised
     const bool is_wgrad = place == kWgradDy || place == kWgradX;
+    if (seen.quantized == nullptr && !is_wgrad) return;
     Powers& powers = place == kWgradX ? x_[seen.layer] : dy_;
+    Context context = on_cpu(context_of_layer);
+    const ArenaScope scope(context.arena);
+    const Tensor source = on_device(context, seen.source);
     if (seen.quantized != nullptr) {
+        const QuantizedMatrix quantized = bytes_on(context, *seen.quantized);
         StatisticsOptions options;
         options.signs = seen.signs;
         options.transposed = seen.is_transposed;
         options.scale = seen.scale;
         if (is_wgrad) options.column_power = powers.of_token;
-        const QuantStatistics s = measure_quantized(context, *seen.quantized, seen.source, options);
+        const QuantStatistics s = measure_quantized(context, quantized, source, options);
         layers_[seen.layer].operands[place] += s;
-        if (is_wgrad) powers.tokens = seen.quantized->padded_cols, powers.relative_mse = s.relative_mse();
-    } else if (is_wgrad) {
+        if (is_wgrad) powers.tokens = quantized.padded_cols, powers.relative_mse = s.relative_mse();
+    } else {
         const auto of_tokens = seen.is_transposed ? row_powers : column_powers;
-        if (!context.planning()) of_tokens(seen.source, seen.scale, powers.of_token);
-        powers.tokens = seen.is_transposed ? seen.source.rows() : seen.source.cols();
+        if (!context.planning()) of_tokens(source, seen.scale, powers.of_token);
+        powers.tokens = seen.is_transposed ? source.rows() : source.cols();
         powers.relative_mse = 0;
     }
     if (is_wgrad) add_noise(seen.layer);
@@ -123,11 +144,12 @@ void Monitor::add_noise(uint16_t layer) {
     dy_.tokens = x.tokens = 0;
 }
 
-void Monitor::keep_other_pass() {
-    std::byte* to = other_gradients_.data();
+void Monitor::keep_other_pass(const Context& context) {
+    if (context.planning()) return;
+    float* to = other_gradients_.tensor().as<float>();
     for (const Parameter* matrix : matrices_) {
-        std::memcpy(to, matrix->gradient.data, matrix->gradient.bytes());
-        to += matrix->gradient.bytes();
+        copy(context, matrix->gradient, {to, DType::f32, Device::cpu, matrix->gradient.shape});
+        to += matrix->gradient.count();
     }
 }
 
@@ -137,16 +159,21 @@ void Monitor::Sample::finish(Context& context, int64_t step) {
     std::vector<double> ratios(m.layers_.size(), NAN);
     for (size_t id = 0; id < m.layers_.size(); ++id) {
         LayerHealth& layer = m.layers_[id];
-        const Tensor gradient = m.matrices_[id]->gradient;
+        Tensor gradient = m.matrices_[id]->gradient;
         double square = squared_norm(context, gradient);
         if (other != nullptr) {
+            Context here = m.on_cpu(context);
+            const ArenaScope scope(here.arena);
+            gradient = on_device(here, gradient);
             const Tensor difference{other, DType::f32, Device::cpu, gradient.shape};
-            square = (square + squared_norm(context, difference)) / 2;
+            square = (square + squared_norm(here, difference)) / 2;
             const auto* g = gradient.as<float>();
-            parallel_for(gradient.count(), 1 << 14, [&](int64_t begin, int64_t end) {
-                for (int64_t i = begin; i < end; ++i) other[i] -= g[i];
-            });
-            layer.noise = squared_norm(context, difference) / 2;
+            if (!context.planning()) {
+                parallel_for(gradient.count(), 1 << 14, [&](int64_t begin, int64_t end) {
+                    for (int64_t i = begin; i < end; ++i) other[i] -= g[i];
+                });
+            }
+            layer.noise = squared_norm(here, difference) / 2;
             other += gradient.count();
         }
         layer.gradient = std::max(0.0, square - layer.noise);

@@ -14,6 +14,9 @@
 // in the space (rotated along the tokens, or not) in which they are multiplied; or measured with two passes
 // over the same batch that share no random number, |dW_1 - dW_2|² / 2. A prediction counts each layer's own
 // product; two passes also see what arrives from other layers, and miss the error of nearest rounding.
+//
+// The statistics are made on the CPU. Of a model on a GPU each operand is copied as it is made, so that a
+// sampled step waits; the others do not know of the monitor.
 #pragma once
 
 #include <array>
@@ -55,7 +58,7 @@ class Monitor {
     // Whether the step with this number (1 is the first) is sampled.
     bool is_due(int64_t step) const { return step % every_ == 0; }
     bool takes_two_passes() const { return noise_ == Noise::two_pass; }
-    size_t bytes() const;  // of its own memory
+    size_t bytes() const;  // of its own memory, the CPU's
 
     // Watches one step. The gradients of an independent pass over the batch come first, where two are taken.
     // Nothing that the step computes depends on being watched.
@@ -72,7 +75,7 @@ class Monitor {
         Monitor& monitor_;
     };
     // The model's gradients are those of the independent pass.
-    void keep_other_pass();
+    void keep_other_pass(const Context& context);
 
     // The last sample as a line of the log, but for "tokens" and "time".
     const nlohmann::ordered_json& last() const { return last_; }
@@ -90,6 +93,8 @@ class Monitor {
     void restore(const nlohmann::ordered_json& state);
 
   private:
+    // Where the statistics are made: `context` itself, or one on the CPU whose memory is the monitor's.
+    Context on_cpu(Context& context);
     void observe(Context& context, const QuantLinear::Observation& seen);
     void add_noise(uint16_t layer);
     nlohmann::ordered_json record(int64_t step) const;
@@ -108,6 +113,7 @@ class Monitor {
         double relative_mse = 0;
     };
     Buffer power_memory_, other_gradients_;
+    Arena copies_;  // of operands of a GPU, with the scratch of their statistics
     std::vector<Powers> x_;
     Powers dy_;
 

@@ -35,11 +35,11 @@ bool Trainer::StepResult::is_finite() const { return std::isfinite(loss) && std:
 
 std::optional<Trainer::StepResult> Trainer::train_step() {
     const ArenaScope scope(arena_);
-    const std::vector<AmaxHistory> history = model_->amax_history();
+    const Tensor history = kept_history();
     context_.step = static_cast<uint32_t>(step_);
     load_batch();
     // The mean over all targets of the batch, whatever the micro-batches hold.
-    const auto targets = static_cast<double>(counted_targets(targets_.tensor()));
+    const auto targets = static_cast<double>(counted_targets(targets_.here.tensor()));
 
     const bool sampled = monitor_ && (context_.planning() || monitor_->is_due(step_ + 1));
     if (sampled && monitor_->takes_two_passes()) take_other_pass(targets);
@@ -47,15 +47,18 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     if (sampled) sample.emplace(*monitor_);
     const std::optional<double> loss_sum = accumulate_gradients(targets);
     if (!loss_sum) {
-        model_->amax_history() = history;
+        restore_history(history);
         return {};
     }
 
     const GradientNorm gradient = global_norm(context_, gradients_);
-    StepResult result{*loss_sum / targets, schedule_->lr(step_ - schedule_begin_), gradient.norm, {}};
+    StepResult result{
+        *loss_sum / targets, schedule_->lr(step_ - schedule_begin_), gradient.norm, has_fault(), {}};
     if (sample && result.is_finite()) sample->finish(context_, step_ + 1);
-    if (context_.planning() || !result.is_finite()) model_->amax_history() = history;
-    if (!context_.planning() && (!result.is_finite() || has_fault())) return result;
+    if (!context_.planning() && (!result.is_finite() || result.has_fault)) {
+        restore_history(history);
+        return result;
+    }
     optimizer_->update(context_, step_ + 1, result.lr,
                        clip_factor(gradient.norm, config_.optimizer.grad_clip));
     result.resets = modifiers_->after_update(context_, step_ + 1, steps_, result.lr);
@@ -80,12 +83,12 @@ std::optional<double> Trainer::accumulate_gradients(double targets) {
 
 void Trainer::take_other_pass(double targets) {
     const ArenaScope scope(arena_);
-    const std::vector<AmaxHistory> history = model_->amax_history();
+    const Tensor history = kept_history();
     context_.seed = ~context_.seed;  // keys every coin and every rotation
     const std::optional<double> loss_sum = accumulate_gradients(targets);
     context_.seed = ~context_.seed;
-    model_->amax_history() = history;
-    if (loss_sum) monitor_->keep_other_pass();
+    restore_history(history);
+    if (loss_sum) monitor_->keep_other_pass(context_);
 }
 
 TextLoss Trainer::evaluate(Transformer::Execution execution) {
@@ -174,7 +177,7 @@ void Trainer::take_step() {
         fail_not_finite(
             fmt::format("the loss is {}, the norm of the gradient {}", result->loss, result->grad_norm),
             first_non_finite());
-    if (has_fault()) fail_not_finite("a quantiser met a value that is not finite", first_non_finite());
+    if (result->has_fault) fail_not_finite("a quantiser met a value that is not finite", first_non_finite());
     ++step_;
     log_step(*result, seconds_since(begin));
     if (monitor_ && monitor_->is_due(step_)) log_health();
@@ -275,7 +278,7 @@ void Trainer::end(const char* reason) {
 // Runs the step again, micro-batch by micro-batch, with an eye on every tensor.
 std::string Trainer::first_non_finite() {
     context_.fault = nullptr;  // quantisers wait, and say what they met
-    const auto scale = static_cast<float>(1.0 / static_cast<double>(counted_targets(targets_.tensor())));
+    const auto scale = static_cast<float>(1.0 / static_cast<double>(counted_targets(targets_.here.tensor())));
     std::string first;
     for (int64_t micro_step = 0; micro_step < config_.micro_steps() && first.empty(); ++micro_step) {
         model_->zero_gradients(context_);
@@ -322,24 +325,34 @@ void Trainer::save_checkpoint() {
 }
 
 void Trainer::load_batch() {
-    loader_->load(step_, 0, tokens_.tensor(), targets_.tensor());
+    loader_->load(step_, 0, tokens_.here.tensor(), targets_.here.tensor());
     if (device() == Device::cpu) return;
-    copy(context_, tokens_.tensor(), device_tokens_.tensor());
-    copy(context_, targets_.tensor(), device_targets_.tensor());
+    for (const BatchPart* part : {&tokens_, &targets_})
+        copy(context_, part->here.tensor(), part->there.tensor());
 }
 
-Tensor Trainer::micro_batch(const Buffer& batch, int64_t micro_step) const {
-    const Buffer& there = device() == Device::cpu ? batch
-                          : &batch == &tokens_    ? device_tokens_
-                                                  : device_targets_;
+Tensor Trainer::micro_batch(const BatchPart& part, int64_t micro_step) const {
+    const Tensor all = (device() == Device::cpu ? part.here : part.there).tensor();
     const int64_t rows = config_.train.micro_batch_size;
-    return there.tensor().slice(micro_step * rows, (micro_step + 1) * rows);
+    return all.slice(micro_step * rows, (micro_step + 1) * rows);
+}
+
+Tensor Trainer::kept_history() {
+    const Tensor history = model_->amax_history();
+    const Tensor kept = arena_.allocate(history.dtype, history.shape);
+    if (!context_.planning()) copy(context_, history, kept);
+    return kept;
+}
+
+void Trainer::restore_history(const Tensor& kept) {
+    if (!context_.planning()) copy(context_, kept, model_->amax_history());
 }
 
 bool Trainer::has_fault() const {
-    if (context_.fault == nullptr) return false;
-    const OnCpu fault(fault_.tensor());
-    return *fault.tensor().as<uint32_t>() != 0;
+    if (context_.fault == nullptr || context_.planning()) return false;
+    uint32_t fault = 0;
+    copy(context_, fault_.tensor(), {&fault, DType::u32, Device::cpu, {1}});
+    return fault != 0;
 }
 
 uint32_t Trainer::blocks_rounded() {

@@ -43,8 +43,14 @@ class Trainer {
     struct StepResult {
         double loss = 0;  // nats per token
         double lr = 0, grad_norm = 0;
+        bool has_fault = false;         // on a GPU: a quantiser met a value that is not finite
         std::optional<int64_t> resets;  // ModifierState::after_update()
         bool is_finite() const;
+    };
+
+    // I32 [batch_size, sequence_length] of the batch.
+    struct BatchPart {
+        Buffer here, there;  // there: on the GPU, if the run is
     };
 
     // Adds the gradients of the batch that is loaded. Nothing if it was interrupted; otherwise the summed
@@ -88,8 +94,10 @@ class Trainer {
 
     Device device() const { return arena_.device(); }
     void load_batch();
-    Tensor micro_batch(const Buffer& batch, int64_t micro_step) const;
-    // On a GPU: whether a quantiser of this step met a value that is not finite.
+    Tensor micro_batch(const BatchPart& part, int64_t micro_step) const;
+    // A copy of the model's amax history in the arena; what steps that come to nothing put back.
+    Tensor kept_history();
+    void restore_history(const Tensor& kept);
     bool has_fault() const;
     std::vector<NamedTensor> masters() const;
     std::vector<NamedTensor> optimizer_state();
@@ -105,8 +113,7 @@ class Trainer {
     std::vector<int32_t> text_bytes_;  // of each token
     std::optional<TokenShards> train_shards_, validation_shards_;
     std::optional<Loader> loader_;
-    Buffer tokens_, targets_;                // I32 [batch_size, sequence_length]
-    Buffer device_tokens_, device_targets_;  // the same on a GPU
+    BatchPart tokens_, targets_;
 
     std::vector<Phase> phases_;  // the first begins the run
     size_t phase_ = 0;

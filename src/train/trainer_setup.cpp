@@ -75,7 +75,6 @@ Trainer::Trainer(const RunConfig& config, const TrainOptions& options)
     flops_per_token_ = training_flops_per_token(model_->config(), config_.data.sequence_length);
 }
 
-// What runs on which device, and what does not yet.
 void Trainer::check_device() {
     if (config_.monitor.every > 0 && config_.train.gradients != "f32")
         fail_usage(
@@ -87,15 +86,6 @@ void Trainer::check_device() {
                    config_.optimizer.offload);
     if (device() == Device::cpu) return;
     require_cuda();
-    if (config_.monitor.every > 0)
-        fail_usage(
-            "monitor.every = {}: the monitor reads operands on the cpu; set it to 0 for device.kind = "
-            "\"cuda\"",
-            config_.monitor.every);
-    for (const Phase& phase : phases_)
-        if (!phase.recipe.modifiers.empty())
-            fail_usage("recipe {}: modifiers run on the cpu; leave them out for device.kind = \"cuda\"",
-                       phase.recipe.name);
     fault_ = Buffer(DType::u32, {1}, device());
     context_.fault = fault_.tensor().as<uint32_t>();
     if (parse_allowed(config_.device.allow).fp8_folded) rounded_blocks_ = Buffer(DType::u32, {1}, device());
@@ -116,11 +106,10 @@ void Trainer::read_data() {
         validation_shards_->verify();
     }
     const Shape shape = {config_.train.batch_size, data.sequence_length};
-    tokens_ = Buffer(DType::i32, shape);
-    targets_ = Buffer(DType::i32, shape);
-    if (device() == Device::cpu) return;
-    device_tokens_ = Buffer(DType::i32, shape, device());
-    device_targets_ = Buffer(DType::i32, shape, device());
+    for (BatchPart* part : {&tokens_, &targets_}) {
+        part->here = Buffer(DType::i32, shape);
+        if (device() != Device::cpu) part->there = Buffer(DType::i32, shape, device());
+    }
 }
 
 void Trainer::make_model() {
@@ -218,7 +207,7 @@ void Trainer::plan_memory() {
     for (const AdamW::State& state : optimizer_->state())
         (config_.optimizer.offload == "moments" ? memory_.on_host : memory_.moments) +=
             state.m.bytes() + state.v.bytes();
-    memory_.batch = tokens_.bytes() + targets_.bytes();
+    memory_.batch = tokens_.here.bytes() + targets_.here.bytes();
     memory_.monitor = monitor_ ? monitor_->bytes() : 0;
     memory_.modifiers = modifiers_->bytes();
     memory_.weights = largest.weights;
@@ -241,11 +230,7 @@ std::vector<NamedTensor> Trainer::optimizer_state() {
         tensors.push_back({state.name + ".v", state.v});
     }
     for (NamedTensor& tensor : modifiers_->tensors()) tensors.push_back(std::move(tensor));
-    static_assert(sizeof(AmaxHistory) == 12 * sizeof(float));
-    std::vector<AmaxHistory>& history = model_->amax_history();
-    tensors.push_back(
-        {"amax_history",
-         {history.data(), DType::f32, Device::cpu, {static_cast<int64_t>(history.size()), 2, 6}}});
+    tensors.push_back({"amax_history", model_->amax_history()});
     return tensors;
 }
 

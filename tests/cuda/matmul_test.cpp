@@ -3,24 +3,16 @@
 
 #include <cmath>
 #include <limits>
-#include <random>
 
 #include "gemm/gpu_product.h"
 #include "support/linear_run.h"
 #include "support/on_gpu.h"
+#include "support/samples.h"
 
 namespace nibble {
 namespace {
 
 using Products = OnGpu;
-
-std::vector<float> random_values(int64_t count, unsigned seed) {
-    std::mt19937 engine(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> values(static_cast<size_t>(count));
-    for (float& v : values) v = normal(engine);
-    return values;
-}
 
 // How an operand [rows, k] is given.
 struct Kind {
@@ -48,7 +40,7 @@ struct Product {
 };
 
 Buffer buffer_on(Device device, DType dtype, Shape shape, unsigned seed) {
-    const test::Matrix here(dtype, 1, shape.count(), random_values(shape.count(), seed));
+    const test::Matrix here(dtype, 1, shape.count(), test::normals(shape.count(), seed));
     Buffer buffer(dtype, shape, device);
     copy(here.tensor().reshaped(shape), buffer.tensor());
     return buffer;
@@ -72,7 +64,7 @@ std::vector<float> multiply(Device device, const Product& p) {
     };
     const Buffer scale_a = scale_on(p.a.scale), scale_b = scale_on(p.b.scale);
     const std::vector<float> before =
-        p.accumulates ? random_values(m * n, 5) : std::vector<float>(static_cast<size_t>(m * n), NAN);
+        p.accumulates ? test::normals(m * n, 5) : std::vector<float>(static_cast<size_t>(m * n), NAN);
     const test::Matrix old(p.result, m, n, before);
     const Buffer c(p.result, {m, n}, device);
 
@@ -252,7 +244,7 @@ TEST_F(Products, ClearOrKeepCWhenThereIsNothingToSum) {
 
 // Operands that begin in the middle of a matrix, at addresses that the tensor cores do not read.
 TEST_F(Products, TakeSlicesAtAnyAddress) {
-    std::vector<float> values = random_values(20 * 33, 1);
+    std::vector<float> values = test::normals(20 * 33, 1);
     std::vector<Bf16> narrow;
     for (const float v : values) narrow.push_back(bf16_encode(v));
     const Tensor here = view_of(narrow, {20, 33}), there = put(here);

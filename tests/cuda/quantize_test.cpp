@@ -1,23 +1,15 @@
 // The quantisers on a GPU give the bytes of the CPU's.
 #include <cmath>
-#include <random>
 
 #include "quant/digest.h"
 #include "quant/quant.h"
 #include "support/on_gpu.h"
+#include "support/samples.h"
 
 namespace nibble {
 namespace {
 
 using Quantisers = OnGpu;
-
-std::vector<float> random_values(int64_t count, unsigned seed) {
-    std::mt19937 engine(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> values(static_cast<size_t>(count));
-    for (float& v : values) v = normal(engine);
-    return values;
-}
 
 std::vector<Bf16> rounded(const std::vector<float>& values) {
     std::vector<Bf16> result;
@@ -44,7 +36,7 @@ INSTANTIATE_TEST_SUITE_P(Rows, QuantisersOfLarge, testing::Values(331, 336),
 
 TEST_P(QuantisersOfLarge, MatricesGiveTheBytesOfTheCpu) {
     const int64_t kRows = GetParam(), kCols = 776;
-    std::vector<Bf16> values = rounded(random_values(kRows * kCols, 1));
+    std::vector<Bf16> values = rounded(test::normals(kRows * kCols, 1));
     const RandomKey key = {.seed = 7, .step = 3, .micro_step = 1, .layer = 5, .gemm = Gemm::wgrad};
     Arena here(64 << 20);
     Context cpu{here};
@@ -70,7 +62,7 @@ TEST_P(QuantisersOfLarge, MatricesGiveTheBytesOfTheCpu) {
 
 TEST_F(Quantisers, FindTheAmaxesOfBothOrientationsInOneRead) {
     constexpr int64_t kRows = 200, kCols = 330;
-    std::vector<Bf16> values = rounded(random_values(kRows * kCols, 6));
+    std::vector<Bf16> values = rounded(test::normals(kRows * kCols, 6));
     const Tensor x = view_of(values, {kRows, kCols});
     Arena here(16 << 20), there(16 << 20, Device::cuda);
     Context cpu{here}, other{there};
@@ -104,7 +96,7 @@ TEST_F(Quantisers, FindTheAmaxesOfBothOrientationsInOneRead) {
 // The weight gradient's x: the forward's bytes, turned, and what a product multiplies beside the bytes.
 TEST_F(Quantisers, ReadTheForwardsBytesAlongTheirRows) {
     constexpr int64_t kRows = 200, kCols = 330, kKept = 312;
-    std::vector<Bf16> values = rounded(random_values(kRows * kCols, 5));
+    std::vector<Bf16> values = rounded(test::normals(kRows * kCols, 5));
     Arena here(16 << 20), there(16 << 20, Device::cuda);
     Context cpu{here}, other{there};
     for (const std::string_view of_forward :
@@ -139,7 +131,7 @@ TEST_F(Quantisers, ReadTheForwardsBytesAlongTheirRows) {
 
 TEST_F(Quantisers, AreReadBackAsTheCpuReadsThem) {
     constexpr int64_t kRows = 45, kCols = 330;
-    std::vector<float> values = random_values(kRows * kCols, 2);
+    std::vector<float> values = test::normals(kRows * kCols, 2);
     Arena here(16 << 20), there(16 << 20, Device::cuda);
     Context cpu{here}, other{there};
     for (const RecordedDigest& recorded : recorded_digests()) {
@@ -171,7 +163,7 @@ TEST_F(Quantisers, AreReadBackAsTheCpuReadsThem) {
 }
 
 TEST_F(Quantisers, NameTheElementThatIsNotFinite) {
-    std::vector<float> values = random_values(40 * 64, 3);
+    std::vector<float> values = test::normals(40 * 64, 3);
     values[5 * 64 + 17] = NAN;
     const Tensor x = put(view_of(values, {40, 64}));
     for (const char* text :
@@ -191,7 +183,7 @@ TEST_F(Quantisers, NameTheElementThatIsNotFinite) {
 
 // Inside a training step nothing waits for the GPU: the fault is raised, and read at the end of the step.
 TEST_F(Quantisers, RaiseTheFaultOfAContextThatHasOne) {
-    std::vector<float> values = random_values(40 * 64, 4);
+    std::vector<float> values = test::normals(40 * 64, 4);
     const QuantSpec spec = parse_spec("nvfp4 1x16 scale=four-six:mse");
     const Tensor fault = allocate(DType::u32, {1}), good = put(view_of(values, {40, 64}));
     fill_zero(gpu(), fault);
@@ -215,7 +207,7 @@ TEST_F(Quantisers, RotateAndTurnBackAsTheCpuDoes) {
     using Turn = void (*)(Context&, int, const SignBits&, const Tensor&, int);
     for (const Turn turn : {rotate, unrotate, rotate_rows, unrotate_rows}) {
         for (const int size : {16, 32, 64, 128}) {
-            std::vector<float> values = random_values(kRows * kCols, 5);
+            std::vector<float> values = test::normals(kRows * kCols, 5);
             const Tensor x = view_of(values, {kRows, kCols}), there = put(x);
             turn(cpu, size, signs, x, 2);
             turn(gpu(), size, signs, there, 2);
@@ -225,7 +217,7 @@ TEST_F(Quantisers, RotateAndTurnBackAsTheCpuDoes) {
 }
 
 TEST_F(Quantisers, TransposeAsTheCpuDoes) {
-    std::vector<Bf16> values = rounded(random_values(70 * 33, 6)), expected(70 * 33);
+    std::vector<Bf16> values = rounded(test::normals(70 * 33, 6)), expected(70 * 33);
     Arena none(0);
     Context cpu{none};
     transpose(cpu, view_of(values, {70, 33}), view_of(expected, {33, 70}));

@@ -16,19 +16,26 @@ namespace {
 using test::Distribution;
 using test::Matrix;
 
-ClampRange range_of(const Matrix& x, double q) {
+struct Range {
+    float low = 0, high = 0;
+    Tensor tensor() { return {this, DType::f32, Device::cpu, {2}}; }
+};
+
+Range range_of(const Matrix& x, double q) {
     Arena arena;
     Context context{arena};
-    quantile_range(context, x.tensor(), q);
+    Range range;
+    quantile_range(context, x.tensor(), q, range.tensor());
     arena.commit();
-    return quantile_range(context, x.tensor(), q);
+    quantile_range(context, x.tensor(), q, range.tensor());
+    return range;
 }
 
-Matrix clamped(const Matrix& x, ClampRange range) {
+Matrix clamped(const Matrix& x, Range range) {
     Matrix out(x.tensor().dtype, x.rows(), x.cols());
     Arena none(0);
     Context context{none};
-    clamp(context, x.tensor(), range, out.tensor());
+    clamp(context, x.tensor(), range.tensor(), out.tensor());
     return out;
 }
 
@@ -41,7 +48,7 @@ Matrix laplace(DType dtype, int64_t rows, int64_t cols) {
 void expect_the_sorted_ones(const Matrix& x, double q, int64_t cut) {
     std::vector<float> sorted = x.values();
     std::sort(sorted.begin(), sorted.end());
-    const ClampRange range = range_of(x, q);
+    const Range range = range_of(x, q);
     EXPECT_EQ(range.low, sorted.at(static_cast<size_t>(cut)));
     EXPECT_EQ(range.high, sorted.at(sorted.size() - 1 - static_cast<size_t>(cut)));
 }
@@ -75,7 +82,7 @@ TEST(Quantiles, HaveAnySignAndAnySize) {
 TEST(Quantiles, L23_LeaveTheShareOutsideThatIsAskedFor) {
     const Matrix x(DType::f32, 1000, 100, test::normals(100'000));
     for (const auto& [q, share] : {std::pair(.999, .002), std::pair(.99, .02), std::pair(.97, .06)}) {
-        const ClampRange range = range_of(x, q);
+        const Range range = range_of(x, q);
         const std::vector<float> values = x.values();
         const auto outside = std::count_if(values.begin(), values.end(),
                                            [&](float v) { return v < range.low || v > range.high; });
@@ -92,7 +99,7 @@ TEST(Quantiles, AreRefusedOutsideOfTheUpperHalf) {
 // --- the split ---
 
 // The product with the identity gives back what the two parts add up to.
-std::vector<float> put_together(const Matrix& x, ClampRange range, DType weights) {
+std::vector<float> put_together(const Matrix& x, Range range, DType weights) {
     const Matrix narrow = clamped(x, range);
     std::vector<float> identity(static_cast<size_t>(x.cols() * x.cols()), 0.0f);
     for (int64_t i = 0; i < x.cols(); ++i) identity[static_cast<size_t>(i * (x.cols() + 1))] = 1;
@@ -100,7 +107,7 @@ std::vector<float> put_together(const Matrix& x, ClampRange range, DType weights
         product(DType::f32, x.rows(), x.cols(), narrow.values());
     Arena none(0);
     Context context{none};
-    add_outlier_product(context, x.tensor(), range, w.tensor(), product.tensor(), product.tensor());
+    add_outlier_product(context, x.tensor(), range.tensor(), w.tensor(), product.tensor(), product.tensor());
     return product.values();
 }
 
@@ -123,7 +130,7 @@ TEST(Outliers, AreCutOffWhereTheRangeEnds) {
 TEST(Outliers, AreMultipliedInHighPrecision) {
     const Matrix x = laplace(DType::bf16, 40, 24);
     const Matrix w(DType::bf16, 16, 24, test::normals(16 * 24, 8));
-    const ClampRange range = range_of(x, 0.9);
+    Range range = range_of(x, 0.9);
     std::vector<float> rest = x.values();
     const std::vector<float> narrow = clamped(x, range).values();
     for (size_t i = 0; i < rest.size(); ++i) rest[i] -= narrow[i];
@@ -132,7 +139,7 @@ TEST(Outliers, AreMultipliedInHighPrecision) {
     Arena none(0);
     Context context{none};
     const Matrix product(DType::f32, 40, 16), y(DType::bf16, 40, 16);
-    add_outlier_product(context, x.tensor(), range, wt.tensor(), product.tensor(), y.tensor());
+    add_outlier_product(context, x.tensor(), range.tensor(), wt.tensor(), product.tensor(), y.tensor());
     EXPECT_LT(test::relative_error(product.values(), expected), 1e-6);
     EXPECT_EQ(y.values(), Matrix(DType::bf16, 40, 16, product.values()).values());
 }

@@ -690,26 +690,6 @@ TEST(QuantLinear, RefusesTensorsOfOtherShapes) {
                  Error);
 }
 
-TEST(QuantLinear, RefusesOnAGpuWhatHasNoFormThere) {
-    const auto refusal = [](const Recipe& recipe, const Tensor& round_target) {
-        Arena arena(Device::cuda);
-        Context context{arena};
-        const QuantLinear layer(recipe, 64, 32, 0);
-        try {
-            layer.prepare(context, {nullptr, DType::f32, Device::cuda, {32, 64}}, nullptr, round_target);
-        } catch (const Error& error) {
-            return std::string(error.what());
-        }
-        return std::string();
-    };
-    Recipe factor = uniform("fp4 row");
-    factor.wgrad_factor = Dge{};
-    EXPECT_EQ(refusal(factor, {}), "wgrad.factor runs on the cpu only; use device.kind = \"cpu\"");
-    EXPECT_TRUE(refusal(uniform("nvfp4 tensor=delayed"), {}).starts_with("tensor=delayed runs on the cpu"));
-    const Tensor target{nullptr, DType::f32, Device::cuda, {32, 64}};
-    EXPECT_TRUE(refusal(uniform("nvfp4"), target).starts_with("rounding towards a target runs on the cpu"));
-}
-
 TEST(QuantLinear, NamesTheOperandThatIsNotFinite) {
     LinearInput input = random_input(32, 32, 32);
     input.x.tensor().as<Bf16>()[40] = bf16_encode(INFINITY);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/cuda.h"
 #include "io/safetensors.h"
 #include "nn/transformer.h"
 #include "numerics/philox.h"
@@ -115,10 +116,10 @@ inline std::vector<HuggingFaceTensor> hugging_face_tensors(const ModelConfig& co
 
 inline void load_weights(Transformer& model, const SafetensorsFile& file, const std::string& prefix) {
     for (const HuggingFaceTensor& part : hugging_face_tensors(model.config())) {
-        const auto from = file.tensor(prefix + part.name).span<const float>();
-        const auto to = model.parameter(part.parameter).master.slice(part.begin, part.end).span<float>();
-        ASSERT_EQ(from.size(), to.size()) << part.name;
-        std::copy(from.begin(), from.end(), to.begin());
+        const Tensor& from = file.tensor(prefix + part.name);
+        const Tensor to = model.parameter(part.parameter).master.slice(part.begin, part.end);
+        ASSERT_EQ(from.count(), to.count()) << part.name;
+        copy(from, to);
     }
 }
 

@@ -246,7 +246,7 @@ TEST_P(FastQuantizer, ReportsAndUsesTheAmaxAsTheReferenceDoes) {
         for (const float previous : {0.0f, 0.25f, 30.0f}) {
             for (const float* given : {static_cast<const float*>(nullptr), &known}) {
                 QuantizeOptions options;
-                options.previous_amax = previous;
+                options.previous_amax = &previous;
                 options.known_amax = given;
                 options.amax = &reported;
                 expect_same_as_reference(spec, in.tensor, options);

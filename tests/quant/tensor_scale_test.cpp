@@ -61,7 +61,7 @@ TEST(TensorScale, DelayedUsesThePreviousAmaxAndReportsThisOne) {
     const Tensor tensor = view_of(x, {4, 64});
     const float previous = 1.5f;
     float amax = 0.0f;
-    const Quantized q("nvfp4 tensor=delayed", tensor, {}, {.previous_amax = previous, .amax = &amax});
+    const Quantized q("nvfp4 tensor=delayed", tensor, {}, {.previous_amax = &previous, .amax = &amax});
     EXPECT_EQ(q.bytes(), Quantized("nvfp4", tensor, {}, {.known_amax = &previous}).bytes());
     EXPECT_GT(amax, 2.0f);
     // the block of the maximum saturates
@@ -84,7 +84,8 @@ TEST(TensorScale, I19_DelayedEdenAbsorbsGrowth) {
     float amax = 0.0f;
     Quantized("nvfp4 scale=eden", tensor, {}, {.amax = &amax}, test::Path::fast);
     const auto values_at = [&](float factor) {
-        return Quantized("nvfp4 scale=eden tensor=delayed", tensor, {}, {.previous_amax = amax / factor},
+        const float previous = amax / factor;
+        return Quantized("nvfp4 scale=eden tensor=delayed", tensor, {}, {.previous_amax = &previous},
                          test::Path::fast)
             .values();
     };

@@ -78,9 +78,13 @@ inline LinearOutput run_linear(const QuantLinear& layer, const LinearInput& inpu
     const Buffer x = on(input.x), w = on(input.w), dy = on(input.dy);
     const Buffer y(DType::f32, {tokens, layer.out()}, device), dx(DType::f32, {tokens, layer.in()}, device),
         dw(DType::f32, {layer.out(), layer.in()}, device);
+    const Buffer state(DType::f32, {2, 6}, device);
+    const Tensor remembered{history, DType::f32, Device::cpu, {2, 6}};
+    if (history != nullptr) copy(remembered, state.tensor());
+    auto* const there = history != nullptr ? reinterpret_cast<AmaxHistory*>(state.data()) : nullptr;
     const auto step = [&](Context& context) {
         const ArenaScope scope(context.arena);
-        const QuantLinear::Weight weight = layer.prepare(context, w.tensor(), history);
+        const QuantLinear::Weight weight = layer.prepare(context, w.tensor(), there);
         for (int i = 0; i < micro_batches; ++i) {
             const ArenaScope micro_scope(context.arena);
             context.micro_step = static_cast<uint32_t>(i);
@@ -96,6 +100,7 @@ inline LinearOutput run_linear(const QuantLinear& layer, const LinearInput& inpu
     step(context);
     arena.commit();
     step(context);
+    if (history != nullptr) copy(state.tensor(), remembered);
     const auto values = [](const Buffer& b) {
         const OnCpu here(b.tensor());
         const auto all = here.tensor().span<float>();
