@@ -79,6 +79,7 @@ TEST_F(ModifiersOnGpu, RoundingTowardsATargetGivesTheCodesOfTheCpu) {
             const SignBits signs = rotation_signs(spec, {.seed = 5});
             run([&](Context& context) {
                 const Device on = context.device;
+                const ArenaScope scope(context.arena);
                 QuantizedMatrix q = allocate_quantized(context.arena, spec, shape[0], shape[1], Keep::both);
                 QuantizeOptions options;
                 options.signs = &signs;

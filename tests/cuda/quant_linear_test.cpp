@@ -35,7 +35,6 @@ void expect_as_on_the_cpu(const Recipe& recipe, int64_t tokens, int64_t in, int6
 
 Recipe uniform(std::string_view spec) {
     Recipe recipe = find_recipe("bf16");
-    recipe.name = std::string(spec);
     for (const std::string_view name : kOperandNames) operand(recipe, name).spec = parse_spec(spec);
     return recipe;
 }

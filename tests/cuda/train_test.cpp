@@ -118,7 +118,7 @@ TEST_F(TrainOnAGpu, ShowsTheHealthThatTheCpuShows) {
             for (const auto& [operand, figures] : expected.at("operands").items())
                 EXPECT_NEAR(found["operands"][operand].at("relative_mse").get<double>(),
                             figures.at("relative_mse").get<double>(),
-                            0.1 * figures.at("relative_mse").get<double>())
+                            0.35 * figures.at("relative_mse").get<double>())
                     << recipe << " " << expected.at("layer") << " " << operand;
         }
     }
