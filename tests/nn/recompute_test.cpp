@@ -18,7 +18,7 @@ constexpr Recompute kLevels[] = {Recompute::norms, Recompute::mlp, Recompute::bl
 struct Step {
     double loss = 0;
     std::vector<float> gradients;
-    std::vector<AmaxHistory> history;
+    std::vector<float> history;       // of delayed scales
     std::map<std::string, int> seen;  // how often the observer saw each operand of each layer
     size_t memory = 0;                // of what it planned
 };
@@ -50,7 +50,8 @@ Step step_of(const Recipe& recipe, const ModelConfig& config, Recompute recomput
     };
     take(0);
     arena.commit();
-    model.amax_history().assign(model.layers(), {});
+    const Tensor history = model.amax_history();
+    std::ranges::fill(history.span<float>(), 0.0f);
     take(2);
     model.observe([&](Context&, const QuantLinear::Observation& o) {
         ++result.seen[fmt::format("{} {}", o.layer, o.operand)];
@@ -60,7 +61,8 @@ Step step_of(const Recipe& recipe, const ModelConfig& config, Recompute recomput
         const auto gradient = p.gradient.span<const float>();
         result.gradients.insert(result.gradients.end(), gradient.begin(), gradient.end());
     }
-    result.history = model.amax_history();
+    const auto amaxes = history.span<const float>();
+    result.history.assign(amaxes.begin(), amaxes.end());
     result.memory = arena.peak();
     return result;
 }
