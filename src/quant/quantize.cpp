@@ -102,8 +102,8 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
 
 bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows, const RotatedSpec& columns,
                       const Tensor& amaxes) {
-    if (context.device == Device::cpu) return false;
-    return cuda::find_both_amaxes(context, x, rows, columns, amaxes);
+    NIBBLE_ON_CUDA(context, find_both_amaxes(context, x, rows, columns, amaxes));
+    return false;
 }
 
 void requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,
@@ -114,9 +114,11 @@ void requantize_transposed(Context& context, const QuantizedMatrix& forward, con
             to_string(forward.spec), forward.rows, forward.cols, out.rows, out.cols);
     QuantizeOptions scaled = options;
     scaled.scale = forward.tensor_scale_ptr();
-    if (context.device == Device::cuda && !out.spec.rotates_rows() &&
-        cuda::requantize_transposed(context, forward, key, out, scaled))
-        return;
+    if constexpr (kHasCuda) {
+        if (context.device == Device::cuda && !out.spec.rotates_rows() &&
+            cuda::requantize_transposed(context, forward, key, out, scaled))
+            return;
+    }
     const ArenaScope scope(context.arena);
     const Tensor values = context.arena.allocate(DType::bf16, {forward.padded_cols, forward.rows});
     dequantize_operand_transposed(context, forward, values);
