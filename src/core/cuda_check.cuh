@@ -1,9 +1,8 @@
 // For .cu files: calls of the CUDA runtime and launches of kernels that do not fail unnoticed.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include "core/cuda.h"
+#include "core/cuda_language.cuh"
 
 namespace nibble::cuda {
 
@@ -18,7 +17,7 @@ template <typename... Parameters, typename... Arguments>
 void launch(const Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
             Arguments&&... arguments) {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    kernel<<<grid, block, shared, context.stream>>>(std::forward<Arguments>(arguments)...);
+    start_kernel(kernel, grid, block, shared, context.stream, std::forward<Arguments>(arguments)...);
     check(cudaGetLastError(), "launch of a kernel");
 }
 

@@ -103,7 +103,7 @@ struct Piece<Bf16, kWidth> {
         Piece piece;
         for (int i = 0; i < kWidth; i += 2) {
             const float second = i + 1 < kWidth ? from[i + 1] : 0.0f;
-            asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(piece.words[i / 2]) : "f"(second), "f"(from[i]));
+            piece.words[i / 2] = bf16_pair(from[i], second);
         }
         return piece;
     }

@@ -69,7 +69,7 @@ __device__ void load_row(const Element* from, int count, float* to) {
 template <typename Element>
 __global__ void __launch_bounds__(kTile)
     forward_kernel(Heads heads, const Element* qkv, Element* out, float* logsumexp) {
-    extern __shared__ float rows[];
+    float* const rows = dynamic_shared<float>();
     __shared__ float p[kTile];
     float* const q = rows;
     float* const sum = q + heads.size;
@@ -123,7 +123,7 @@ template <typename Element>
 __global__ void __launch_bounds__(kTile)
     dq_kernel(Heads heads, const Element* dout, const Element* qkv, const Element* out,
               const float* logsumexp, Element* dqkv) {
-    extern __shared__ float rows[];
+    float* const rows = dynamic_shared<float>();
     __shared__ float ds[kTile];
     float* const q = rows;
     float* const d_row = q + heads.size;
@@ -168,7 +168,7 @@ template <typename Element>
 __global__ void __launch_bounds__(kTile)
     dkv_kernel(Heads heads, const Element* dout, const Element* qkv, const Element* out,
                const float* logsumexp, Element* dqkv) {
-    extern __shared__ float rows[];
+    float* const rows = dynamic_shared<float>();
     __shared__ float p[kTile], ds[kTile];
     float* const k = rows;
     float* const v = k + heads.size;

@@ -69,7 +69,7 @@ struct Softmax {
 template <bool kHolds, LossRow::Rounding kRounding, typename Element>
 __global__ void __launch_bounds__(kThreads, kHolds ? 1 : kMostRows)
     loss_kernel(const LossArguments a, int held, Element* gradients) {
-    extern __shared__ __align__(16) float held_logits[];
+    float* const held_logits = dynamic_shared<float>();
     __shared__ float maxima[kWarp], sums[kWarp];
     const int64_t begin = blockIdx.x * a.vocabulary, end = begin + a.vocabulary;
     const int64_t first = min(end, (begin + kWidth - 1) / kWidth * kWidth),

@@ -52,8 +52,7 @@ __device__ inline float round_by_coin(float v, uint32_t word, int half) {
     return with_sign_of(v, round_by_threshold(a, e2m1_step(a, 0), threshold(word, half)));
 }
 
-// FP8 as the hardware converts it from sm_89 on: to nearest, ties to even, saturating, the sign of zero kept,
-// as numerics/elements.h does; and what the codes are worth, by way of FP16, which holds all of them.
+// Whether the GPU converts to FP8, with the roundings of numerics/elements.h.
 __device__ inline bool has_fp8_conversions() {
 #if __CUDA_ARCH__ >= 890
     return true;
@@ -63,24 +62,15 @@ __device__ inline bool has_fp8_conversions() {
 }
 template <bool kIsE5M2>
 __device__ inline void round_to_fp8(const float (&v)[kGroup], Codes& codes) {
-#if __CUDA_ARCH__ >= 890
 #pragma unroll
     for (int i = 0; i < kGroup; i += 2) {
-        uint16_t pair;
-        uint32_t halves;
-        if constexpr (kIsE5M2) {
-            asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(v[i + 1]), "f"(v[i]));
-            asm("cvt.rn.f16x2.e5m2x2 %0, %1;" : "=r"(halves) : "h"(pair));
-        } else {
-            asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(v[i + 1]), "f"(v[i]));
-            asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
+        float values[2];
+        const uint16_t pair = fp8_pair<kIsE5M2>(v[i], v[i + 1], values);
+        for (int j = 0; j < 2; ++j) {
+            codes.of[i + j] = static_cast<uint8_t>(pair >> (8 * j));
+            codes.value[i + j] = values[j];
         }
-        codes.of[i] = static_cast<uint8_t>(pair & 255u);
-        codes.of[i + 1] = static_cast<uint8_t>(pair >> 8);
-        asm("cvt.f32.f16 %0, %1;" : "=f"(codes.value[i]) : "h"(static_cast<uint16_t>(halves & 0xffffu)));
-        asm("cvt.f32.f16 %0, %1;" : "=f"(codes.value[i + 1]) : "h"(static_cast<uint16_t>(halves >> 16)));
     }
-#endif
 }
 
 // Of 16 scaled values, the first of which has this index in the operand.

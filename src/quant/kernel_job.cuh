@@ -107,10 +107,7 @@ struct Group {
 __device__ inline float max_of(const float (&x)[kGroup]) {
     float largest = fabsf(x[0]);
 #pragma unroll
-    for (int i = 1; i < kGroup; ++i) {
-        const float a = fabsf(x[i]);
-        asm("max.NaN.f32 %0, %0, %1;" : "+f"(largest) : "f"(a));
-    }
+    for (int i = 1; i < kGroup; ++i) largest = max_or_nan(largest, fabsf(x[i]));
     return largest;
 }
 // Its bits: they are ordered as the numbers, a NaN is larger than all.

@@ -27,7 +27,7 @@ __device__ inline float quotient(float x, float c, float inverse) {
 }
 
 // x / c where quotient() does not do. Out of line: hardly any tensor comes here.
-static __device__ __noinline__ float divided(float x, float c) { return x / c; }
+static __device__ __attribute__((noinline)) float divided(float x, float c) { return x / c; }
 
 // Coins of scales: a draw has those of eight groups. Where the eight threads of 128 columns share one, each
 // of them makes that of one of eight steps.

@@ -19,12 +19,6 @@ namespace nibble::cuda {
 inline constexpr int kStreamThreads = 256;
 inline constexpr int kRowsOfPart = kStreamThreads / kGroups;
 
-// What the compiler keeps in a register, instead of computing it again at every use.
-template <typename T>
-__device__ __forceinline__ void keep(T& value) {
-    asm volatile("" : "+r"(value));
-}
-
 // The sign of column `col` of the operand, at both halves of a word.
 __device__ inline uint32_t sign_pair(const Job& job, int64_t col) {
     const int place = static_cast<int>(col) & (job.spec.rotation - 1);
@@ -76,7 +70,7 @@ struct PlainPiece {
 
   private:
     // At the edges, and where rows are not aligned. Out of line: the registers are the other way's.
-    static __device__ __noinline__ uint4 four_words(const Bf16* x, int there) {
+    static __device__ __attribute__((noinline)) uint4 four_words(const Bf16* x, int there) {
         uint32_t words[4] = {};
         for (int j = 0; j < 8 && j < there; ++j) words[j / 2] |= uint32_t{x[j].bits} << (j % 2 * 16);
         return {words[0], words[1], words[2], words[3]};

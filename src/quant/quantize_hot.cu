@@ -125,7 +125,7 @@ template <int kOfRows, int kOfColumns>
 __global__ void __launch_bounds__(kStreamThreads)
     both_amaxes_kernel(const __grid_constant__ Job rows, const __grid_constant__ Job columns, float* amaxes) {
     constexpr int kParts = kSquare / kRowsOfPart;
-    __shared__ alignas(16) uint16_t tile[kSquare * kSquare];
+    alignas(16) __shared__ uint16_t tile[kSquare * kSquare];
     // Pieces of 8 elements are interchanged within a line: a group's 16 lines alike.
     const auto at = [](int line, int col) { return line * kSquare + (col ^ line / kGroup % 8 * 8); };
     const int64_t across = divide_up<int64_t>(rows.cols, kSquare);

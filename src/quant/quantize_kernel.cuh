@@ -118,9 +118,8 @@ __device__ inline void give_amax(uint32_t* amax, uint32_t mine) {
 // The largest magnitude after rotation: of the tensor, or of each row (kOfRows).
 template <bool kTransposed, int kRows, bool kOfRows>
 __global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_constant__ Job job) {
-    extern __shared__ uint4 dynamic[];
     const Tiles<kTransposed, kRows> tiles(job);
-    Reader<kTransposed, kRows> reader(job, dynamic);
+    Reader<kTransposed, kRows> reader(job, dynamic_shared<uint4>());
     uint32_t largest = 0;
     for (int step = 0; step < tiles.count; ++step) {
         Group g;
@@ -192,12 +191,11 @@ __device__ __forceinline__ void quantize_group(const KernelSpec& s, const Job& j
 // Every spec, and x of any kind.
 template <bool kTransposed, int kRows>
 __global__ void __launch_bounds__(kRows* kGroups) quantize_kernel(const __grid_constant__ Job job) {
-    extern __shared__ uint4 dynamic[];
     __shared__ PerThread<kRows> shared;
     __shared__ TensorValues tensor;
     const KernelSpec& s = job.spec;
     const Tiles<kTransposed, kRows> tiles(job);
-    Reader<kTransposed, kRows> reader(job, dynamic);
+    Reader<kTransposed, kRows> reader(job, dynamic_shared<uint4>());
     tensor.prepare(s, job);
     uint32_t largest_value = 0;
     float largest_scale = 0.0f;
