@@ -1,6 +1,13 @@
-// How the kernels of quantize_hot.cu read x: BF16, row by row or transposed, or the packed bytes of the
-// forward, transposed. Tile by tile downwards: while one is quantised the next is on its way. The signs of
-// the rotation are applied to pairs of elements on the way.
+// How the kernels of quantize_hot.cuh read x: BF16 or F32, row by row or transposed, or the packed bytes of
+// the forward, transposed. Tile by tile downwards: while one is quantised the next is on its way. The signs
+// of the rotation are applied on the way.
+//
+// A piece is what a thread reads at once: elements that lie side by side as they are stored.
+//   kWidth            elements
+//   Stored            what becomes of an element in a tile
+//   Source            where a thread's pieces are
+//   load(from, there) the first `there` elements; those beyond are 0
+//   words(to)         as Stored
 //
 // A stream has
 //   kRows         rows of a tile, which has 128 columns
@@ -12,7 +19,7 @@
 
 #include <cuda_bf16.h>
 
-#include "quant/kernel_job.cuh"
+#include "quant/kernel_read.cuh"
 
 namespace nibble::cuda {
 
@@ -35,20 +42,24 @@ __device__ inline void unpack(uint32_t word, float& first, float& second) {
     second = __uint_as_float(word & 0xffff0000u);
 }
 
-// 16 elements of BF16 that lie side by side as they are stored, in words of two.
-struct PlainPiece {
-    // Of x, from an element on.
-    struct Source {
-        const Bf16* x;
-        bool is_vector;
+// Of x, from an element on.
+template <typename Element>
+struct PlainSource {
+    const Element* x;
+    bool is_vector;
 
-        __device__ Source(const Job& job, int64_t line, int64_t first)
-            : x(static_cast<const Bf16*>(job.x) + line * job.stride + first), is_vector(job.is_vector) {}
-        __device__ void advance(int64_t elements) { x += elements; }
-    };
+    __device__ PlainSource(const Job& job, int64_t line, int64_t first)
+        : x(static_cast<const Element*>(job.x) + line * job.stride + first), is_vector(job.is_vector) {}
+    __device__ void advance(int64_t elements) { x += elements; }
+};
+
+// BF16, in words of two.
+struct PlainPiece {
+    using Source = PlainSource<Bf16>;
+    using Stored = uint16_t;
+    static constexpr int kWidth = kGroup;
     uint4 of[2];
 
-    // The first `there` elements; those beyond are 0.
     __device__ __forceinline__ void load(const Source& from, int there) {
         if (from.is_vector && there >= kGroup) {
             of[0] = reinterpret_cast<const uint4*>(from.x)[0];
@@ -77,9 +88,35 @@ struct PlainPiece {
     }
 };
 
-// 16 elements of the forward's bytes: E2M1 codes and the scale that they share. Worth code * scale, exact in
-// BF16.
+struct FloatPiece {
+    using Source = PlainSource<float>;
+    using Stored = uint32_t;
+    static constexpr int kWidth = 4;
+    uint4 of;
+
+    __device__ __forceinline__ void load(const Source& from, int there) {
+        of = from.is_vector && there >= kWidth ? *reinterpret_cast<const uint4*>(from.x)
+                                               : four_words(from.x, there);
+    }
+    __device__ __forceinline__ void words(uint32_t (&to)[kWidth]) const {
+        to[0] = of.x;
+        to[1] = of.y;
+        to[2] = of.z;
+        to[3] = of.w;
+    }
+
+  private:
+    static __device__ __attribute__((noinline)) uint4 four_words(const float* x, int there) {
+        uint32_t words[kWidth] = {};
+        for (int j = 0; j < kWidth && j < there; ++j) words[j] = __float_as_uint(x[j]);
+        return {words[0], words[1], words[2], words[3]};
+    }
+};
+
+// Of the forward's bytes: E2M1 codes and the scale that they share. Worth code * scale, exact in BF16.
 struct PackedPiece {
+    using Stored = uint16_t;
+    static constexpr int kWidth = kGroup;
     struct Source {
         const uint8_t *codes, *scales;
         int shift;
@@ -130,8 +167,11 @@ struct PackedPiece {
     }
 };
 
+__device__ inline float number(uint16_t bf16) { return __uint_as_float(uint32_t{bf16} << 16); }
+__device__ inline float number(uint32_t f32) { return __uint_as_float(f32); }
+
 // kRotates: the spec has a rotation, and its signs are applied.
-template <bool kRotates>
+template <typename Piece, bool kRotates>
 class RowStream {
   public:
     static constexpr bool kTransposed = false;
@@ -139,62 +179,88 @@ class RowStream {
     static constexpr size_t kShared = 0;
 
     __device__ RowStream(const Job& job, void*, int64_t first_row, int64_t first_col)
-        : source_(job, first_row + row(), first_col + col()),
+        : job_(job),
+          source_(job, first_row + row(), first_col + col()),
           step_(kRows * job.stride),
           there_(count_from(first_col + col(), job.cols)),
           rows_(count_from(first_row + row(), job.rows)) {
 #pragma unroll
-        for (int i = 0; kRotates && i < kGroup / 2; ++i) {
+        for (int i = 0; kHasSignPairs && i < kGroup / 2; ++i) {
             signs_[i] =
                 (sign_pair(job, col() + 2 * i) & 0x8000u) | (sign_pair(job, col() + 2 * i + 1) & 0x80000000u);
             keep(signs_[i]);
         }
     }
     __device__ __forceinline__ void fetch() {
-        ahead_.load(source_, rows_ > 0 ? there_ : 0);
+        typename Piece::Source source = source_;
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+            ahead_[i].load(source, rows_ > 0 ? there_ - i * Piece::kWidth : 0);
+            source.advance(Piece::kWidth);
+        }
         source_.advance(step_);
         rows_ -= kRows;
     }
-    __device__ __forceinline__ void settle() { here_ = ahead_; }
+    __device__ __forceinline__ void settle() {
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) here_[i] = ahead_[i];
+    }
     __device__ __forceinline__ void read(int, Group& g) const {
         g.row = row();
         g.col = col();
-        uint32_t words[kGroup / 2];
-        here_.words(words);
 #pragma unroll
-        for (int i = 0; i < kGroup / 2; ++i)
-            unpack(kRotates ? words[i] ^ signs_[i] : words[i], g.x[2 * i], g.x[2 * i + 1]);
+        for (int p = 0; p < kPieces; ++p) {
+            uint32_t words[kWords];
+            here_[p].words(words);
+#pragma unroll
+            for (int i = 0; i < kWords; ++i) {
+                if constexpr (kIsPairs) {
+                    unpack(kHasSignPairs ? words[i] ^ signs_[i] : words[i], g.x[2 * i], g.x[2 * i + 1]);
+                } else {
+                    g.x[p * kWords + i] = number(words[i]);
+                }
+            }
+        }
+        if constexpr (kRotates && !kIsPairs) apply_signs(job_.spec, job_, 0, g);
     }
 
   private:
+    static constexpr bool kIsPairs = sizeof(typename Piece::Stored) == 2;
+    static constexpr bool kHasSignPairs = kRotates && kIsPairs;
+    static constexpr int kPieces = kGroup / Piece::kWidth;  // of a thread
+    static constexpr int kWords = Piece::kWidth / (kIsPairs ? 2 : 1);
+
     static __device__ int row() { return static_cast<int>(threadIdx.x) / kGroups; }
     static __device__ int col() { return static_cast<int>(threadIdx.x) % kGroups * kGroup; }
 
-    PlainPiece::Source source_;
+    const Job& job_;
+    typename Piece::Source source_;
     int64_t step_;
     int there_, rows_;            // columns of this thread and rows from its next on that exist
     uint32_t signs_[kGroup / 2];  // of the rotation
-    PlainPiece ahead_, here_;
+    Piece ahead_[kPieces], here_[kPieces];
 };
 
-// x is stored [contraction, rows]: through a tile in shared memory, 128 lines of 64 rows. Pieces of 8
-// elements are interchanged within a line so that neither side meets a bank twice.
+// x is stored [contraction, rows]: through a tile in shared memory, 128 lines of 64 rows. Vectors of 16 bytes
+// are interchanged within a line so that neither side meets a bank twice.
 template <typename Piece, bool kRotates>
 class ColumnStream {
+    using Stored = typename Piece::Stored;
+
   public:
     static constexpr bool kTransposed = true;
     static constexpr int kRows = 64, kParts = kRows / kRowsOfPart;
-    static constexpr size_t kShared = sizeof(uint16_t) * kTileCols * kRows;
+    static constexpr size_t kShared = sizeof(Stored) * kTileCols * kRows;
 
     __device__ ColumnStream(const Job& job, void* shared, int64_t first_row, int64_t first_col)
-        : tile_(static_cast<uint16_t*>(shared)),
+        : tile_(static_cast<Stored*>(shared)),
           source_(job, first_col + line_of(0), first_row + first_of_piece()),
           lines_apart_(kLinesApart * job.stride),
           lines_(count_from(first_col + line_of(0), job.cols)),
           there_(count_from(first_row + first_of_piece(), job.rows)) {
 #pragma unroll
         for (int i = 0; kRotates && i < kPieces; ++i) {
-            signs_[i] = sign_pair(job, line_of(i));
+            signs_[i] = sign_pair(job, line_of(i)) & (kVector == 4 ? 0x80000000u : 0x80008000u);
             keep(signs_[i]);
         }
     }
@@ -212,14 +278,14 @@ class ColumnStream {
         __syncthreads();  // all have read the tile before
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
-            uint32_t words[kGroup / 2];
+            uint32_t words[kWords];
             ahead_[i].words(words);
             const uint32_t sign = kRotates ? signs_[i] : 0;
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                *reinterpret_cast<uint4*>(tile_ + at(line_of(i), first_of_piece() + 8 * half)) = {
-                    words[4 * half] ^ sign, words[4 * half + 1] ^ sign, words[4 * half + 2] ^ sign,
-                    words[4 * half + 3] ^ sign};
+            for (int v = 0; v < kWords / 4; ++v) {
+                *reinterpret_cast<uint4*>(tile_ + at(line_of(i), first_of_piece() + kVector * v)) = {
+                    words[4 * v] ^ sign, words[4 * v + 1] ^ sign, words[4 * v + 2] ^ sign,
+                    words[4 * v + 3] ^ sign};
             }
         }
         __syncthreads();
@@ -229,29 +295,64 @@ class ColumnStream {
         const int col = static_cast<int>(threadIdx.x) % kGroups * kGroup;
         g.row = row;
         g.col = col;
-        const uint16_t* const from = tile_ + at(col, row);
+        const Stored* const from = tile_ + at(col, row);
 #pragma unroll
-        for (int i = 0; i < kGroup; ++i) g.x[i] = __uint_as_float(uint32_t{from[i * kRows]} << 16);
+        for (int i = 0; i < kGroup; ++i) g.x[i] = number(from[i * kRows]);
     }
 
   private:
-    static constexpr int kPiecesOfLine = kRows / kGroup;
+    static constexpr int kVector = 16 / sizeof(Stored);  // elements
+    static constexpr int kWords = Piece::kWidth * static_cast<int>(sizeof(Stored)) / 4;
+    static constexpr int kPiecesOfLine = kRows / Piece::kWidth;
     static constexpr int kPieces = kTileCols * kPiecesOfLine / kStreamThreads;  // of a thread
     static constexpr int kLinesApart = kStreamThreads / kPiecesOfLine;
 
     static __device__ int line_of(int i) {
         return static_cast<int>(threadIdx.x) / kPiecesOfLine + i * kLinesApart;
     }
-    static __device__ int first_of_piece() { return static_cast<int>(threadIdx.x) % kPiecesOfLine * kGroup; }
+    static __device__ int first_of_piece() {
+        return static_cast<int>(threadIdx.x) % kPiecesOfLine * Piece::kWidth;
+    }
     // Where element (line, row) lies: the same for the 16 lines of a group, but for the line.
-    static __device__ int at(int line, int row) { return line * kRows + (row ^ line / kGroup % 8 * 8); }
+    static __device__ int at(int line, int row) { return line * kRows + (row ^ line / kGroup % 8 * kVector); }
 
-    uint16_t* tile_;
+    Stored* tile_;
     typename Piece::Source source_;
     int64_t lines_apart_;
     int lines_, there_;  // lines from this thread's first on, and rows from its next, that exist
     uint32_t signs_[kPieces];
     Piece ahead_[kPieces];
+};
+
+// The groups of a thread, one after the other.
+template <typename Stream>
+class Walk {
+  public:
+    // Begins to read. `shared`: of Stream::kShared bytes.
+    __device__ Walk(const Job& job, void* shared)
+        : tiles_(job), stream_(job, shared, tiles_.first_row, tiles_.first_col) {
+        stream_.fetch();
+    }
+    // Calls body(group, index) for each; all threads do.
+    template <typename Body>
+    __device__ __forceinline__ void each(Body&& body) {
+        for (int step = 0; step < tiles_.count; ++step) {
+            stream_.settle();
+            if (step + 1 < tiles_.count) stream_.fetch();
+#pragma unroll 1
+            for (int part = 0; part < Stream::kParts; ++part) {
+                Group g;
+                stream_.read(part, g);
+                g.row += tiles_.row(step);
+                g.col += tiles_.first_col;
+                body(g, step * Stream::kParts + part);
+            }
+        }
+    }
+
+  private:
+    const Tiles<Stream::kTransposed, Stream::kRows> tiles_;
+    Stream stream_;
 };
 
 }  // namespace nibble::cuda

@@ -162,7 +162,7 @@ bool run_passes(const Context& context, Job job, const Scratch& scratch, const Q
     auto* const found = reinterpret_cast<float*>(&job.scalars->amax);
     job.amax = is_known ? options.known_amax : found;
     if (spec.tensor == TensorScale::delayed) job.previous_amax = options.previous_amax;
-    const bool is_hot = has_hot_kernels(job);
+    const bool is_hot = has_hot_kernels(job, options.transposed);
     if (is_needed && !is_known) (is_hot ? find_amax_hot : find_amax<false>)(context, job, options.transposed);
     if (options.amax != nullptr) {
         check(cudaMemcpyAsync(options.amax, job.amax, sizeof(float), cudaMemcpyDefault, context.stream),
@@ -237,7 +237,7 @@ bool requantize_transposed(Context& context, const QuantizedMatrix& forward, con
     Job job = make_job(out.spec, shape_only, key, out, transposed);
     job.forward = {forward.codes.as<uint8_t>(), forward.scales.as<uint8_t>(),
                    std::countr_zero(static_cast<unsigned>(forward.spec.block_size())), forward.spec.is_mx()};
-    if (!has_hot_kernels(job)) return false;
+    if (!has_hot_kernels(job, true)) return false;
     const ArenaScope scope(context.arena);
     const Scratch scratch(context, out);
     const bool failed = !context.planning() && run_passes(context, job, scratch, out, transposed);

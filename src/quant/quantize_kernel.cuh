@@ -226,11 +226,15 @@ inline dim3 divide_tiles(Job& job, int rows_of_tile) {
 inline constexpr int kFewRows = 32;    // of a tile
 inline constexpr int kManyRows = 128;  // where squares have so many
 
-// The kernels of quantize_hot.cu, for BF16 and the specs that training spends its time in. False where there
-// is none.
-bool has_hot_kernels(const Job& job);
+// The kernels of quantize_hot.cu and quantize_hot_weights.cu, for the specs that training spends its time in.
+// False where there is none.
+bool has_hot_kernels(const Job& job, bool transposed);
 void find_amax_hot(const Context& context, const Job& job, bool transposed);
 void quantize_hot(const Context& context, const Job& job, bool transposed);
+// Of x in F32.
+bool has_hot_kernels_of_weights(const Job& job, bool transposed);
+void find_amax_of_weights_hot(const Context& context, const Job& job, bool transposed);
+void quantize_weights_hot(const Context& context, const Job& job, bool transposed);
 // The amaxes of x and of its transpose; two floats, zero at first. Both jobs are of the whole of x.
 bool has_both_kernel(const Job& rows, const Job& columns);
 void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns, float* amaxes);

@@ -1,0 +1,52 @@
+// The fast kernels for weights, in F32: once for each update of them. Those that a recipe also quantises
+// along their columns are few, for most recipes take the forward's bytes there.
+#include "quant/quantize_hot.cuh"
+
+namespace nibble::cuda {
+
+namespace {
+
+using namespace hot;
+
+struct OfWeights {
+    static constexpr std::array kSpecs = {
+        kNvfp4, four_six(kNvfp4), square(kNvfp4), square(four_six(kNvfp4)), quest(kMxfp4), fp8(Element::e4m3),
+    };
+};
+
+constexpr bool is_transposed_too(const KernelSpec& s) { return s == kNvfp4; }
+
+template <bool kHasRotation>
+using Rows = RowStream<FloatPiece, kHasRotation>;
+using Columns = ColumnStream<FloatPiece, false>;
+
+}  // namespace
+
+bool has_hot_kernels_of_weights(const Job& job, bool transposed) {
+    return place_of<OfWeights>(job) < OfWeights::kSpecs.size() &&
+           (!transposed || is_transposed_too(job.spec));
+}
+
+void find_amax_of_weights_hot(const Context& context, const Job& job, bool transposed) {
+    if (transposed) return launch_stream<Columns>(context, amax_stream_kernel<0, Columns>, job);
+    if (job.spec.rotation == 0)
+        return launch_stream<Rows<false>>(context, amax_stream_kernel<0, Rows<false>>, job);
+    constexpr int kOfQuest = quest(kMxfp4).rotation;
+    launch_stream<Rows<true>>(context, amax_stream_kernel<kOfQuest, Rows<true>>, job);
+}
+
+void quantize_weights_hot(const Context& context, const Job& job, bool transposed) {
+    with_place<OfWeights>(job, [&]<size_t kIndex>() {
+        constexpr KernelSpec s = OfWeights::kSpecs[kIndex];
+        if constexpr (is_transposed_too(s)) {
+            if (transposed) {
+                launch_stream<Columns>(context, quantize_stream_kernel<OfWeights, kIndex, Columns>, job);
+                return;
+            }
+        }
+        using Stream = Rows<s.rotation != 0>;
+        launch_stream<Stream>(context, quantize_stream_kernel<OfWeights, kIndex, Stream>, job);
+    });
+}
+
+}  // namespace nibble::cuda
