@@ -1,6 +1,7 @@
 // The quantisers on a GPU give the bytes of the CPU's.
 #include <cmath>
 
+#include "gemm/test_tensors.h"
 #include "quant/digest.h"
 #include "quant/quant.h"
 #include "support/on_gpu.h"
@@ -30,13 +31,19 @@ TEST_F(Quantisers, GiveTheRecordedDigestsOfEverySpec) {
 
 // Digests are of small matrices: these have many tiles in both directions, whole and partial.
 // Rows that begin at multiples of 16 bytes are read another way than others.
-class QuantisersOfLarge : public OnGpu, public testing::WithParamInterface<int64_t> {};
-INSTANTIATE_TEST_SUITE_P(Rows, QuantisersOfLarge, testing::Values(331, 336),
-                         testing::PrintToStringParamName());
+class QuantisersOfLarge : public OnGpu, public testing::WithParamInterface<std::tuple<int64_t, DType>> {};
+std::string name_of_large(const testing::TestParamInfo<std::tuple<int64_t, DType>>& info) {
+    return fmt::format("{}_rows_of_{}", std::get<0>(info.param), name_of(std::get<1>(info.param)));
+}
+INSTANTIATE_TEST_SUITE_P(Rows, QuantisersOfLarge,
+                         testing::Combine(testing::Values(331, 336),
+                                          testing::Values(DType::bf16, DType::f32)),
+                         name_of_large);
 
 TEST_P(QuantisersOfLarge, MatricesGiveTheBytesOfTheCpu) {
-    const int64_t kRows = GetParam(), kCols = 776;
-    std::vector<Bf16> values = rounded(test::normals(kRows * kCols, 1));
+    const auto [rows, dtype] = GetParam();
+    constexpr int64_t cols = 776;
+    const Buffer values = buffer_of(dtype, {rows, cols}, test::normals(rows * cols, 1));
     const RandomKey key = {.seed = 7, .step = 3, .micro_step = 1, .layer = 5, .gemm = Gemm::wgrad};
     Arena here(64 << 20);
     Context cpu{here};
@@ -44,9 +51,9 @@ TEST_P(QuantisersOfLarge, MatricesGiveTheBytesOfTheCpu) {
         const QuantSpec spec = parse_spec(recorded.spec);
         for (const bool transposed : {false, true}) {
             const ArenaScope scope(here);
-            const Tensor x = view_of(values, transposed ? Shape{kCols, kRows} : Shape{kRows, kCols});
-            QuantizedMatrix expected = allocate_quantized(here, spec, kRows, kCols),
-                            found = allocate_quantized(here, spec, kRows, kCols);
+            const Tensor x = values.tensor().reshaped(transposed ? Shape{cols, rows} : Shape{rows, cols});
+            QuantizedMatrix expected = allocate_quantized(here, spec, rows, cols),
+                            found = allocate_quantized(here, spec, rows, cols);
             QuantizeOptions options;
             options.transposed = transposed;
             quantize(cpu, spec, x, key, expected, options);
