@@ -330,13 +330,16 @@ class Training {
         context_.step = static_cast<uint32_t>(update_);
         model_.zero_gradients(context_);
         model_.begin_step(context_);
+        const Tensor losses = arena_.allocate(DType::f64, {2});
+        if (!context_.planning()) fill_zero(context_, losses);
         for (int64_t i = 0; i < options_.accumulate; ++i) {
             context_.micro_step = static_cast<uint32_t>(i);
             const float scale = 1.0f / static_cast<float>(tokens_.tensor().count() * options_.accumulate);
-            loss_ = model_.forward_backward(context_, tokens_.tensor(), targets_.tensor(), scale);
+            model_.forward_backward(context_, tokens_.tensor(), targets_.tensor(), scale, losses);
         }
         const GradientNorm norm = global_norm(context_, gradients_);
         optimizer_->update(context_, ++update_, 1e-4, clip_factor(norm.norm, 1.0));
+        loss_ = read_loss(context_, losses);
         if (!context_.planning()) synchronize(context_);
         return now() - begin;
     }

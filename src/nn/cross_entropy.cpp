@@ -225,17 +225,37 @@ HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, cons
     return run(context, x, weight, targets, loss_rows, operands, false, 1.0f, {}, {});
 }
 
+HeadLoss read_loss(const Context& context, const Tensor& totals) {
+    if (context.planning()) return {};
+    std::vector<double> here(2);
+    copy(context, totals, view_of(here, totals.shape));
+    return {here[0], static_cast<int64_t>(here[1])};
+}
+
 HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                             float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands,
                             std::optional<Fp8Sums> fp8) {
+    const ArenaScope scope(context.arena);
+    const Tensor totals = context.arena.allocate(DType::f64, {2});
+    if (!context.planning()) fill_zero(context, totals);
+    head_loss_backward(context, x, weight, targets, scale, dx, dweight, totals, operands, fp8);
+    return read_loss(context, totals);
+}
+
+void head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                        float scale, const Tensor& dx, const Tensor& dweight, const Tensor& totals,
+                        HeadOperands operands, std::optional<Fp8Sums> fp8) {
     require_activations({&x, &dx}, "head_loss_backward");
     require(dx.count() == x.count() && dweight.count() == weight.count(),
             "head_loss_backward: dx {} and dweight {} do not fit x {} and weight {}", dx.shape.str(),
             dweight.shape.str(), x.shape.str(), weight.shape.str());
     check_shapes(x, weight, targets);
-    NIBBLE_ON_CUDA(context,
-                   head_loss_backward(context, x, weight, targets, scale, dx, dweight, operands, fp8));
-    return run(context, x, weight, targets, {}, operands, true, scale, dx, dweight);
+    NIBBLE_ON_CUDA(
+        context, head_loss_backward(context, x, weight, targets, scale, dx, dweight, totals, operands, fp8));
+    const HeadLoss loss = run(context, x, weight, targets, {}, operands, true, scale, dx, dweight);
+    if (context.planning()) return;
+    totals.as<double>()[0] += loss.loss_sum;
+    totals.as<double>()[1] += static_cast<double>(loss.count);
 }
 
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,

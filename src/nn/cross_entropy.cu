@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, kHolds ? 1 : kMostRows)
 
 // result: the sum of the losses in double, and how many targets counted.
 __global__ void __launch_bounds__(kThreads)
-    total_kernel(int64_t rows, const float* losses, const int32_t* targets, double* result) {
+    total_kernel(int64_t rows, const float* losses, const int32_t* targets, double* totals) {
     __shared__ double sums[kWarp], counts[kWarp];
     double sum = 0, count = 0;
 #pragma unroll 4
@@ -157,8 +157,8 @@ __global__ void __launch_bounds__(kThreads)
     sum = block_sum(sum, sums);
     count = block_sum(count, counts);
     if (threadIdx.x != 0) return;
-    result[0] = sum;
-    result[1] = count;
+    totals[0] += sum;
+    totals[1] += count;
 }
 
 // Pieces of a row of logits to hold in the shared memory of a block: none where the cache is large enough.
@@ -292,10 +292,10 @@ int64_t rows_in(int64_t bytes, int64_t row_bytes, int64_t multiple) {
     return std::max(multiple, bytes / row_bytes / multiple * multiple);
 }
 
-// The loss, and its gradients where `backward`.
-HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-             const Tensor& loss_rows, HeadOperands in, std::optional<Fp8Sums> fp8, bool backward, float scale,
-             const Tensor& dx, const Tensor& dweight) {
+// Adds the loss to `totals`; its gradients where `backward`.
+void run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+         const Tensor& loss_rows, HeadOperands in, std::optional<Fp8Sums> fp8, bool backward, float scale,
+         const Tensor& dx, const Tensor& dweight, const Tensor& totals) {
     const bool is_fp8 = in == HeadOperands::fp8;
     const DType operands = is_fp8 ? DType::bf16 : x.dtype;
     const int64_t rows = x.rows(), cols = x.cols(), vocabulary = weight.rows();
@@ -305,7 +305,6 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
 
     const ArenaScope scope(context.arena);
     const Tensor losses = context.arena.allocate(DType::f32, {rows});
-    const Tensor result = context.arena.allocate(DType::f64, {2});
     HeadOperand a = {as_matrix(x), {}}, b = {weight, {}};
     std::optional<HeadInFp8> codes;
     if (is_fp8 && fp8 && HeadInFp8::fits(x, weight)) {
@@ -358,13 +357,10 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
         nibble::matmul(context, Operand::transposed(chunk_gradients), a.transposed(begin, end), dweight,
                        for_dweight);
     }
-    if (context.planning()) return {};
+    if (context.planning()) return;
     launch(context, total_kernel, 1, kThreads, 0, rows, losses.as<float>(), targets.as<int32_t>(),
-           result.as<double>());
+           totals.as<double>());
     if (loss_rows.data != nullptr) cuda::copy(context, losses, loss_rows);
-    std::vector<double> sums(2);
-    cuda::copy(context, result, view_of(sums, {2}));
-    return {sums[0], static_cast<int64_t>(sums[1])};
 }
 
 }  // namespace
@@ -397,13 +393,17 @@ void loss_rows(Context& context, const LossRow& row, const Tensor& logits, const
 
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                    const Tensor& loss_rows, HeadOperands operands, std::optional<Fp8Sums> fp8) {
-    return run(context, x, weight, targets, loss_rows, operands, fp8, false, 1.0f, {}, {});
+    const ArenaScope scope(context.arena);
+    const Tensor totals = context.arena.allocate(DType::f64, {2});
+    if (!context.planning()) cuda::fill_zero(context, totals);
+    run(context, x, weight, targets, loss_rows, operands, fp8, false, 1.0f, {}, {}, totals);
+    return read_loss(context, totals);
 }
 
-HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands,
-                            std::optional<Fp8Sums> fp8) {
-    return run(context, x, weight, targets, {}, operands, fp8, true, scale, dx, dweight);
+void head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                        float scale, const Tensor& dx, const Tensor& dweight, const Tensor& totals,
+                        HeadOperands operands, std::optional<Fp8Sums> fp8) {
+    run(context, x, weight, targets, {}, operands, fp8, true, scale, dx, dweight, totals);
 }
 
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,

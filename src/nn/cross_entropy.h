@@ -35,6 +35,13 @@ HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, cons
 HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                             float scale, const Tensor& dx, const Tensor& dweight,
                             HeadOperands operands = HeadOperands::plain, std::optional<Fp8Sums> fp8 = {});
+// The same, for a step that does not wait for each of its losses: adds to `totals`, F64 [2] on the context's
+// device, a sum of losses and a count of targets.
+void head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                        float scale, const Tensor& dx, const Tensor& dweight, const Tensor& totals,
+                        HeadOperands operands = HeadOperands::plain, std::optional<Fp8Sums> fp8 = {});
+// Such totals, when they are there.
+HeadLoss read_loss(const Context& context, const Tensor& totals);
 
 // Logits of every row: F32 [T, V]. For generation and evaluation of few tokens.
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,

@@ -45,9 +45,9 @@ void attention_backward(Context& context, const AttentionShape& shape, const Ten
 
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                    const Tensor& loss_rows, HeadOperands operands, std::optional<Fp8Sums> fp8);
-HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands,
-                            std::optional<Fp8Sums> fp8);
+void head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
+                        float scale, const Tensor& dx, const Tensor& dweight, const Tensor& totals,
+                        HeadOperands operands, std::optional<Fp8Sums> fp8);
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
                  HeadOperands operands, std::optional<Fp8Sums> fp8);
 // nibble::loss_row() of every row. logits: F32 [R, V], not overwritten; targets: I32 [R]; losses: F32 [R];

@@ -125,6 +125,9 @@ class Transformer {
     // tokens, targets: I32 [sequences, length] on the model's device, as all tensors of a call; length at
     // most max_position_embeddings. What backward needs lives in context.arena until the call returns.
     HeadLoss forward_backward(Context& context, const Tensor& tokens, const Tensor& targets, float scale);
+    // The same, without waiting: adds the loss to `totals` (head_loss_backward()).
+    void forward_backward(Context& context, const Tensor& tokens, const Tensor& targets, float scale,
+                          const Tensor& totals);
     // Called in the backward of each block, the last one first, with the gradient of the residual stream at
     // the block's input, [T, C] in the activations' dtype: for studies.
     using ResidualObserver = std::function<void(int block, const Tensor& d_residual)>;

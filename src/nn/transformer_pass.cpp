@@ -313,6 +313,15 @@ AttentionShape Transformer::attention_shape(const Pass& pass) const {
 HeadLoss Transformer::forward_backward(Context& context, const Tensor& tokens, const Tensor& targets,
                                        float scale) {
     const ArenaScope scope(context.arena);
+    const Tensor totals = context.arena.allocate(DType::f64, {2});
+    if (!context.planning()) fill_zero(context, totals);
+    forward_backward(context, tokens, targets, scale, totals);
+    return read_loss(context, totals);
+}
+
+void Transformer::forward_backward(Context& context, const Tensor& tokens, const Tensor& targets, float scale,
+                                   const Tensor& totals) {
+    const ArenaScope scope(context.arena);
     Pass pass = begin_pass(context, tokens, true);
     const size_t before = context.arena.used();
     for (int block = 0; block < config_.num_hidden_layers; ++block) block_forward(context, pass, block);
@@ -324,10 +333,9 @@ HeadLoss Transformer::forward_backward(Context& context, const Tensor& tokens, c
     check(context, pass.normed, "output of norm");
 
     const Tensor& d_normed = pass.delta;
-    const HeadLoss loss =
-        head_loss_backward(context, pass.normed, head().master, flat_targets(tokens, targets), scale,
-                           d_normed, head().gradient, head_operands(), head_sums());
-    if (checks_ && !std::isfinite(loss.loss_sum)) throw FoundNonFinite{"loss"};
+    head_loss_backward(context, pass.normed, head().master, flat_targets(tokens, targets), scale, d_normed,
+                       head().gradient, totals, head_operands(), head_sums());
+    if (checks_ && !std::isfinite(read_loss(context, totals).loss_sum)) throw FoundNonFinite{"loss"};
     check(context, head().gradient, "gradient of " + head().name);
     check(context, d_normed, "gradient of the output of norm");
     const auto allocate = [&](int64_t cols) {
@@ -343,7 +351,6 @@ HeadLoss Transformer::forward_backward(Context& context, const Tensor& tokens, c
     for (int block = config_.num_hidden_layers - 1; block >= 0; --block) block_backward(context, pass, block);
     embedding_backward(context, pass.d_residual, tokens.reshaped({pass.tokens}), embedding().gradient);
     check(context, embedding().gradient, "gradient of embedding");
-    return loss;
 }
 
 Tensor Transformer::hidden_states(Context& context, const Tensor& tokens) {

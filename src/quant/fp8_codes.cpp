@@ -13,6 +13,45 @@ QuantSpec spec_of_fp8(Element element) {
     return parse_spec(element == Element::e5m2 ? "fp8:e5m2 tensor" : "fp8:e4m3 tensor");
 }
 
+void transpose_codes(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out) {
+    NIBBLE_ON_CUDA(context, transpose_codes(context, q, out));
+    const auto* const from = q.codes.as<uint8_t>();
+    auto* const to = out.codes.as<uint8_t>();
+    parallel_for(out.rows, rows_per_task(out.padded_cols), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+            for (int64_t c = 0; c < out.padded_cols; ++c) {
+                to[r * out.padded_cols + c] = c < q.rows ? from[c * q.padded_cols + r] : uint8_t{0};
+            }
+        }
+    });
+}
+
+void fold_to_fp8(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out,
+                 uint32_t* rounded_blocks) {
+    NIBBLE_ON_CUDA(context, fold_to_fp8(context, q, out, rounded_blocks));
+    if (context.planning()) return;
+    const std::span<const uint8_t> scales = q.scales.span<uint8_t>();
+    const int top = fold_range(out.spec.element).top;
+    const int largest = std::max<int>(scales.empty() ? 0 : *std::ranges::max_element(scales), top + 1);
+    *out.tensor_scale_ptr() = *q.tensor_scale_ptr() * power_of_two(largest - 127 - top);
+    std::atomic<uint32_t> rounded{0};
+    const auto* const codes = q.codes.as<uint8_t>();
+    auto* const to = out.codes.as<uint8_t>();
+    parallel_for(q.scales.count(), 64, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) {
+            const int below = largest - scales[static_cast<size_t>(block)];
+            bool is_exact = true;
+            for (int64_t i = block * kMxfp4Block; i < (block + 1) * kMxfp4Block; ++i) {
+                const auto code = static_cast<uint8_t>(codes[i / 2] >> (i % 2 * 4) & 15);
+                to[i] = folded_code(out.spec.element, code, below);
+                is_exact = is_exact && is_folded_exactly(out.spec.element, code, below);
+            }
+            if (!is_exact) ++rounded;
+        }
+    });
+    if (rounded_blocks != nullptr) *rounded_blocks += rounded;
+}
+
 }  // namespace
 
 QuantizedMatrix transposed_codes(Context& context, const QuantizedMatrix& q) {
@@ -26,22 +65,7 @@ QuantizedMatrix transposed_codes(Context& context, const QuantizedMatrix& q) {
     out.padded_cols = out.spec.padded(q.rows);
     out.codes = context.arena.allocate(DType::u8, {out.rows, out.padded_cols});
     out.tensor_scale = q.tensor_scale;
-    if (context.planning()) return out;
-    if constexpr (kHasCuda) {
-        if (context.device == Device::cuda) {
-            cuda::transpose_codes(context, q, out);
-            return out;
-        }
-    }
-    const auto* const from = q.codes.as<uint8_t>();
-    auto* const to = out.codes.as<uint8_t>();
-    parallel_for(out.rows, rows_per_task(out.padded_cols), [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-            for (int64_t c = 0; c < out.padded_cols; ++c) {
-                to[r * out.padded_cols + c] = c < q.rows ? from[c * q.padded_cols + r] : uint8_t{0};
-            }
-        }
-    });
+    if (!context.planning()) transpose_codes(context, q, out);
     return out;
 }
 
@@ -56,33 +80,7 @@ QuantizedMatrix folded_to_fp8(Context& context, const QuantizedMatrix& q, Elemen
     out.cols = out.padded_cols = q.padded_cols;  // where q rotates, its padding holds numbers
     out.codes = context.arena.allocate(DType::u8, {out.rows, out.padded_cols});
     out.tensor_scale = context.arena.allocate(DType::f32, {1});
-    if constexpr (kHasCuda) {
-        if (context.device == Device::cuda) {
-            cuda::fold_to_fp8(context, q, out, rounded_blocks);
-            return out;
-        }
-    }
-    if (context.planning()) return out;
-    const std::span<const uint8_t> scales = q.scales.span<uint8_t>();
-    const int top = fold_range(element).top;
-    const int largest = std::max<int>(scales.empty() ? 0 : *std::ranges::max_element(scales), top + 1);
-    *out.tensor_scale_ptr() = *q.tensor_scale_ptr() * power_of_two(largest - 127 - top);
-    std::atomic<uint32_t> rounded{0};
-    const auto* const codes = q.codes.as<uint8_t>();
-    auto* const to = out.codes.as<uint8_t>();
-    parallel_for(q.scales.count(), 64, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block) {
-            const int below = largest - scales[static_cast<size_t>(block)];
-            bool is_exact = true;
-            for (int64_t i = block * kMxfp4Block; i < (block + 1) * kMxfp4Block; ++i) {
-                const auto code = static_cast<uint8_t>(codes[i / 2] >> (i % 2 * 4) & 15);
-                to[i] = folded_code(element, code, below);
-                is_exact = is_exact && is_folded_exactly(element, code, below);
-            }
-            if (!is_exact) ++rounded;
-        }
-    });
-    if (rounded_blocks != nullptr) *rounded_blocks += rounded;
+    fold_to_fp8(context, q, out, rounded_blocks);
     return out;
 }
 

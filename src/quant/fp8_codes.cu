@@ -1,3 +1,4 @@
+#include "core/cuda_vector.cuh"
 #include "quant/cuda_forms.h"
 #include "quant/fp8_codes.h"
 #include "quant/tiles.cuh"
@@ -141,8 +142,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 unsigned blocks_for(int64_t pieces) {
-    constexpr int64_t kMost = 132 * 8;
-    return static_cast<unsigned>(std::clamp<int64_t>(divide_up<int64_t>(pieces, kThreads), 1, kMost));
+    return std::max(resident_blocks(divide_up<int64_t>(pieces, kThreads), kThreads), 1u);
 }
 
 }  // namespace

@@ -45,15 +45,18 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     if (sampled && monitor_->takes_two_passes()) take_other_pass(targets);
     std::optional<Monitor::Sample> sample;
     if (sampled) sample.emplace(*monitor_);
-    const std::optional<double> loss_sum = accumulate_gradients(targets);
-    if (!loss_sum) {
+    const Tensor losses = arena_.allocate(DType::f64, {2});
+    if (!accumulate_gradients(targets, losses)) {
         restore_history(history);
         return {};
     }
 
-    const GradientNorm gradient = global_norm(context_, gradients_);
-    StepResult result{
-        *loss_sum / targets, schedule_->lr(step_ - schedule_begin_), gradient.norm, has_fault(), {}};
+    const GradientNorm gradient = global_norm(context_, gradients_);  // here the program waits for the GPU
+    StepResult result{read_loss(context_, losses).loss_sum / targets,
+                      schedule_->lr(step_ - schedule_begin_),
+                      gradient.norm,
+                      has_fault(),
+                      {}};
     if (sample && result.is_finite()) sample->finish(context_, step_ + 1);
     if (!context_.planning() && (!result.is_finite() || result.has_fault)) {
         restore_history(history);
@@ -65,30 +68,28 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     return result;
 }
 
-std::optional<double> Trainer::accumulate_gradients(double targets) {
+bool Trainer::accumulate_gradients(double targets, const Tensor& losses) {
+    if (!context_.planning()) fill_zero(context_, losses);
     model_->zero_gradients(context_);
     modifiers_->round_weights(context_);
     model_->begin_step(context_);  // quantises the weights, once for all micro-steps
-    double loss_sum = 0;
     for (int64_t micro_step = 0; micro_step < config_.micro_steps(); ++micro_step) {
-        if (stop_requested()) return {};
+        if (stop_requested()) return false;
         context_.micro_step = static_cast<uint32_t>(micro_step);
-        const HeadLoss loss =
-            model_->forward_backward(context_, micro_batch(tokens_, micro_step),
-                                     micro_batch(targets_, micro_step), static_cast<float>(1 / targets));
-        loss_sum += loss.loss_sum;
+        model_->forward_backward(context_, micro_batch(tokens_, micro_step),
+                                 micro_batch(targets_, micro_step), static_cast<float>(1 / targets), losses);
     }
-    return loss_sum;
+    return true;
 }
 
 void Trainer::take_other_pass(double targets) {
     const ArenaScope scope(arena_);
     const Tensor history = kept_history();
     context_.seed = ~context_.seed;  // keys every coin and every rotation
-    const std::optional<double> loss_sum = accumulate_gradients(targets);
+    const bool is_whole = accumulate_gradients(targets, arena_.allocate(DType::f64, {2}));
     context_.seed = ~context_.seed;
     restore_history(history);
-    if (loss_sum) monitor_->keep_other_pass(context_);
+    if (is_whole) monitor_->keep_other_pass(context_);
 }
 
 TextLoss Trainer::evaluate(Transformer::Execution execution) {

@@ -53,9 +53,9 @@ class Trainer {
         Buffer here, there;  // there: on the GPU, if the run is
     };
 
-    // Adds the gradients of the batch that is loaded. Nothing if it was interrupted; otherwise the summed
-    // loss.
-    std::optional<double> accumulate_gradients(double targets);
+    // The gradients of the batch that is loaded; losses (head_loss_backward()) <- its loss. Does not wait for
+    // the GPU. False if it was interrupted.
+    bool accumulate_gradients(double targets, const Tensor& losses);
     // The gradients of the batch with other random numbers, for the monitor.
     void take_other_pass(double targets);
     // One optimizer step. Nothing if it was interrupted: the run then stands where it stood before the step.

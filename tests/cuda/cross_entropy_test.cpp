@@ -128,6 +128,27 @@ TEST_P(CrossEntropyOnGpu, TheHeadsLossAndGradientsAreThoseOfTheCpu) {
     }
 }
 
+TEST_P(CrossEntropyOnGpu, TheHeadsLossesOfAStepAddUp) {
+    const Twin x = Twin::random(GetParam(), {70, 64}, 1), weight = Twin::random(DType::f32, {96, 64}, 2),
+               targets = Twin::of<int32_t>({70}, targets_of(70, 96)), dx = Twin::output(GetParam(), {70, 64}),
+               dweight = Twin::zeros(DType::f32, {96, 64});
+    HeadLoss loss, of_step;
+    run_on(Device::cuda, [&](Context& context) {
+        const auto tensor = [](const Twin& twin) { return twin.on(Device::cuda); };
+        const ArenaScope scope(context.arena);
+        const Tensor totals = context.arena.allocate(DType::f64, {2});
+        if (!context.planning()) fill_zero(context, totals);
+        loss = head_loss_backward(context, tensor(x), tensor(weight), tensor(targets), 1.0f, tensor(dx),
+                                  tensor(dweight));
+        for (int micro_step = 0; micro_step < 3; ++micro_step)
+            head_loss_backward(context, tensor(x), tensor(weight), tensor(targets), 1.0f, tensor(dx),
+                               tensor(dweight), totals);
+        of_step = read_loss(context, totals);
+    });
+    EXPECT_EQ(of_step.loss_sum, loss.loss_sum + loss.loss_sum + loss.loss_sum);
+    EXPECT_EQ(of_step.count, 3 * loss.count);
+}
+
 TEST_P(CrossEntropyOnGpu, LogitsAreThoseOfTheCpu) {
     for (const HeadOperands operands : {HeadOperands::plain, HeadOperands::fp8}) {
         const Twin x = Twin::random(GetParam(), {5, 72}, 1), weight = Twin::random(DType::f32, {130, 72}, 2);

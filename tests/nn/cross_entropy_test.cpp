@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "core/cuda.h"
 #include "nn/compare.h"
 #include "nn/cross_entropy_reference.h"
 #include "nn/cross_entropy_rows.h"
@@ -124,6 +125,27 @@ TEST_P(HeadLossOf, IsTheSameWithAnyNumberOfThreads) {
         EXPECT_EQ(values_of(dweight.tensor()), first_dweight);
     }
     set_thread_count(before);
+}
+
+TEST_P(HeadLossOf, AddsToTheTotalsOfAStep) {
+    const Size s{70, 16, 90};
+    const Buffer x = random_buffer(GetParam(), {s.rows, s.cols}, 1);
+    const Buffer weight = random_buffer(DType::f32, {s.vocabulary, s.cols}, 2), targets = targets_of(s);
+    const Buffer dx(GetParam(), {s.rows, s.cols}), dweight(DType::f32, {s.vocabulary, s.cols});
+    HeadLoss loss, of_step;
+    run_planned([&](Context& context) {
+        const ArenaScope scope(context.arena);
+        const Tensor totals = context.arena.allocate(DType::f64, {2});
+        if (!context.planning()) fill_zero(context, totals);
+        loss = head_loss_backward(context, x.tensor(), weight.tensor(), targets.tensor(), 1.0f, dx.tensor(),
+                                  dweight.tensor());
+        for (int micro_step = 0; micro_step < 3; ++micro_step)
+            head_loss_backward(context, x.tensor(), weight.tensor(), targets.tensor(), 1.0f, dx.tensor(),
+                               dweight.tensor(), totals);
+        of_step = read_loss(context, totals);
+    });
+    EXPECT_EQ(of_step.loss_sum, loss.loss_sum + loss.loss_sum + loss.loss_sum);
+    EXPECT_EQ(of_step.count, 3 * loss.count);
 }
 
 TEST_P(HeadLossOf, LogitsAreTheProduct) {
