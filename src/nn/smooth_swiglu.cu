@@ -53,39 +53,41 @@ __global__ void __launch_bounds__(kChannelThreads)
         scales[c] = channel_scale(strength, is_exact, amax, scales[c]);
 }
 
-template <int kWidth, typename Element>
-__global__ void __launch_bounds__(kThreads)
-    multiply_kernel(Element* x, int64_t rows, int64_t cols, const float* scales) {
+// to <- from, after change(index, scales, values) of the thread's columns of each row.
+template <int kWidth, typename Element, typename Change>
+__device__ void change_columns(const Element* from, int64_t rows, int64_t cols, const float* scales,
+                               Element* to, Change&& change) {
     const int64_t col = first_column<kWidth>();
     if (col >= cols) return;
     float s[kWidth];
     load_floats(scales + col, s);
     each_row(rows, cols, col, [&](int64_t i) {
         float v[kWidth];
-        load_floats(x + i, v);
+        load_floats(from + i, v);
+        change(i, s, v);
+        store_floats(v, to + i);
+    });
+}
+
+template <int kWidth, typename Element>
+__global__ void __launch_bounds__(kThreads)
+    multiply_kernel(Element* x, int64_t rows, int64_t cols, const float* scales) {
+    change_columns<kWidth>(x, rows, cols, scales, x, [](int64_t, const float(&s)[kWidth], float(&v)[kWidth]) {
         for (int j = 0; j < kWidth; ++j) v[j] *= s[j];
-        store_floats(v, x + i);
     });
 }
 
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads) divide_kernel(const float* x, int64_t rows, int64_t cols,
                                                           const float* scales, bool accumulate, float* out) {
-    const int64_t col = first_column<kWidth>();
-    if (col >= cols) return;
-    float s[kWidth];
-    load_floats(scales + col, s);
-    each_row(rows, cols, col, [&](int64_t i) {
-        float v[kWidth];
-        load_floats(x + i, v);
-        for (int j = 0; j < kWidth; ++j) v[j] = v[j] / s[j];
-        if (accumulate) {
-            float before[kWidth];
-            load_floats(out + i, before);
-            for (int j = 0; j < kWidth; ++j) v[j] = before[j] + v[j];
-        }
-        store_floats(v, out + i);
-    });
+    change_columns<kWidth>(x, rows, cols, scales, out,
+                           [&](int64_t i, const float(&s)[kWidth], float(&v)[kWidth]) {
+                               for (int j = 0; j < kWidth; ++j) v[j] = v[j] / s[j];
+                               if (!accumulate) return;
+                               float before[kWidth];
+                               load_floats(out + i, before);
+                               for (int j = 0; j < kWidth; ++j) v[j] = before[j] + v[j];
+                           });
 }
 
 // Calls body(Constant<width>(), grid) for pieces of the columns of x that all of `rows` can be accessed in.
