@@ -10,6 +10,11 @@ struct CUstream_st;  // cudaStream_t is a pointer to it
 
 namespace nibble {
 
+// What of randomness' keys changes between replays of a recording, in memory of a GPU.
+struct StepCounters {
+    uint32_t step = 0, micro_step = 0;
+};
+
 struct Context {
     Arena& arena;
     Device device = arena.device();
@@ -21,6 +26,9 @@ struct Context {
     uint64_t seed = 0;
     uint32_t step = 0;
     uint32_t micro_step = 0;
+    // On a GPU, for work that is recorded and replayed (core/recording.h): where kernels find these two when
+    // they run. Null: they are told.
+    const StepCounters* counters = nullptr;
 
     // In a planning pass, functions size their buffers and return before touching memory.
     bool planning() const { return arena.planning(); }

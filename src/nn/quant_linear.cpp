@@ -34,6 +34,9 @@ bool has_delayed_scales(const Recipe& recipe) {
     });
 }
 
+// How often what is random about an operand is drawn: once for a step, or in each micro-step.
+enum class Draw : uint8_t { once, each_call };
+
 // The weight's dgrad copy serves a whole step unless its rotation is drawn afresh in each micro-step.
 bool is_fresh_each_call(const QuantSpec& spec) { return spec.has_signs() && spec.signs == Signs::call; }
 
@@ -70,11 +73,10 @@ class QuantLinear::Execution {
     void find_amaxes_of_gradient(const Tensor& dy) {
         if (!quantizes(kDgradDy) || !quantizes(kWgradDy)) return;
         const Tensor amaxes = context_.arena.allocate(DType::f32, {2});
-        const SignBits of_rows = signs(kDgradDy, context_.micro_step),
-                       of_columns = signs(kWgradDy, context_.micro_step);
-        if (!find_both_amaxes(context_, dy, {&at(kDgradDy).spec, &of_rows}, {&at(kWgradDy).spec, &of_columns},
-                              amaxes))
-            return;
+        const auto rotated = [&](Place place) {
+            return RotatedSpec{&at(place).spec, key(place, Draw::each_call), fixed_signs(place)};
+        };
+        if (!find_both_amaxes(context_, dy, rotated(kDgradDy), rotated(kWgradDy), amaxes)) return;
         const auto* const found = static_cast<const float*>(amaxes.data);
         if (found == nullptr) return;  // a planning pass
         know_amax(kDgradDy, found);
@@ -132,54 +134,54 @@ class QuantLinear::Execution {
     // x: [out.rows, out.cols or fewer], or the transpose of that; `scale` (F32 [1]; no shape: 1) times x is
     // meant. round_target: what the codes are rounded towards; no shape: as the spec says. With
     // tensor=delayed the history receives the amax, or `amax` does, if it is not null.
-    void quantize_into(Place place, uint32_t micro_step, const Tensor& x, QuantizedMatrix& out,
+    void quantize_into(Place place, Draw draw, const Tensor& x, QuantizedMatrix& out,
                        bool is_transposed = false, const Tensor& scale = {}, float* amax = nullptr,
                        const Tensor& round_target = {}) const {
         const ArenaScope scope(context_.arena);
-        const SignBits sign_bits = signs(place, micro_step);
-        QuantizeOptions options = quantize_options(place, sign_bits, amax);
+        QuantizeOptions options = quantize_options(place, amax);
         options.transposed = is_transposed;
         options.scale = static_cast<const float*>(scale.data);
         const Tensor padded = is_transposed ? x : detail::padded_columns(context_, x, out.cols);
-        quantize(context_, at(place).spec, padded, key(place, micro_step), out, options);
-        if (round_target.shape.rank() > 0) round_towards(context_, x, round_target, sign_bits, out);
+        quantize(context_, at(place).spec, padded, key(place, draw), out, options);
+        if (round_target.shape.rank() > 0) round_towards(context_, x, round_target, signs(place, draw), out);
         if (options.amax != nullptr && amax == nullptr) record(place, options.amax);
+        if (!layer_.observer_) return;
+        const SignBits sign_bits = signs(place, draw);
         show({layer_.layer_, kOperandNames[place], &out, padded, is_transposed, shown(scale), &sign_bits});
     }
 
     // The transpose of what the forward used: its exact code * scale, quantised again; the tensor scales
     // multiply.
-    void requantize_into(Place place, uint32_t micro_step, const QuantizedMatrix& forward,
+    void requantize_into(Place place, Draw draw, const QuantizedMatrix& forward,
                          QuantizedMatrix& out, float* amax = nullptr) const {
         const ArenaScope scope(context_.arena);
         if (forward.operand.shape.rank() > 0)
-            return quantize_into(place, micro_step, forward.operand, out, true, forward.tensor_scale, amax);
+            return quantize_into(place, draw, forward.operand, out, true, forward.tensor_scale, amax);
         if (!layer_.observer_ && !forward.spec.has_fp32_scales() && out.cols == forward.rows) {
-            const SignBits sign_bits = signs(place, micro_step);
-            const QuantizeOptions options = quantize_options(place, sign_bits, amax);
-            requantize_transposed(context_, forward, key(place, micro_step), out, options);
+            const QuantizeOptions options = quantize_options(place, amax);
+            requantize_transposed(context_, forward, key(place, draw), out, options);
             if (options.amax != nullptr && amax == nullptr) record(place, options.amax);
             return;
         }
         const Tensor values =
             context_.arena.allocate(forward_dtype(forward), {forward.padded_cols, forward.rows});
         dequantize_operand_transposed(context_, forward, values);
-        quantize_into(place, micro_step, values.slice(0, out.rows), out, false, forward.tensor_scale, amax);
+        quantize_into(place, draw, values.slice(0, out.rows), out, false, forward.tensor_scale, amax);
     }
 
-    void make_dgrad_w(const Weight& weight, uint32_t micro_step, QuantizedMatrix& out,
+    void make_dgrad_w(const Weight& weight, Draw draw, QuantizedMatrix& out,
                       float* amax = nullptr) const {
-        if (reads_bytes(kDgradW)) return requantize_into(kDgradW, micro_step, weight.fprop, out, amax);
+        if (reads_bytes(kDgradW)) return requantize_into(kDgradW, draw, weight.fprop, out, amax);
         const Tensor& w = reads_bf16(kDgradW) ? weight.bf16 : weight.master;
-        quantize_into(kDgradW, micro_step, w, out, true, {}, amax);
+        quantize_into(kDgradW, draw, w, out, true, {}, amax);
     }
 
     void make_wgrad_x(const Saved& saved, QuantizedMatrix& out) const {
         const ArenaScope scope(context_.arena);
         if (reads_bytes(kWgradX))
-            requantize_into(kWgradX, context_.micro_step, saved.fprop_x, out);
+            requantize_into(kWgradX, Draw::each_call, saved.fprop_x, out);
         else
-            quantize_into(kWgradX, context_.micro_step, plain_wgrad_x(saved), out, true);
+            quantize_into(kWgradX, Draw::each_call, plain_wgrad_x(saved), out, true);
     }
     Tensor plain_wgrad_x(const Saved& saved) const {
         return reads_bf16(kWgradX) ? detail::as_bf16(context_, saved.x) : saved.x;
@@ -202,7 +204,7 @@ class QuantLinear::Execution {
     }
     QuantizedMatrix quantized_dy(const Tensor& dy) const {
         QuantizedMatrix q = allocate(kDgradDy, dy.rows(), dy.cols());
-        quantize_into(kDgradDy, context_.micro_step, dy, q);
+        quantize_into(kDgradDy, Draw::each_call, dy, q);
         return q;
     }
 
@@ -291,11 +293,10 @@ class QuantLinear::Execution {
     }
 
   private:
-    // `signs` must outlive the options. With tensor=delayed `amax` receives that of the operand, or memory of
-    // the arena's does, for record().
-    QuantizeOptions quantize_options(Place place, const SignBits& signs, float* amax) const {
+    // With tensor=delayed `amax` receives that of the operand, or memory of the arena's does, for record().
+    QuantizeOptions quantize_options(Place place, float* amax) const {
         QuantizeOptions options;
-        options.signs = &signs;
+        options.signs = fixed_signs(place);
         options.name = kOperandNames[place];
         options.known_amax = known_amax_[place];
         if (at(place).spec.tensor != TensorScale::delayed) return options;
@@ -309,15 +310,29 @@ class QuantLinear::Execution {
         return options;
     }
 
-    RandomKey key(Place place, uint32_t micro_step) const {
-        require(micro_step < 256, "a step has at most 256 micro-steps; make micro_batch_size larger");
-        return {context_.seed, context_.step,  static_cast<uint8_t>(micro_step),
-                layer_.layer_, gemm_of(place), place % 2 == 0 ? Side::a : Side::b};
+    RandomKey key(Place place, Draw draw) const {
+        const bool each_call = draw == Draw::each_call;
+        require(context_.micro_step < 256, "a step has at most 256 micro-steps; make micro_batch_size larger");
+        RandomKey key = {.seed = context_.seed,
+                         .step = context_.step,
+                         .micro_step = static_cast<uint8_t>(each_call ? context_.micro_step : 0),
+                         .layer = layer_.layer_,
+                         .gemm = gemm_of(place),
+                         .side = place % 2 == 0 ? Side::a : Side::b};
+        if (context_.counters != nullptr) {
+            key.step_there = &context_.counters->step;
+            key.micro_step_there = each_call ? &context_.counters->micro_step : nullptr;
+        }
+        return key;
     }
 
-    SignBits signs(Place place, uint32_t micro_step) const {
+    const SignBits* fixed_signs(Place place) const {
         const auto& fixed = layer_.fixed_signs_[static_cast<size_t>(gemm_of(place))];
-        return fixed ? *fixed : rotation_signs(at(place).spec, key(place, micro_step));
+        return fixed ? &*fixed : nullptr;
+    }
+    SignBits signs(Place place, Draw draw) const {
+        const SignBits* const fixed = fixed_signs(place);
+        return fixed != nullptr ? *fixed : rotation_signs(at(place).spec, key(place, draw));
     }
 
     // Both operands of a product are padded to what either needs.
@@ -347,7 +362,7 @@ class QuantLinear::Execution {
         if (!quantizes(place)) return plain_factor(place, dy, transpose);
         QuantizedMatrix q =
             transpose ? allocate(place, dy.cols(), dy.rows()) : allocate(place, dy.rows(), dy.cols());
-        quantize_into(place, context_.micro_step, dy, q, transpose);
+        quantize_into(place, Draw::each_call, dy, q, transpose);
         return {for_product(place, q), {}, false, {}};
     }
 
@@ -355,7 +370,7 @@ class QuantLinear::Execution {
         if (quantizes(kDgradW)) {
             if (!is_fresh_each_call(at(kDgradW).spec)) return {weight.for_dgrad, {}, false, {}};
             QuantizedMatrix q = allocate(kDgradW, rows_of_dgrad_w(weight), layer_.out_);
-            make_dgrad_w(weight, context_.micro_step, q);
+            make_dgrad_w(weight, Draw::each_call, q);
             return {for_product(kDgradW, q), {}, false, {}};
         }
         if (transposes_codes(kDgradW)) return {weight.for_dgrad, {}, false, {}};
@@ -406,13 +421,13 @@ class QuantLinear::Execution {
         multiply(place, a, b, gradient, false);
         if (finish.unrotate_rows) {
             const QuantSpec& spec = at(place).spec;
-            unrotate_rows(context_, spec.rotation_size, signs(place, context_.micro_step), gradient,
+            unrotate_rows(context_, spec.rotation_size, signs(place, Draw::each_call), gradient,
                           spec.rotation_rounds());
         }
         const Tensor kept = gradient.slice(0, out.rows());
         if (has_slope) multiply_by_dge_slope(context_, *recipe_.wgrad_factor, of, kept);
         const QuantSpec* rotation = finish.unrotate ? &at(forward).spec : nullptr;
-        detail::finish_gradient(context_, kept, mask, rotation, signs(forward, 0), out, accumulate);
+        detail::finish_gradient(context_, kept, mask, rotation, signs(forward, Draw::once), out, accumulate);
     }
 
     const QuantLinear& layer_;
@@ -463,13 +478,13 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
         const Keep keep = keep_of(kFpropW);
         const bool keeps_both = keep == Keep::operand && (has_target || run.transposes_codes(kDgradW));
         weight.fprop = run.allocate(kFpropW, out_, in_, keeps_both ? Keep::both : keep);
-        run.quantize_into(kFpropW, 0, master, weight.fprop, false, {}, amax_of(kFpropW), round_target);
+        run.quantize_into(kFpropW, Draw::once, master, weight.fprop, false, {}, amax_of(kFpropW), round_target);
         weight.for_fprop = run.for_product(kFpropW, weight.fprop);
     }
     if (run.transposes_codes(kDgradW)) weight.for_dgrad = transposed_codes(context, weight.fprop);
     if (run.quantizes(kDgradW) && !is_fresh_each_call(dgrad_w.spec)) {
         weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_, keep_of(kDgradW));
-        run.make_dgrad_w(weight, 0, weight.dgrad, amax_of(kDgradW));
+        run.make_dgrad_w(weight, Draw::once, weight.dgrad, amax_of(kDgradW));
         weight.for_dgrad = run.for_product(kDgradW, weight.dgrad);
     }
     if (recipe_->outliers) {
@@ -519,7 +534,7 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
             narrow = context.arena.allocate(x.dtype, x.shape);
             clamp(context, x, range, narrow);
         }
-        run.quantize_into(kFpropX, context.micro_step, narrow, quantized);
+        run.quantize_into(kFpropX, Draw::each_call, narrow, quantized);
         a.quantized = quantized;
     } else {
         a = run.plain_factor(kFpropX, x, false);

@@ -24,6 +24,13 @@ NIBBLE_HD Philox scale_coins(const RandomKey& key, uint64_t i) {
     return philox_draw(key.seed, Purpose::scales, i, key.step, key.layer, key.micro_step, operand_of(key));
 }
 
+// The signs of one round of a rotation. Never by the side: both operands of a product share their signs, or
+// nothing cancels.
+NIBBLE_HD Philox sign_draw(const RandomKey& key, int round, uint32_t step, uint8_t micro_step) {
+    return philox_draw(key.seed, Purpose::signs, static_cast<uint64_t>(round), step, key.layer, micro_step,
+                       static_cast<uint8_t>(static_cast<int>(key.gemm) * 2));
+}
+
 // Throws the error of an input that holds a NaN or an infinity, naming the first; if there is none, the
 // rotation of huge values has overflowed.
 [[noreturn]] void fail_not_finite(const Tensor& x, std::string_view name);

@@ -6,11 +6,14 @@
 
 namespace nibble::cuda {
 
-// What a tensor's passes share in memory of the GPU; zero at first.
+// What a tensor's passes share in memory of the GPU: begin_pass() makes it.
 struct Scalars {
-    uint32_t amax = 0;     // bits of the largest magnitude after rotation
-    uint32_t posthoc = 0;  // bits of the largest wide scale
-    uint32_t fault = 0;    // not 0: a value that is not finite was met
+    uint32_t amax;        // bits of the largest magnitude after rotation
+    uint32_t posthoc;     // bits of the largest wide scale
+    uint32_t fault;       // not 0: a value that is not finite was met
+    uint32_t unused;
+    uint32_t counter[2];  // the last two words of the counters of coins
+    uint32_t signs[2][kMaxRotation / 32];  // of the rounds of the rotation
 };
 
 // A spec as kernels read it.
@@ -32,10 +35,9 @@ struct KernelSpec {
 // Draws of coins: the key of each of Philox's ten rounds, which adds a constant to that before, is made once.
 struct CoinSource {
     uint32_t keys[10][2];
-    uint32_t step, rest;  // of the counter
+    const uint2* counter;  // Scalars::counter
 
-    explicit CoinSource(const RandomKey& key)
-        : step(key.step), rest(uint32_t{key.layer} << 16 | uint32_t{key.micro_step} << 8 | operand_of(key)) {
+    explicit CoinSource(const RandomKey& key) {
         for (uint32_t i = 0; i < 10; ++i) {
             keys[i][0] = static_cast<uint32_t>(key.seed) + i * 0x9e3779b9u;
             keys[i][1] = static_cast<uint32_t>(key.seed >> 32) + i * 0xbb67ae85u;
@@ -49,7 +51,8 @@ struct CoinSource {
   private:
     // philox_draw()
     __device__ __forceinline__ Philox draw(Purpose purpose, uint64_t i) const {
-        uint32_t c0 = static_cast<uint32_t>(i), c2 = step, c3 = rest;
+        const uint2 fixed = __ldg(counter);
+        uint32_t c0 = static_cast<uint32_t>(i), c2 = fixed.x, c3 = fixed.y;
         uint32_t c1 = (static_cast<uint32_t>(i >> 32) & 0xffffffu) | static_cast<uint32_t>(purpose) << 24;
 #pragma unroll
         for (int round = 0; round < 10; ++round) {
@@ -75,7 +78,6 @@ struct Job {
     Nvfp4Rule rule;
     float mult;
     CoinSource coins;
-    uint32_t signs[2][kMaxRotation / 32];
     float factor, amax_factor;  // of the rotation: as it is quantised, as its amax is taken
 
     const void* x;  // or, if that is null:
@@ -95,6 +97,11 @@ struct Job {
     const float* previous_amax;  // of the step before: taken instead, where there is one that is not 0
     Scalars* scalars;
     uint32_t* fault;  // raised where a value is not finite
+
+    // Of 32 places of the rotation blocks.
+    __device__ __forceinline__ uint32_t signs(int round, int word) const {
+        return __ldg(&scalars->signs[round][word]);
+    }
 };
 
 // The columns of one thread.

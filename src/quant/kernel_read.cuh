@@ -70,7 +70,7 @@ struct Tiles {
 
 __device__ __forceinline__ void apply_signs(const KernelSpec& s, const Job& job, int round, Group& g) {
     const int place = static_cast<int>(g.col) & (s.rotation - 1);
-    const uint32_t signs = job.signs[round][place / 32] >> (place % 32);
+    const uint32_t signs = job.signs(round, place / 32) >> (place % 32);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i)
         g.x[i] = __uint_as_float(__float_as_uint(g.x[i]) ^ (signs >> i & 1u) << 31);

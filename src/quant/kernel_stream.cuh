@@ -29,7 +29,7 @@ inline constexpr int kRowsOfPart = kStreamThreads / kGroups;
 // The sign of column `col` of the operand, at both halves of a word.
 __device__ inline uint32_t sign_pair(const Job& job, int64_t col) {
     const int place = static_cast<int>(col) & (job.spec.rotation - 1);
-    return (job.signs[0][place / 32] >> (place % 32) & 1u) * 0x80008000u;
+    return (job.signs(0, place / 32) >> (place % 32) & 1u) * 0x80008000u;
 }
 
 // A length that counts down tile by tile, within the tiles of one thread block.

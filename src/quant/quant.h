@@ -23,6 +23,8 @@ struct RandomKey {
     uint16_t layer = 0;
     Gemm gemm = Gemm::fprop;
     Side side = Side::a;
+    // On a GPU, in recorded work: where the two are found when it runs (core/recording.h). Null: as above.
+    const uint32_t *step_there = nullptr, *micro_step_there = nullptr;
 };
 
 // Random signs of one rotation block: bit j set means that element j is negated; bit 128 + j, that it is
@@ -30,6 +32,11 @@ struct RandomKey {
 using SignBits = std::bitset<2 * kMaxRotation>;
 // The signs that `spec` uses under `key` (all clear for a plain Hadamard transform or no rotation).
 SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key);
+// What of the key they depend on.
+struct SignsDepend {
+    bool on_seed = false, on_step = false, on_micro_step = false;
+};
+SignsDepend signs_depend(const QuantSpec& spec, Gemm gemm);
 
 // A matrix in 4 or 8 bits, blocks along the columns (the contraction dimension).
 // value(r, k) = element(code) * byte scale * FP32 scale * tensor_scale, each where the spec has it, in the
@@ -91,7 +98,8 @@ void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x
 // One operand of a pair that is made of one tensor, along its rows and along its columns.
 struct RotatedSpec {
     const QuantSpec* spec;
-    const SignBits* signs;
+    RandomKey key;                    // of its signs,
+    const SignBits* signs = nullptr;  // unless these are given
 };
 // The amaxes of x, BF16, as `rows` and as the transposed `columns` would find them, for known_amax; x is read
 // once. amaxes: F32 [2], of rows first. False, and nothing done, where there is no kernel for that (on a CPU)

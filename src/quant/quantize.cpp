@@ -35,19 +35,22 @@ QuantizedMatrix allocate_quantized(Arena& arena, const QuantSpec& spec, int64_t 
     return q;
 }
 
-SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key) {
-    if (!spec.has_signs()) return {};
+SignsDepend signs_depend(const QuantSpec& spec, Gemm gemm) {
+    if (!spec.has_signs() || spec.signs == Signs::te) return {};
     Signs signs = spec.signs;
-    if (signs == Signs::by_gemm) signs = key.gemm == Gemm::wgrad ? Signs::call : Signs::step;
-    if (signs == Signs::te) return SignBits(0xd7e8);  // the fixed signs of TransformerEngine
-    const uint32_t step = signs == Signs::run ? 0 : key.step;
-    const uint8_t micro_step = signs == Signs::call ? key.micro_step : uint8_t{0};
-    // Never the side: both operands of a product share their signs, or nothing cancels.
-    const uint8_t gemm = static_cast<uint8_t>(static_cast<int>(key.gemm) * 2);
+    if (signs == Signs::by_gemm) signs = gemm == Gemm::wgrad ? Signs::call : Signs::step;
+    return {true, signs != Signs::run, signs == Signs::call};
+}
+
+SignBits rotation_signs(const QuantSpec& spec, const RandomKey& key) {
+    const SignsDepend depend = signs_depend(spec, key.gemm);
+    if (!spec.has_signs()) return {};
+    if (!depend.on_seed) return SignBits(0xd7e8);  // the fixed signs of TransformerEngine
+    const uint32_t step = depend.on_step ? key.step : 0;
+    const uint8_t micro_step = depend.on_micro_step ? key.micro_step : uint8_t{0};
     SignBits result;
     for (int round = 0; round < spec.rotation_rounds(); ++round) {
-        const Philox bits = philox_draw(key.seed, Purpose::signs, static_cast<uint64_t>(round), step,
-                                        key.layer, micro_step, gemm);
+        const Philox bits = sign_draw(key, round, step, micro_step);
         for (int j = 0; j < spec.rotation_size; ++j) {
             result[round * kMaxRotation + j] = (bits.word[j / 32] >> (j % 32) & 1u) != 0;
         }

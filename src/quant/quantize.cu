@@ -6,6 +6,52 @@ namespace nibble::cuda {
 
 namespace {
 
+// What begins a call: the counters of its coins and the signs of its rotation, of a step and micro-step that
+// may be known only when recorded work is replayed.
+struct Beginning {
+    RandomKey key;
+    SignsDepend signs_depend;
+    int rounds;
+    uint32_t fixed_signs[2][kMaxRotation / 32];  // unless they depend on the seed
+
+    Beginning(const QuantSpec& spec, const RandomKey& key_, const SignBits* given)
+        : key(key_), signs_depend(given == nullptr ? nibble::signs_depend(spec, key_.gemm) : SignsDepend{}),
+          rounds(spec.rotation_rounds()), fixed_signs{} {
+        if (signs_depend.on_seed) return;
+        const SignBits signs = given != nullptr ? *given : rotation_signs(spec, key);
+        for (int i = 0; i < 2 * kMaxRotation; ++i) {
+            fixed_signs[i / kMaxRotation][i % kMaxRotation / 32] |= uint32_t{signs[static_cast<size_t>(i)]}
+                                                                    << (i % 32);
+        }
+    }
+};
+
+// Two threads, each of which makes the signs of a round.
+__global__ void begin_kernel(const __grid_constant__ Beginning b, Scalars* scalars) {
+    const int round = static_cast<int>(threadIdx.x);
+    const uint32_t step = b.key.step_there != nullptr ? *b.key.step_there : b.key.step;
+    const uint32_t micro_step =
+        b.key.micro_step_there != nullptr ? *b.key.micro_step_there : b.key.micro_step;
+    if (round == 0) {
+        scalars->amax = scalars->posthoc = scalars->fault = 0;
+        scalars->counter[0] = step;
+        scalars->counter[1] = uint32_t{b.key.layer} << 16 | micro_step << 8 | operand_of(b.key);
+    }
+    Philox draw{};
+    if (b.signs_depend.on_seed && round < b.rounds) {
+        draw = sign_draw(b.key, round, b.signs_depend.on_step ? step : 0,
+                         static_cast<uint8_t>(b.signs_depend.on_micro_step ? micro_step : 0));
+    }
+    for (int i = 0; i < kMaxRotation / 32; ++i)
+        scalars->signs[round][i] = b.signs_depend.on_seed ? draw.word[i] : b.fixed_signs[round][i];
+}
+
+void begin_pass(const Context& context, const Beginning& beginning, Job& job, Scalars* scalars) {
+    job.scalars = scalars;
+    job.coins.counter = reinterpret_cast<const uint2*>(scalars->counter);
+    launch(context, begin_kernel, 1, 2, 0, beginning, scalars);
+}
+
 // tensor=posthoc, the second pass: one thread for each scale byte.
 __global__ void posthoc_scales_kernel(const __grid_constant__ Job job) {
     const int64_t group = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -73,11 +119,6 @@ Job make_job(const QuantSpec& spec, const Tensor& x, const RandomKey& key, Quant
     job.rule = nvfp4_rule(spec.range.numerator, spec.range.denominator, spec.cap);
     job.mult = spec.mult;
     job.coins = CoinSource(key);
-    const SignBits signs = signs_of(spec, key, options);
-    for (int i = 0; i < 2 * kMaxRotation; ++i) {
-        job.signs[i / kMaxRotation][i % kMaxRotation / 32] |= uint32_t{signs[static_cast<size_t>(i)]}
-                                                              << (i % 32);
-    }
     job.amax_factor = hadamard_factor(job.spec.rotation);
     job.factor = spec.emulation ? nibble::round_to_bf16(job.amax_factor) : job.amax_factor;
     job.x = x.data;
@@ -137,24 +178,28 @@ bool has_tensor_scale(const QuantSpec& spec) {
     return is_made_of_amax && !spec.outer_1x128;
 }
 
+Tensor allocate_scalars(Context& context, int64_t count = 1) {
+    return context.arena.allocate(DType::u32, {count * int64_t{sizeof(Scalars) / sizeof(uint32_t)}});
+}
+
 // What the passes of a call need in memory of the GPU, beside what they read and write.
 struct Scratch {
     Tensor scalars, wide;
 
     Scratch(Context& context, const QuantizedMatrix& out)
-        : scalars(context.arena.allocate(DType::u32, {sizeof(Scalars) / sizeof(uint32_t)})),
+        : scalars(allocate_scalars(context)),
           wide(context.arena.allocate(DType::bf16, {out.spec.tensor == TensorScale::posthoc ? out.rows : 0,
                                                     out.padded_cols / kNvfp4Group})) {}
 };
 
 // The passes of one call. True if a value was not finite, where the context does not take note of it.
-bool run_passes(const Context& context, Job job, const Scratch& scratch, const QuantizedMatrix& out,
-                const QuantizeOptions& options) {
+bool run_passes(const Context& context, Job job, const RandomKey& key, const Scratch& scratch,
+                const QuantizedMatrix& out, const QuantizeOptions& options) {
     const QuantSpec& spec = out.spec;
-    job.scalars = static_cast<Scalars*>(scratch.scalars.data);
+    begin_pass(context, Beginning(spec, key, options.signs), job,
+               static_cast<Scalars*>(scratch.scalars.data));
     job.fault = context.fault != nullptr ? context.fault : &job.scalars->fault;
     job.wide = static_cast<Bf16*>(scratch.wide.data);
-    cuda::fill_zero(context, scratch.scalars);
 
     // Where the amax comes from: the step before, the producer of x, or a pass of its own.
     const bool is_known = options.known_amax != nullptr;
@@ -187,9 +232,9 @@ bool run_passes(const Context& context, Job job, const Scratch& scratch, const Q
         launch(context, row_scales_kernel, blocks_of(out.rows), dim3(kThreads), 0, job);
     }
     if (context.fault != nullptr) return false;
-    Scalars result;
-    cuda::copy(context, scratch.scalars, {&result, DType::u32, Device::cpu, scratch.scalars.shape});
-    return result.fault != 0;
+    uint32_t fault = 0;
+    cuda::copy(context, {job.fault, DType::u32, Device::cuda, {1}}, {&fault, DType::u32, Device::cpu, {1}});
+    return fault != 0;
 }
 
 }  // namespace
@@ -199,7 +244,7 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     const ArenaScope scope(context.arena);
     const Scratch scratch(context, out);
     if (context.planning()) return;
-    if (!run_passes(context, make_job(spec, x, key, out, options), scratch, out, options)) return;
+    if (!run_passes(context, make_job(spec, x, key, out, options), key, scratch, out, options)) return;
     Buffer here(x.dtype, x.shape);
     cuda::copy(context, x, here.tensor());
     fail_not_finite(here.tensor(), options.name);
@@ -216,14 +261,18 @@ bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows
         shape.rows = transposed ? x.cols() : x.rows();
         shape.cols = transposed ? x.rows() : x.cols();
         QuantizeOptions options;
-        options.signs = of.signs;
         options.transposed = transposed;
         return make_job(*of.spec, x, {}, shape, options);
     };
-    const Job of_rows = job_of(rows, false), of_columns = job_of(columns, true);
+    Job of_rows = job_of(rows, false), of_columns = job_of(columns, true);
     if (!has_both_kernel(of_rows, of_columns)) return false;
+    const ArenaScope scope(context.arena);
+    const Tensor scalars = allocate_scalars(context, 2);
     if (context.planning()) return true;
     cuda::fill_zero(context, amaxes);
+    auto* const of_both = static_cast<Scalars*>(scalars.data);
+    begin_pass(context, Beginning(*rows.spec, rows.key, rows.signs), of_rows, of_both);
+    begin_pass(context, Beginning(*columns.spec, columns.key, columns.signs), of_columns, of_both + 1);
     find_both_amaxes_hot(context, of_rows, of_columns, amaxes.as<float>());
     return true;
 }
@@ -240,7 +289,7 @@ bool requantize_transposed(Context& context, const QuantizedMatrix& forward, con
     if (!has_hot_kernels(job, true)) return false;
     const ArenaScope scope(context.arena);
     const Scratch scratch(context, out);
-    const bool failed = !context.planning() && run_passes(context, job, scratch, out, transposed);
+    const bool failed = !context.planning() && run_passes(context, job, key, scratch, out, transposed);
     require(!failed,
             "{}: its values are too large to rotate: the sums of the Hadamard transform overflow FP32",
             options.name);

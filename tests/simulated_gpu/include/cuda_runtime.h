@@ -135,6 +135,10 @@ T atomicMax(T* to, std::type_identity_t<T> value) {
 
 // ---- arithmetic ----
 
+template <typename T>
+T __ldg(const T* from) {
+    return *from;
+}
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
