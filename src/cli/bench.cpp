@@ -15,6 +15,7 @@
 #include "train/memory_plan.h"
 #include "train/run_header.h"
 #include "train/speed_of_light.h"
+#include "train/step_replay.h"
 
 namespace nibble {
 
@@ -33,6 +34,7 @@ struct BenchOptions {
     std::string recompute = "none", moments = "f32", gradients = "f32", offload = "none";
     uint64_t memory = 0;  // bytes that a training may take; 0: those that are free
     bool plans = false;   // its memory alone
+    bool replays = true;  // steps on a GPU that are alike
 
     Device device() const { return device_name == name_of(Device::cuda) ? Device::cuda : Device::cpu; }
 };
@@ -320,7 +322,7 @@ class Training {
         }
         step();  // plans the memory
         arena_.commit();
-        step();
+        for (int i = 0; i < 3; ++i) step();  // call by call, recorded, replayed
     }
 
     // Seconds of an optimizer step.
@@ -328,18 +330,26 @@ class Training {
         const double begin = now();
         const ArenaScope scope(arena_);
         context_.step = static_cast<uint32_t>(update_);
-        model_.zero_gradients(context_);
-        model_.begin_step(context_);
-        const Tensor losses = arena_.allocate(DType::f64, {2});
-        if (!context_.planning()) fill_zero(context_, losses);
+        const Tensor losses = arena_.allocate(DType::f64, {2}), norm = arena_.allocate(DType::f64, {2}),
+                     factor = arena_.allocate(DType::f32, {1});
+        const float scale = 1.0f / static_cast<float>(tokens_.tensor().count() * options_.accumulate);
+        std::optional<StepReplay::Kind> kind;
+        if (options_.replays && is_replayable(model_.recipe())) kind = {.scale = scale};
+        replay_.begin(kind, [&] {
+            if (!context_.planning()) fill_zero(context_, losses);
+            model_.zero_gradients(context_);
+            model_.begin_step(context_);
+        });
         for (int64_t i = 0; i < options_.accumulate; ++i) {
             context_.micro_step = static_cast<uint32_t>(i);
-            const float scale = 1.0f / static_cast<float>(tokens_.tensor().count() * options_.accumulate);
-            model_.forward_backward(context_, tokens_.tensor(), targets_.tensor(), scale, losses);
+            replay_.micro_step([&] {
+                model_.forward_backward(context_, tokens_.tensor(), targets_.tensor(), scale, losses);
+            });
         }
-        const GradientNorm norm = global_norm(context_, gradients_);
-        optimizer_->update(context_, ++update_, 1e-4, clip_factor(norm.norm, 1.0));
-        loss_ = read_loss(context_, losses);
+        global_norm(context_, gradients_, norm);
+        clip_factor(context_, norm, losses, 1.0, factor);
+        optimizer_->update(context_, ++update_, 1e-4, factor);
+        if (!context_.planning()) loss_ = read_loss(context_, losses);
         if (!context_.planning()) synchronize(context_);
         return now() - begin;
     }
@@ -364,6 +374,7 @@ class Training {
     const BenchOptions& options_;
     Arena arena_;
     Context context_{arena_};
+    StepReplay replay_{context_};
     Transformer model_;
     std::vector<Tensor> gradients_;
     std::unique_ptr<AdamW> optimizer_;
@@ -537,6 +548,8 @@ void add_bench_command(CLI::App& app) {
     train->add_option("--memory", train_options->memory, "Memory that it may take, such as 80GiB")
         ->transform(CLI::AsSizeValue(true));
     train->add_flag("--plan", train_options->plans, "Only say what memory it needs; needs no GPU itself");
+    train->add_flag("--replay,!--no-replay", train_options->replays,
+                    "Steps on a GPU are recorded and replayed (default), or queued call by call");
     train->add_option("RECIPE", train_options->names, "Built-in recipes (default: bf16)");
     add_allow(train, *train_options);
 }

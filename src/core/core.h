@@ -9,6 +9,7 @@
 #include "core/interrupt.h"
 #include "core/log.h"
 #include "core/parallel.h"
+#include "core/recording.h"
 #include "core/tensor.h"
 #include "core/text_table.h"
 #include "core/version.h"

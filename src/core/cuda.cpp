@@ -19,9 +19,23 @@ void require_cuda() {
     if constexpr (kHasCuda) cuda::require_usable();
 }
 
-void copy(const Context& context, const Tensor& from, const Tensor& to) {
+namespace {
+
+void require_same_size(const Tensor& from, const Tensor& to) {
     require(from.dtype == to.dtype && from.count() == to.count(), "{} {} cannot be copied to {} {}",
             name_of(from.dtype), from.shape.str(), name_of(to.dtype), to.shape.str());
+}
+
+}  // namespace
+
+void queue_copy(const Context& context, const Tensor& from, const Tensor& to) {
+    require_same_size(from, to);
+    NIBBLE_ON_CUDA(context, queue_copy(context, from, to));
+    copy(context, from, to);
+}
+
+void copy(const Context& context, const Tensor& from, const Tensor& to) {
+    require_same_size(from, to);
     if constexpr (kHasCuda) {
         if (from.device == Device::cuda || to.device == Device::cuda) return cuda::copy(context, from, to);
     }

@@ -85,10 +85,14 @@ std::byte* allocate_zeroed(size_t bytes) {
 // In a destructor: what failed before has been reported by its own call.
 void free(std::byte* p) { cudaFree(p); }
 
-void copy(const Context& context, const Tensor& from, const Tensor& to) {
+void queue_copy(const Context& context, const Tensor& from, const Tensor& to) {
     if (from.bytes() == 0) return;
     check(cudaMemcpyAsync(to.data, from.data, from.bytes(), cudaMemcpyDefault, context.stream),
           "copy to or from the GPU");
+}
+
+void copy(const Context& context, const Tensor& from, const Tensor& to) {
+    cuda::queue_copy(context, from, to);
     if (from.device == Device::cpu || to.device == Device::cpu) cuda::synchronize(context);
 }
 

@@ -40,7 +40,9 @@ void require_cuda();
 // to <- from, of one dtype and count, on any devices, after what the context's stream holds already. Returns
 // when it is done if one of them is the CPU's.
 void copy(const Context& context, const Tensor& from, const Tensor& to);
-// The same outside of a step: returns when it is done.
+// The same where one of them lies in a HostBuffer or both on the GPU: does not wait.
+void queue_copy(const Context& context, const Tensor& from, const Tensor& to);
+// The same as copy() outside of a step: returns when it is done.
 void copy(const Tensor& from, const Tensor& to);
 // `tensor` where the context works: itself, or a copy in the context's arena.
 Tensor on_device(const Context& context, const Tensor& tensor);
@@ -65,6 +67,7 @@ void require_usable();
 std::byte* allocate_zeroed(size_t bytes);
 void free(std::byte* p);
 void copy(const Context& context, const Tensor& from, const Tensor& to);
+void queue_copy(const Context& context, const Tensor& from, const Tensor& to);
 void fill_zero(const Context& context, const Tensor& tensor);
 void synchronize(const Context& context);
 }  // namespace cuda

@@ -61,6 +61,16 @@ struct Factor {
 
 }  // namespace
 
+bool is_replayable(const Recipe& recipe) {
+    for (size_t place = 0; place < kOperandNames.size(); ++place) {
+        const QuantSpec& spec = operand(recipe, kOperandNames[place]).spec;
+        const Gemm gemm = gemm_of(static_cast<Place>(place));
+        const bool is_undone = gemm == Gemm::fprop || spec.rotates_rows();
+        if (is_undone && signs_depend(spec, gemm).on_step) return false;
+    }
+    return true;
+}
+
 // One call of a layer: what its steps share.
 class QuantLinear::Execution {
   public:
@@ -152,8 +162,8 @@ class QuantLinear::Execution {
 
     // The transpose of what the forward used: its exact code * scale, quantised again; the tensor scales
     // multiply.
-    void requantize_into(Place place, Draw draw, const QuantizedMatrix& forward,
-                         QuantizedMatrix& out, float* amax = nullptr) const {
+    void requantize_into(Place place, Draw draw, const QuantizedMatrix& forward, QuantizedMatrix& out,
+                         float* amax = nullptr) const {
         const ArenaScope scope(context_.arena);
         if (forward.operand.shape.rank() > 0)
             return quantize_into(place, draw, forward.operand, out, true, forward.tensor_scale, amax);
@@ -169,8 +179,7 @@ class QuantLinear::Execution {
         quantize_into(place, draw, values.slice(0, out.rows), out, false, forward.tensor_scale, amax);
     }
 
-    void make_dgrad_w(const Weight& weight, Draw draw, QuantizedMatrix& out,
-                      float* amax = nullptr) const {
+    void make_dgrad_w(const Weight& weight, Draw draw, QuantizedMatrix& out, float* amax = nullptr) const {
         if (reads_bytes(kDgradW)) return requantize_into(kDgradW, draw, weight.fprop, out, amax);
         const Tensor& w = reads_bf16(kDgradW) ? weight.bf16 : weight.master;
         quantize_into(kDgradW, draw, w, out, true, {}, amax);
@@ -312,7 +321,8 @@ class QuantLinear::Execution {
 
     RandomKey key(Place place, Draw draw) const {
         const bool each_call = draw == Draw::each_call;
-        require(context_.micro_step < 256, "a step has at most 256 micro-steps; make micro_batch_size larger");
+        require(context_.micro_step < 256,
+                "a step has at most 256 micro-steps; make micro_batch_size larger");
         RandomKey key = {.seed = context_.seed,
                          .step = context_.step,
                          .micro_step = static_cast<uint8_t>(each_call ? context_.micro_step : 0),
@@ -478,7 +488,8 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
         const Keep keep = keep_of(kFpropW);
         const bool keeps_both = keep == Keep::operand && (has_target || run.transposes_codes(kDgradW));
         weight.fprop = run.allocate(kFpropW, out_, in_, keeps_both ? Keep::both : keep);
-        run.quantize_into(kFpropW, Draw::once, master, weight.fprop, false, {}, amax_of(kFpropW), round_target);
+        run.quantize_into(kFpropW, Draw::once, master, weight.fprop, false, {}, amax_of(kFpropW),
+                          round_target);
         weight.for_fprop = run.for_product(kFpropW, weight.fprop);
     }
     if (run.transposes_codes(kDgradW)) weight.for_dgrad = transposed_codes(context, weight.fprop);

@@ -26,6 +26,11 @@
 
 namespace nibble {
 
+// Whether what layers do on a GPU under this recipe depends on step and micro-step through Context::counters
+// alone, so that it can be recorded. Not where a rotation is undone whose signs change from step to step: the
+// host hands these over.
+bool is_replayable(const Recipe& recipe);
+
 class QuantLinear {
   public:
     // `layer` keys the randomness; `recipe` must outlive the layer. `allowed`: ways of multiplying on a GPU

@@ -145,8 +145,8 @@ AdamW::AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options)
     }
 }
 
-void AdamW::update(Context& context, int64_t update, double lr, double gradient_factor) {
-    if (context.planning()) return;
+AdamWFactors AdamW::factors_of(const Context& context, int64_t update, double lr,
+                               double gradient_factor) const {
     require(update >= 1, "updates of AdamW count from 1, not {}", update);
     const auto t = static_cast<double>(update);
     AdamWFactors decayed;
@@ -162,7 +162,25 @@ void AdamW::update(Context& context, int64_t update, double lr, double gradient_
     decayed.keep = static_cast<float>(1 - lr * options_.weight_decay);
     decayed.seed = context.seed;
     decayed.update = static_cast<uint32_t>(update);
-    NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, decayed, options_.moments));
+    return decayed;
+}
+
+void AdamW::update(Context& context, int64_t update, double lr, double gradient_factor) {
+    if (context.planning()) return;
+    const AdamWFactors factors = factors_of(context, update, lr, gradient_factor);
+    NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, factors, nullptr, options_.moments));
+    update_on_cpu(factors);
+}
+
+void AdamW::update(Context& context, int64_t update, double lr, const Tensor& gradient_factor) {
+    if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, factors_of(context, update, lr, 1.0),
+                                         gradient_factor.as<float>(), options_.moments));
+    const float factor = *gradient_factor.as<float>();
+    if (!std::isnan(factor)) update_on_cpu(factors_of(context, update, lr, factor));
+}
+
+void AdamW::update_on_cpu(const AdamWFactors& decayed) {
     AdamWFactors plain = decayed;
     plain.keep = 1;
     const auto update_vectors = HWY_DYNAMIC_DISPATCH(UpdateVectors);

@@ -83,8 +83,10 @@ __device__ void update_chunk(const AdamWFactors& f, const Chunk& chunk) {
 
 template <typename Moment>
 __global__ void __launch_bounds__(kThreads)
-    update_kernel(const Chunk* chunks, const __grid_constant__ AdamWFactors factors) {
+    update_kernel(const Chunk* chunks, AdamWFactors factors, const float* gradient_factor) {
     const Chunk chunk = chunks[blockIdx.x];
+    if (gradient_factor != nullptr) factors.gradient *= *gradient_factor;
+    if (isnan(factors.gradient)) return;
     if (chunk.narrow_gradient) {
         update_chunk<Bf16, Moment>(factors, chunk);
     } else {
@@ -133,10 +135,11 @@ Buffer adamw_chunks(std::span<const OptimizedTensor> tensors, std::span<const Ad
     return table;
 }
 
-void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors& factors, DType moments) {
+void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors& factors,
+                  const float* gradient_factor, DType moments) {
     launch(context, moments == DType::bf16 ? update_kernel<Bf16> : update_kernel<float>,
            static_cast<unsigned>(chunks.bytes() / sizeof(Chunk)), kThreads, 0,
-           reinterpret_cast<const Chunk*>(chunks.data()), factors);
+           reinterpret_cast<const Chunk*>(chunks.data()), factors, gradient_factor);
 }
 
 }  // namespace nibble::cuda

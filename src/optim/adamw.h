@@ -59,6 +59,8 @@ class AdamW {
     // Update number `update` (1 is the first), with gradients multiplied by `gradient_factor` (see
     // clip_factor). BF16 moments are rounded by the context's seed.
     void update(Context& context, int64_t update, double lr, double gradient_factor = 1.0);
+    // The same with a factor that lies on the tensors' device, F32 [1]; NaN: nothing changes.
+    void update(Context& context, int64_t update, double lr, const Tensor& gradient_factor);
 
     // The moments, in the order of the tensors: what a checkpoint holds beside the masters.
     const std::vector<State>& state() const { return state_; }
@@ -67,6 +69,9 @@ class AdamW {
     static size_t moment_bytes(const Shape& shape, DType moments);
 
   private:
+    AdamWFactors factors_of(const Context& context, int64_t update, double lr, double gradient_factor) const;
+    void update_on_cpu(const AdamWFactors& decayed);
+
     struct Chunk {
         size_t tensor;
         int64_t begin, end;

@@ -90,17 +90,23 @@ __global__ void __launch_bounds__(kThreads)
     result[1] = first;
 }
 
+// nibble::clip_factor().
+__global__ void factor_kernel(const double* norm, const double* loss, const uint32_t* fault, double limit,
+                              float* factor) {
+    const bool is_good = isfinite(*norm) && isfinite(*loss) && (fault == nullptr || *fault == 0);
+    *factor = !is_good ? NAN : limit > 0 && *norm > limit ? static_cast<float>(limit / *norm) : 1.0f;
+}
+
 }  // namespace
 
-GradientNorm global_norm(Context& context, std::span<const Tensor> gradients) {
+void global_norm(Context& context, std::span<const Tensor> gradients, const Tensor& result) {
     const auto count = static_cast<int64_t>(gradients.size());
     int64_t all_chunks = 0;
     for (const Tensor& gradient : gradients) all_chunks += chunks_of(gradient);
     const ArenaScope scope(context.arena);
     const Tensor sums = context.arena.allocate(DType::f64, {all_chunks});
     const Tensor tensor_sums = context.arena.allocate(DType::f64, {count});
-    const Tensor result = context.arena.allocate(DType::f64, {2});
-    if (context.planning()) return {};
+    if (context.planning()) return;
     int64_t chunk = 0;
     for (int64_t begin = 0; begin < count; begin += kTensors) {
         Gradients table{};
@@ -120,9 +126,13 @@ GradientNorm global_norm(Context& context, std::span<const Tensor> gradients) {
     }
     launch(context, norm_kernel, 1, kThreads, 0, static_cast<int>(count), tensor_sums.as<double>(),
            result.as<double>());
-    std::vector<double> values(2);
-    cuda::copy(context, result, view_of(values, {2}));
-    return {values[0], static_cast<int64_t>(values[1])};
+}
+
+void clip_factor(const Context& context, const Tensor& norm, const Tensor& losses, double limit,
+                 const Tensor& factor) {
+    launch(context, factor_kernel, 1, 1, 0, static_cast<const double*>(norm.as<double>()),
+           static_cast<const double*>(losses.as<double>()), static_cast<const uint32_t*>(context.fault),
+           limit, factor.as<float>());
 }
 
 }  // namespace nibble::cuda

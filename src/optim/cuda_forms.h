@@ -10,9 +10,13 @@ namespace nibble::cuda {
 // The table that adamw_update() reads: the tensors and their moments in chunks.
 Buffer adamw_chunks(std::span<const OptimizedTensor> tensors, std::span<const AdamW::State> state);
 // adamw_reference() of every element of every tensor; `keep` is that of tensors that decay, 1 for others.
-void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors& factors, DType moments);
+// gradient_factor: F32 on the GPU, multiplies factors.gradient; NaN: nothing is done. Null: 1.
+void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors& factors,
+                  const float* gradient_factor, DType moments);
 
-GradientNorm global_norm(Context& context, std::span<const Tensor> gradients);
+void global_norm(Context& context, std::span<const Tensor> gradients, const Tensor& result);
+void clip_factor(const Context& context, const Tensor& norm, const Tensor& losses, double limit,
+                 const Tensor& factor);
 
 // The passes over a weight of cage_update(), qema_update() and of oscireset: in the .cpp files of their
 // names.

@@ -15,8 +15,10 @@ struct Beginning {
     uint32_t fixed_signs[2][kMaxRotation / 32];  // unless they depend on the seed
 
     Beginning(const QuantSpec& spec, const RandomKey& key_, const SignBits* given)
-        : key(key_), signs_depend(given == nullptr ? nibble::signs_depend(spec, key_.gemm) : SignsDepend{}),
-          rounds(spec.rotation_rounds()), fixed_signs{} {
+        : key(key_),
+          signs_depend(given == nullptr ? nibble::signs_depend(spec, key_.gemm) : SignsDepend{}),
+          rounds(spec.rotation_rounds()),
+          fixed_signs{} {
         if (signs_depend.on_seed) return;
         const SignBits signs = given != nullptr ? *given : rotation_signs(spec, key);
         for (int i = 0; i < 2 * kMaxRotation; ++i) {

@@ -37,56 +37,76 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     const ArenaScope scope(arena_);
     const Tensor history = kept_history();
     context_.step = static_cast<uint32_t>(step_);
-    load_batch();
+    load_batch(step_);
     // The mean over all targets of the batch, whatever the micro-batches hold.
-    const auto targets = static_cast<double>(counted_targets(targets_.here.tensor()));
+    const auto targets = static_cast<double>(counted_targets(batch().targets));
 
     const bool sampled = monitor_ && (context_.planning() || monitor_->is_due(step_ + 1));
     if (sampled && monitor_->takes_two_passes()) take_other_pass(targets);
     std::optional<Monitor::Sample> sample;
     if (sampled) sample.emplace(*monitor_);
-    const Tensor losses = arena_.allocate(DType::f64, {2});
-    if (!accumulate_gradients(targets, losses)) {
+    const Tensor losses = arena_.allocate(DType::f64, {2}), norm = arena_.allocate(DType::f64, {2}),
+                 factor = arena_.allocate(DType::f32, {1});
+    if (!accumulate_gradients(targets, losses, !sampled)) {
         restore_history(history);
         return {};
     }
-
-    const GradientNorm gradient = global_norm(context_, gradients_);  // here the program waits for the GPU
-    StepResult result{read_loss(context_, losses).loss_sum / targets,
-                      schedule_->lr(step_ - schedule_begin_),
-                      gradient.norm,
-                      has_fault(),
-                      {}};
-    if (sample && result.is_finite()) sample->finish(context_, step_ + 1);
-    if (!context_.planning() && (!result.is_finite() || result.has_fault)) {
-        restore_history(history);
-        return result;
+    global_norm(context_, gradients_, norm);
+    StepResult result{.lr = schedule_->lr(step_ - schedule_begin_)};
+    const auto wait = [&] {
+        result.loss = read_loss(context_, losses).loss_sum / targets;
+        result.grad_norm = read_norm(context_, norm).norm;
+        result.has_fault = has_fault();
+    };
+    if (sample) {
+        if (!context_.planning()) wait();
+        if (result.is_finite()) sample->finish(context_, step_ + 1);
     }
-    optimizer_->update(context_, step_ + 1, result.lr,
-                       clip_factor(gradient.norm, config_.optimizer.grad_clip));
+    // Does nothing where something is not finite, so that nothing waits to know.
+    clip_factor(context_, norm, losses, config_.optimizer.grad_clip, factor);
+    optimizer_->update(context_, step_ + 1, result.lr, factor);
+    if (!context_.planning()) {
+        if (device() == Device::cuda && step_ + 1 < steps_) load_batch(step_ + 1);
+        wait();  // here the program waits for the GPU
+        if (!result.is_finite() || result.has_fault) {
+            restore_history(history);
+            return result;
+        }
+    }
     result.resets = modifiers_->after_update(context_, step_ + 1, steps_, result.lr);
     return result;
 }
 
-bool Trainer::accumulate_gradients(double targets, const Tensor& losses) {
-    if (!context_.planning()) fill_zero(context_, losses);
-    model_->zero_gradients(context_);
+bool Trainer::accumulate_gradients(double targets, const Tensor& losses, bool replays) {
     modifiers_->round_weights(context_);
-    model_->begin_step(context_);  // quantises the weights, once for all micro-steps
+    const auto scale = static_cast<float>(1 / targets);
+    std::optional<StepReplay::Kind> kind;
+    if (replays && is_replayable(model_->recipe())) kind = {scale, rounded_weights()};
+    replay_.begin(kind, [&] {
+        if (!context_.planning()) fill_zero(context_, losses);
+        model_->zero_gradients(context_);
+        model_->begin_step(context_);  // quantises the weights, once for all micro-steps
+    });
     for (int64_t micro_step = 0; micro_step < config_.micro_steps(); ++micro_step) {
         if (stop_requested()) return false;
         context_.micro_step = static_cast<uint32_t>(micro_step);
-        model_->forward_backward(context_, micro_batch(tokens_, micro_step),
-                                 micro_batch(targets_, micro_step), static_cast<float>(1 / targets), losses);
+        const Batch part = micro_batch(micro_step);
+        replay_.micro_step(
+            [&] { model_->forward_backward(context_, part.tokens, part.targets, scale, losses); });
     }
     return true;
+}
+
+int64_t Trainer::rounded_weights() const {
+    return std::ranges::count_if(model_->round_targets(),
+                                 [](const Tensor& target) { return target.shape.rank() > 0; });
 }
 
 void Trainer::take_other_pass(double targets) {
     const ArenaScope scope(arena_);
     const Tensor history = kept_history();
     context_.seed = ~context_.seed;  // keys every coin and every rotation
-    const bool is_whole = accumulate_gradients(targets, arena_.allocate(DType::f64, {2}));
+    const bool is_whole = accumulate_gradients(targets, arena_.allocate(DType::f64, {2}), false);
     context_.seed = ~context_.seed;
     restore_history(history);
     if (is_whole) monitor_->keep_other_pass(context_);
@@ -127,6 +147,7 @@ void Trainer::enter_phase() {
     phase_ = next;
     const Phase& phase = phases_[phase_];
     model_->set_recipe(phase.recipe);
+    replay_.forget();
     set_schedule();
     if (monitor_ && phase.first_step == step_) monitor_->begin_phase();
     Json record = {{"type", "phase"}, {"step", step_}, {"phase", phase_}};
@@ -279,13 +300,13 @@ void Trainer::end(const char* reason) {
 // Runs the step again, micro-batch by micro-batch, with an eye on every tensor.
 std::string Trainer::first_non_finite() {
     context_.fault = nullptr;  // quantisers wait, and say what they met
-    const auto scale = static_cast<float>(1.0 / static_cast<double>(counted_targets(targets_.here.tensor())));
+    const auto scale = static_cast<float>(1.0 / static_cast<double>(counted_targets(batch().targets)));
     std::string first;
     for (int64_t micro_step = 0; micro_step < config_.micro_steps() && first.empty(); ++micro_step) {
         model_->zero_gradients(context_);
         context_.micro_step = static_cast<uint32_t>(micro_step);
-        first = model_->first_non_finite(context_, micro_batch(tokens_, micro_step),
-                                         micro_batch(targets_, micro_step), scale);
+        const Batch part = micro_batch(micro_step);
+        first = model_->first_non_finite(context_, part.tokens, part.targets, scale);
     }
     return first;
 }
@@ -325,17 +346,25 @@ void Trainer::save_checkpoint() {
     log_->write({{"type", "checkpoint"}, {"step", step_}, {"path", path.string()}, {"time", elapsed()}});
 }
 
-void Trainer::load_batch() {
-    loader_->load(step_, 0, tokens_.here.tensor(), targets_.here.tensor());
-    if (device() == Device::cpu) return;
-    for (const BatchPart* part : {&tokens_, &targets_})
-        copy(context_, part->here.tensor(), part->there.tensor());
+void Trainer::load_batch(int64_t step) {
+    LoadedBatch& loaded = batches_[static_cast<size_t>(step % 2)];
+    if (loaded.step == step) return;
+    loader_->load(step, 0, loaded.batch.tokens, loaded.batch.targets);
+    loaded.step = step;
 }
 
-Tensor Trainer::micro_batch(const BatchPart& part, int64_t micro_step) const {
-    const Tensor all = (device() == Device::cpu ? part.here : part.there).tensor();
+Trainer::Batch Trainer::micro_batch(int64_t micro_step) {
     const int64_t rows = config_.train.micro_batch_size;
-    return all.slice(micro_step * rows, (micro_step + 1) * rows);
+    const auto part = [&](const Tensor& all) {
+        return all.slice(micro_step * rows, (micro_step + 1) * rows);
+    };
+    const Batch here = {part(batch().tokens), part(batch().targets)};
+    if (device() == Device::cpu) return here;
+    if (!context_.planning()) {
+        queue_copy(context_, here.tokens, micro_batch_.tokens);
+        queue_copy(context_, here.targets, micro_batch_.targets);
+    }
+    return micro_batch_;
 }
 
 Tensor Trainer::kept_history() {

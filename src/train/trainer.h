@@ -1,6 +1,7 @@
 // Trainer: one run. train_step() (trainer.cpp) is the whole optimizer step; the rest is what surrounds it.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -19,6 +20,7 @@
 #include "train/run_config.h"
 #include "train/run_header.h"
 #include "train/status_line.h"
+#include "train/step_replay.h"
 
 namespace nibble {
 
@@ -48,14 +50,15 @@ class Trainer {
         bool is_finite() const;
     };
 
-    // I32 [batch_size, sequence_length] of the batch.
-    struct BatchPart {
-        Buffer here, there;  // there: on the GPU, if the run is
+    // I32 [sequences, sequence_length].
+    struct Batch {
+        Tensor tokens, targets;
     };
 
     // The gradients of the batch that is loaded; losses (head_loss_backward()) <- its loss. Does not wait for
-    // the GPU. False if it was interrupted.
-    bool accumulate_gradients(double targets, const Tensor& losses);
+    // the GPU. replays: the step may be a replay. False if it was interrupted.
+    bool accumulate_gradients(double targets, const Tensor& losses, bool replays);
+    int64_t rounded_weights() const;  // that have something to be rounded towards
     // The gradients of the batch with other random numbers, for the monitor.
     void take_other_pass(double targets);
     // One optimizer step. Nothing if it was interrupted: the run then stands where it stood before the step.
@@ -66,6 +69,7 @@ class Trainer {
     void check_output() const;
     void check_device();
     void read_data();
+    void allocate_batches();
     void make_model();
     void make_optimizer();
     // Throws Error, before any memory is taken, if the run would not fit: with what to change.
@@ -93,8 +97,12 @@ class Trainer {
     [[noreturn]] void fail_interrupted();
 
     Device device() const { return arena_.device(); }
-    void load_batch();
-    Tensor micro_batch(const BatchPart& part, int64_t micro_step) const;
+    // Where it lies, of the step that is done next.
+    const Batch& batch() const { return batches_[static_cast<size_t>(step_ % 2)].batch; }
+    // Does nothing if it is loaded.
+    void load_batch(int64_t step);
+    // On the device. On a GPU it lies at one place, where the next takes its place.
+    Batch micro_batch(int64_t micro_step);
     // A copy of the model's amax history in the arena; what steps that come to nothing put back.
     Tensor kept_history();
     void restore_history(const Tensor& kept);
@@ -113,7 +121,15 @@ class Trainer {
     std::vector<int32_t> text_bytes_;  // of each token
     std::optional<TokenShards> train_shards_, validation_shards_;
     std::optional<Loader> loader_;
-    BatchPart tokens_, targets_;
+    // Those of two steps: the next one is loaded while a GPU works. It fetches micro-batches from there.
+    struct LoadedBatch {
+        int64_t step = -1;
+        Batch batch;
+    };
+    std::array<LoadedBatch, 2> batches_;
+    Buffer batch_memory_, micro_batch_memory_;
+    HostBuffer host_batch_memory_;  // in place of the first, where there is a GPU
+    Batch micro_batch_;             // of a GPU
 
     std::vector<Phase> phases_;  // the first begins the run
     size_t phase_ = 0;
@@ -125,6 +141,7 @@ class Trainer {
     int64_t schedule_begin_ = 0;  // steps done before its first
     Arena arena_;
     Context context_{arena_};
+    StepReplay replay_{context_};
     Buffer fault_;                      // of a GPU: Context::fault
     Buffer rounded_blocks_;             // of a GPU, where scales are folded: AllowedProducts::rounded_blocks
     uint32_t rounded_blocks_then_ = 0;  // when the last step was logged

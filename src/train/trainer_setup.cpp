@@ -105,10 +105,32 @@ void Trainer::read_data() {
         validation_shards_->require_tokenizer(*tokenizer_, data.tokenizer);
         validation_shards_->verify();
     }
-    const Shape shape = {config_.train.batch_size, data.sequence_length};
-    for (BatchPart* part : {&tokens_, &targets_}) {
-        part->here = Buffer(DType::i32, shape);
-        if (device() != Device::cpu) part->there = Buffer(DType::i32, shape, device());
+    allocate_batches();
+}
+
+void Trainer::allocate_batches() {
+    const Shape all = {config_.train.batch_size, config_.data.sequence_length},
+                micro = {config_.train.micro_batch_size, config_.data.sequence_length};
+    const size_t bytes = Tensor{.dtype = DType::i32, .shape = all}.bytes();
+    std::byte* next = nullptr;
+    if (device() == Device::cpu) {  // which loads one, and works on it
+        batch_memory_ = Buffer(2 * bytes);
+        next = batch_memory_.data();
+    } else {
+        host_batch_memory_ = HostBuffer(4 * bytes);
+        next = host_batch_memory_.data();
+        micro_batch_memory_ = Buffer(DType::i32, {2, micro[0], micro[1]}, device());
+        const Tensor both = micro_batch_memory_.tensor();
+        micro_batch_ = {both.slice(0, 1).reshaped(micro), both.slice(1, 2).reshaped(micro)};
+    }
+    const auto take = [&] {
+        const Tensor taken{next, DType::i32, Device::cpu, all};
+        next += bytes;
+        return taken;
+    };
+    for (LoadedBatch& loaded : batches_) {
+        if (device() == Device::cpu) next = batch_memory_.data();
+        loaded.batch = {take(), take()};
     }
 }
 
@@ -196,7 +218,8 @@ void Trainer::plan_memory() {
         if (memory.weights + memory.activations > largest.weights + largest.activations) largest = memory;
         model_->zero_gradients(context_);
         context_.micro_step = 0;
-        model_->first_non_finite(context_, micro_batch(tokens_, 0), micro_batch(targets_, 0), 1.0f);
+        const Batch part = micro_batch(0);
+        model_->first_non_finite(context_, part.tokens, part.targets, 1.0f);
         if (validation_shards_)
             for (const auto execution : {Transformer::Execution::recipe, Transformer::Execution::bf16})
                 evaluate(execution);
@@ -207,7 +230,7 @@ void Trainer::plan_memory() {
     for (const AdamW::State& state : optimizer_->state())
         (config_.optimizer.offload == "moments" ? memory_.on_host : memory_.moments) +=
             state.m.bytes() + state.v.bytes();
-    memory_.batch = tokens_.here.bytes() + targets_.here.bytes();
+    memory_.batch = device() == Device::cpu ? batch_memory_.bytes() : micro_batch_memory_.bytes();
     memory_.monitor = monitor_ ? monitor_->bytes() : 0;
     memory_.modifiers = modifiers_->bytes();
     memory_.weights = largest.weights;

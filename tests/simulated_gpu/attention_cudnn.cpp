@@ -1,5 +1,7 @@
 // The simulated GPU's form of src/nn/attention_cudnn.cu: the readable form for CPUs, which is fast beside a
 // simulated kernel.
+#include <cuda_runtime.h>
+
 #include "nn/attention_cuda.h"
 #include "nn/attention_reference.h"
 
@@ -29,19 +31,23 @@ bool cudnn_takes_attention(const AttentionShape& shape, DType activations) {
 void cudnn_attention_forward(Context& context, const AttentionShape& shape, const Tensor& qkv,
                              const Tensor& out, const Tensor& logsumexp) {
     if (context.planning()) return;
-    std::vector<float> of_cpu(static_cast<size_t>(logsumexp.count()));
-    reference::attention_forward(shape, qkv.rows(), qkv.as<Bf16>(), out.as<Bf16>(), of_cpu.data());
-    move_logsumexp(shape, qkv.rows(), logsumexp.as<float>(), of_cpu.data(), false);
+    simulated_gpu::queue([=] {
+        std::vector<float> of_cpu(static_cast<size_t>(logsumexp.count()));
+        reference::attention_forward(shape, qkv.rows(), qkv.as<Bf16>(), out.as<Bf16>(), of_cpu.data());
+        move_logsumexp(shape, qkv.rows(), logsumexp.as<float>(), of_cpu.data(), false);
+    });
 }
 
 void cudnn_attention_backward(Context& context, const AttentionShape& shape, const Tensor& dout,
                               const Tensor& qkv, const Tensor& out, const Tensor& logsumexp,
                               const Tensor& dqkv) {
     if (context.planning()) return;
-    std::vector<float> of_cpu(static_cast<size_t>(logsumexp.count()));
-    move_logsumexp(shape, qkv.rows(), logsumexp.as<float>(), of_cpu.data(), true);
-    reference::attention_backward(shape, qkv.rows(), dout.as<Bf16>(), qkv.as<Bf16>(), out.as<Bf16>(),
-                                  of_cpu.data(), dqkv.as<Bf16>());
+    simulated_gpu::queue([=] {
+        std::vector<float> of_cpu(static_cast<size_t>(logsumexp.count()));
+        move_logsumexp(shape, qkv.rows(), logsumexp.as<float>(), of_cpu.data(), true);
+        reference::attention_backward(shape, qkv.rows(), dout.as<Bf16>(), qkv.as<Bf16>(), out.as<Bf16>(),
+                                      of_cpu.data(), dqkv.as<Bf16>());
+    });
 }
 
 }  // namespace nibble::cuda

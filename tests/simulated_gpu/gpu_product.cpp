@@ -2,6 +2,8 @@
 // of 32 terms in FP8, of 64 otherwise, so that the two differ in their bits, as they do on a GPU.
 #include "gemm/gpu_product.h"
 
+#include <cuda_runtime.h>
+
 #include <vector>
 
 #include "numerics/bf16.h"
@@ -52,9 +54,9 @@ const GpuProduct& GpuProduct::get(const GpuProductShape& shape, bool measure) {
     return *last;
 }
 
-void GpuProduct::run(const Context&, const float* alpha, const void* a, const void* b, const float* beta,
-                     void* c, const Tensor&) const {
-    const GpuProductShape& s = impl_->shape;
+namespace {
+
+void multiply(const GpuProductShape& s, float alpha, const void* a, const void* b, float beta, void* c) {
     const std::vector<float> of_a = columns_of(s.of_a, a, s.a, s.m, s.k),
                              of_b = columns_of(s.of_b, b, s.b, s.n, s.k);
     const int64_t part_of_k = s.is_fp8() ? 32 : 64;
@@ -72,8 +74,8 @@ void GpuProduct::run(const Context&, const float* alpha, const void* a, const vo
         }
         for (int64_t col = 0; col < s.n; ++col) {
             const int64_t at = row * s.c.stride + col;
-            float value = *alpha * sums[static_cast<size_t>(col)];
-            if (*beta != 0.0f) value += *beta * number_at(s.result, c, at);
+            float value = alpha * sums[static_cast<size_t>(col)];
+            if (beta != 0.0f) value += beta * number_at(s.result, c, at);
             if (s.result == DType::bf16) {
                 static_cast<Bf16*>(c)[at] = bf16_encode(value);
             } else {
@@ -81,6 +83,19 @@ void GpuProduct::run(const Context&, const float* alpha, const void* a, const vo
             }
         }
     }
+}
+
+}  // namespace
+
+void GpuProduct::run(const Context&, const float* alpha, const void* a, const void* b, const float* beta,
+                     void* c, const Tensor&) const {
+    // As the library does, factors of the host are read now, those of the GPU when the product is made.
+    const GpuProductShape s = impl_->shape;
+    const bool has_beta_there = s.factors_on_device && !s.is_fp8();
+    const float alpha_now = s.factors_on_device ? 0.0f : *alpha, beta_now = has_beta_there ? 0.0f : *beta;
+    simulated_gpu::queue([=] {
+        multiply(s, s.factors_on_device ? *alpha : alpha_now, a, b, has_beta_there ? *beta : beta_now, c);
+    });
 }
 
 bool has_fp8_tensor_cores() { return true; }

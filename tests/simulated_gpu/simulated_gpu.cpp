@@ -11,6 +11,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string_view>
 #include <vector>
@@ -270,6 +271,8 @@ namespace {
 
 constexpr size_t kMemory = size_t{8} << 30;
 
+std::unique_ptr<simulated_gpu::Recording> recording_under_way;
+
 std::mutex memory_mutex;
 std::map<void*, size_t> allocated;  // bytes
 size_t in_use = 0;
@@ -295,6 +298,14 @@ cudaError_t give_back(void* p) {
 }
 
 }  // namespace
+
+void simulated_gpu::queue(Work work) {
+    if (recording_under_way) {
+        recording_under_way->work.push_back(std::move(work));
+    } else {
+        work();
+    }
+}
 
 const char* cudaGetErrorString(cudaError_t status) {
     return status == cudaErrorMemoryAllocation ? "out of memory" : "no error";
@@ -362,20 +373,57 @@ cudaError_t cudaMemset(void* to, int value, size_t bytes) {
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-    return cudaMemset(to, value, bytes);
+    simulated_gpu::queue([=] { cudaMemset(to, value, bytes); });
+    return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
     std::memmove(to, from, bytes);
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
-    return cudaMemcpy(to, from, bytes, kind);
+    simulated_gpu::queue([=] { cudaMemcpy(to, from, bytes, kind); });
+    return cudaSuccess;
 }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                               size_t height, cudaMemcpyKind, cudaStream_t) {
-    for (size_t row = 0; row < height; ++row)
-        std::memmove(static_cast<std::byte*>(to) + row * to_pitch,
-                     static_cast<const std::byte*>(from) + row * from_pitch, width);
+    simulated_gpu::queue([=] {
+        for (size_t row = 0; row < height; ++row)
+            std::memmove(static_cast<std::byte*>(to) + row * to_pitch,
+                         static_cast<const std::byte*>(from) + row * from_pitch, width);
+    });
     return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    if (recording_under_way) simulated_gpu::stop("work that is recorded waits for the GPU");
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+    static std::byte all;  // are one
+    *stream = reinterpret_cast<cudaStream_t>(&all);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+
+// ---- recordings ----
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    recording_under_way = std::make_unique<simulated_gpu::Recording>();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+    *graph = recording_under_way.release();
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned) {
+    *made = new simulated_gpu::Recording(*graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    for (const simulated_gpu::Work& work : graph->work) work();
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return cudaGraphDestroy(graph); }

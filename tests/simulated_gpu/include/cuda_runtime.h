@@ -7,7 +7,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <type_traits>
+#include <vector>
 
 // ---- the language ----
 
@@ -41,6 +43,19 @@ struct dim3 {
     constexpr dim3(unsigned of_x = 1, unsigned of_y = 1, unsigned of_z = 1) : x(of_x), y(of_y), z(of_z) {}
 };
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+// ---- queues ----
+
+namespace simulated_gpu {
+
+using Work = std::function<void()>;
+// Does the work, or takes it down where a recording is under way.
+void queue(Work work);
+struct Recording {
+    std::vector<Work> work;
+};
+
+}  // namespace simulated_gpu
 
 // ---- what the threads of a warp and of a block do together ----
 
@@ -234,6 +249,18 @@ cudaError_t cudaMemcpyAsync(void*, const void*, size_t, cudaMemcpyKind, cudaStre
 cudaError_t cudaMemcpy2DAsync(void*, size_t, const void*, size_t, size_t, size_t, cudaMemcpyKind,
                               cudaStream_t);
 cudaError_t cudaStreamSynchronize(cudaStream_t);
+cudaError_t cudaStreamCreate(cudaStream_t*);
+cudaError_t cudaStreamDestroy(cudaStream_t);
+// A recording is a list of what was queued.
+using cudaGraph_t = simulated_gpu::Recording*;
+using cudaGraphExec_t = simulated_gpu::Recording*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode);
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
+cudaError_t cudaGraphDestroy(cudaGraph_t);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t);
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
     return cudaSuccess;

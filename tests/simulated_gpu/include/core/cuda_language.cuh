@@ -26,14 +26,16 @@ void start_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t s
     struct Call {
         void (*kernel)(Parameters...);
         std::tuple<std::remove_const_t<Parameters>...> arguments;
-    } call{kernel, {std::forward<Arguments>(arguments)...}};
-    simulated_gpu::run(
-        grid, block, shared,
-        [](void* of_body) {
-            const Call& made = *static_cast<Call*>(of_body);
-            std::apply(made.kernel, made.arguments);
-        },
-        &call);
+    };
+    simulated_gpu::queue([=, call = Call{kernel, {std::forward<Arguments>(arguments)...}}]() mutable {
+        simulated_gpu::run(
+            grid, block, shared,
+            [](void* of_body) {
+                const Call& made = *static_cast<Call*>(of_body);
+                std::apply(made.kernel, made.arguments);
+            },
+            &call);
+    });
 }
 
 template <typename T>

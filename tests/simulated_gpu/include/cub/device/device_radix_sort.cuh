@@ -15,13 +15,15 @@ struct DeviceRadixSort {
                                  cudaStream_t) {
         bytes = 1;
         if (scratch == nullptr) return cudaSuccess;
-        std::vector<int64_t> order(static_cast<size_t>(count));
-        std::iota(order.begin(), order.end(), int64_t{0});
-        std::ranges::stable_sort(order, {}, [&](int64_t i) { return keys[i]; });
-        for (int64_t i = 0; i < count; ++i) {
-            sorted_keys[i] = keys[order[static_cast<size_t>(i)]];
-            sorted_values[i] = values[order[static_cast<size_t>(i)]];
-        }
+        simulated_gpu::queue([=] {
+            std::vector<int64_t> order(static_cast<size_t>(count));
+            std::iota(order.begin(), order.end(), int64_t{0});
+            std::ranges::stable_sort(order, {}, [&](int64_t i) { return keys[i]; });
+            for (int64_t i = 0; i < count; ++i) {
+                sorted_keys[i] = keys[order[static_cast<size_t>(i)]];
+                sorted_values[i] = values[order[static_cast<size_t>(i)]];
+            }
+        });
         return cudaSuccess;
     }
 };

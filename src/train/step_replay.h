@@ -1,0 +1,58 @@
+// StepReplay: the work that makes a step's gradients, on a GPU recorded once and replayed from step to step.
+//
+// A step is a beginning (gradients cleared, weights quantised) and micro-steps that are alike. The first step
+// of its kind is done call by call, the second one is recorded, the others are replays: the host queues two
+// graphs instead of some thousand kernels. What differs between steps and micro-steps, the counters of
+// randomness, lies in memory of the GPU and advances there. The bits are those of a step that is done call by
+// call. On a CPU, and in planning passes, work is simply done.
+#pragma once
+
+#include <functional>
+#include <optional>
+
+#include "core/recording.h"
+
+namespace nibble {
+
+class StepReplay {
+  public:
+    using Work = std::function<void()>;
+
+    // Gives the context a stream of its own. The context must outlive this.
+    explicit StepReplay(Context& context);
+    ~StepReplay();
+    StepReplay(const StepReplay&) = delete;
+    StepReplay& operator=(const StepReplay&) = delete;
+
+    // What, beside the counters and what `work` finds in memory, decides what the step's work is: two steps
+    // of one kind, at one place in the arena, are replays of each other.
+    struct Kind {
+        float scale = 0;
+        int64_t rounded_weights = 0;
+        friend bool operator==(const Kind&, const Kind&) = default;
+    };
+    // A step's beginning; no kind: not one to replay. Its micro-steps follow, each with the same work.
+    void begin(const std::optional<Kind>& kind, const Work& work);
+    void micro_step(const Work& work);
+    // The work has changed: a new recipe.
+    void forget();
+
+    bool is_replaying() const { return mode_ == Mode::replay; }  // the step under way
+
+  private:
+    enum class Mode : uint8_t { call_by_call, record, replay };
+    // Of what it queues, kernels find the counters in memory.
+    void record(std::optional<Recording>& recording, const Work& work);
+
+    Context& context_;
+    Stream stream_;
+    Buffer counters_;  // StepCounters
+    StepCounters* counters() const { return reinterpret_cast<StepCounters*>(counters_.data()); }
+
+    Mode mode_ = Mode::call_by_call;
+    std::optional<Kind> kind_;  // of the last step of some kind
+    size_t arena_used_ = 0;     // at its beginning
+    std::optional<Recording> beginning_, micro_step_;
+};
+
+}  // namespace nibble
