@@ -24,7 +24,8 @@ void rotate_heads(Context& context, RopeLayout layout, const Tensor& qkv, int64_
                   int kv_heads, const Tensor& cos, const Tensor& sin, float direction);
 
 void swiglu_forward(Context& context, const Tensor& gate_up, const Tensor& h, float* amax);
-void swiglu_backward(Context& context, const Tensor& dh, const Tensor& gate_up, const Tensor& dgate_up);
+void swiglu_backward(Context& context, const Tensor& dh, const Tensor& gate_up, const Tensor& dgate_up,
+                     float* amax);
 
 void embedding_forward(Context& context, const Tensor& tokens, const Tensor& weight, const Tensor& y);
 void embedding_backward(Context& context, const Tensor& dy, const Tensor& tokens, const Tensor& dweight);

@@ -77,11 +77,15 @@ class QuantLinear::Execution {
     Execution(const QuantLinear& layer, Context& context, AmaxHistory* history, Use use = Use::train)
         : layer_(layer), recipe_(*layer.recipe_), context_(context), history_(history), use_(use) {}
 
-    // The amax of an operand, after its rotation, which the quantiser need not find.
-    void know_amax(Place place, const float* amax) { known_amax_[place] = amax; }
+    // The amax of what an operand is made of, if it is not null and no rotation changes it: the quantiser
+    // need not find it.
+    void know_amax(Place place, const float* amax) {
+        if (at(place).spec.rotation == Rotation::none) known_amax_[place] = amax;
+    }
     // Those of both copies of dy from one read, where there is a kernel for that.
     void find_amaxes_of_gradient(const Tensor& dy) {
         if (!quantizes(kDgradDy) || !quantizes(kWgradDy)) return;
+        if (known_amax_[kDgradDy] != nullptr && known_amax_[kWgradDy] != nullptr) return;
         const Tensor amaxes = context_.arena.allocate(DType::f32, {2});
         const auto rotated = [&](Place place) {
             return RotatedSpec{&at(place).spec, key(place, Draw::each_call), fixed_signs(place)};
@@ -89,8 +93,8 @@ class QuantLinear::Execution {
         if (!find_both_amaxes(context_, dy, rotated(kDgradDy), rotated(kWgradDy), amaxes)) return;
         const auto* const found = static_cast<const float*>(amaxes.data);
         if (found == nullptr) return;  // a planning pass
-        know_amax(kDgradDy, found);
-        know_amax(kWgradDy, found + 1);
+        known_amax_[kDgradDy] = found;
+        known_amax_[kWgradDy] = found + 1;
     }
 
     const OperandSpec& at(Place place) const { return operand(recipe_, kOperandNames[place]); }
@@ -514,8 +518,7 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     require(x.cols() == in_ && (!wants_y || (y.cols() == out_ && x.rows() == y.rows())),
             "a layer from {} to {} features was given {} and {}", in_, out_, x.shape.str(), y.shape.str());
     Execution run(*this, context, weight.history, use);
-    if (recipe_->fprop_x.spec.rotation == Rotation::none && !recipe_->outliers)
-        run.know_amax(kFpropX, x_amax);
+    if (!recipe_->outliers) run.know_amax(kFpropX, x_amax);
     Saved saved;
     const bool reads_forward = run.reads_bytes(kWgradX);
     const bool keeps_bytes = for_backward && (reads_forward || finish_dx(*recipe_).mask);
@@ -571,7 +574,7 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
 }
 
 void QuantLinear::backward(Context& context, const Weight& weight, const Saved& saved, const Tensor& dy,
-                           const Tensor& dx, const Tensor& dw) const {
+                           const Tensor& dx, const Tensor& dw, const float* dy_amax) const {
     const bool wants_dx = dx.shape.rank() > 0;
     require(dy.cols() == out_ && (!wants_dx || (dx.cols() == in_ && dx.rows() == dy.rows())) &&
                 dw.dtype == DType::f32 && dw.shape == Shape({out_, in_}),
@@ -579,6 +582,7 @@ void QuantLinear::backward(Context& context, const Weight& weight, const Saved& 
             dx.shape.str(), name_of(dw.dtype), dw.shape.str());
     const ArenaScope scope(context.arena);
     Execution run(*this, context, weight.history);
+    for (const Place place : {kDgradDy, kWgradDy}) run.know_amax(place, dy_amax);
     std::optional<QuantizedMatrix> codes_of_dy;
     if (wants_dx && run.shares_codes_of_dy()) {
         codes_of_dy = run.quantized_dy(dy);

@@ -80,8 +80,9 @@ class QuantLinear {
     Saved forward(Context& context, const Weight& weight, const Tensor& x, const Tensor& y,
                   Use use = Use::train, const float* x_amax = nullptr) const;
     // dy: [T, N]; dx: [T, K] (overwritten; a default Tensor: not wanted); dw: F32 [N, K] (accumulated).
+    // dy_amax: as x_amax.
     void backward(Context& context, const Weight& weight, const Saved& saved, const Tensor& dy,
-                  const Tensor& dx, const Tensor& dw) const;
+                  const Tensor& dx, const Tensor& dw, const float* dy_amax = nullptr) const;
 
     int64_t in() const { return in_; }
     int64_t out() const { return out_; }

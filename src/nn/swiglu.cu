@@ -21,6 +21,19 @@ struct Places {
     }
 };
 
+// largest: of what this thread stored, before rounding, which keeps the order.
+template <typename Element>
+__device__ void give_amax(float* amax, float largest) {
+    if (amax == nullptr) return;
+    const float before[1] = {largest};
+    raise_to(amax, Piece<Element, 1>::of(before)[0]);
+}
+
+void clear_amax(const Context& context, float* amax) {
+    if (amax == nullptr) return;
+    check(cudaMemsetAsync(amax, 0, sizeof(float), context.stream), "clearing memory of the GPU");
+}
+
 template <int kWidth, typename Element>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(int64_t pieces, int64_t cols, const Element* gate_up, Element* h, float* amax) {
@@ -47,14 +60,13 @@ __global__ void __launch_bounds__(kThreads)
         }
         store_floats(out, h + i * kWidth);
     }
-    if (amax == nullptr) return;
-    float rounded[1] = {largest};  // rounding keeps the order
-    raise_to(amax, Piece<Element, 1>::of(rounded)[0]);
+    give_amax<Element>(amax, largest);
 }
 
 template <int kWidth, typename Element>
-__global__ void __launch_bounds__(kThreads) backward_kernel(int64_t pieces, int64_t cols, const Element* dh,
-                                                            const Element* gate_up, Element* dgate_up) {
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(int64_t pieces, int64_t cols, const Element* dh, const Element* gate_up,
+                    Element* dgate_up, float* amax) {
     using Values = Piece<Element, kWidth>;
     const int64_t first = int64_t{blockIdx.x} * kThreads * kPieces + threadIdx.x;
     Values gates[kPieces], ups[kPieces], gradients[kPieces];
@@ -67,6 +79,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(int64_t pieces, int6
         ups[p] = Values::load(gate_up + at.gate + cols);
         gradients[p] = Values::load(dh + at.h);
     }
+    float largest = 0.0f;
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
         const int64_t i = first + p * kThreads;
@@ -77,10 +90,12 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(int64_t pieces, int6
             const float gate = gates[p][j], up = ups[p][j], gradient = gradients[p][j], s = sigmoid(gate);
             d_gate[j] = gradient * up * s * (1.0f + gate * (1.0f - s));
             d_up[j] = gradient * gate * s;
+            largest = fmaxf(largest, fmaxf(fabsf(d_gate[j]), fabsf(d_up[j])));
         }
         store_floats(d_gate, dgate_up + at.gate);
         store_floats(d_up, dgate_up + at.gate + cols);
     }
+    give_amax<Element>(amax, largest);
 }
 
 // Calls body(Constant<width>(), pieces, blocks) with how the elements of h are shared out.
@@ -97,8 +112,7 @@ void with_pieces(const Tensor& h, std::initializer_list<const Element*> tensors,
 
 void swiglu_forward(Context& context, const Tensor& gate_up, const Tensor& h, float* amax) {
     if (context.planning()) return;
-    if (amax != nullptr)
-        check(cudaMemsetAsync(amax, 0, sizeof(float), context.stream), "clearing memory of the GPU");
+    clear_amax(context, amax);
     with_elements(h, [&]<typename Element>(Element* out) {
         const auto* in = gate_up.as<Element>();
         with_pieces<Element>(h, {in, out}, [&](auto width, int64_t pieces, unsigned blocks) {
@@ -108,12 +122,15 @@ void swiglu_forward(Context& context, const Tensor& gate_up, const Tensor& h, fl
     });
 }
 
-void swiglu_backward(Context& context, const Tensor& dh, const Tensor& gate_up, const Tensor& dgate_up) {
+void swiglu_backward(Context& context, const Tensor& dh, const Tensor& gate_up, const Tensor& dgate_up,
+                     float* amax) {
+    if (context.planning()) return;
+    clear_amax(context, amax);
     with_elements(dgate_up, [&]<typename Element>(Element* out) {
         const auto *in = gate_up.as<Element>(), *gradient = dh.as<Element>();
         with_pieces<Element>(dh, {in, gradient, out}, [&](auto width, int64_t pieces, unsigned blocks) {
             launch(context, backward_kernel<width(), Element>, blocks, kThreads, 0, pieces, dh.cols(),
-                   gradient, in, out);
+                   gradient, in, out, amax);
         });
     });
 }

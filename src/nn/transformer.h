@@ -204,7 +204,7 @@ class Transformer {
     void linear_forward(Context& context, const Pass& pass, int block, BlockLayer which, const Tensor& x,
                         const Tensor& y, Use use);
     void linear_backward(Context& context, const Pass& pass, int block, BlockLayer which, const Tensor& dy,
-                         const Tensor& dx);
+                         const Tensor& dx, const float* dy_amax = nullptr);
     // Where the input of a layer was not kept: makes it, and what the layer saves of it.
     void input_again(Context& context, const Pass& pass, int block, BlockLayer which);
     // True if the backward of the block's layers reads what their forward was given.

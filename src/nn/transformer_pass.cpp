@@ -59,6 +59,8 @@ Transformer::Pass Transformer::begin_pass(Context& context, const Tensor& tokens
     pass.normed = allocate(config_.hidden_size);
     pass.hidden = allocate(config_.intermediate_size);
     if (recipe_.fprop_x.spec.is_quantized()) pass.amax = context.arena.allocate(DType::f32, {1});
+    if (recipe_.dgrad_dy.spec.is_quantized() || recipe_.wgrad_dy.spec.is_quantized())
+        pass.d_amax = context.arena.allocate(DType::f32, {1});
     if (for_backward && options_.recompute == Recompute::block) pass.stream = allocate(config_.hidden_size);
     embedding_forward(context, tokens.reshaped({pass.tokens}), embedding().master, pass.residual);
     check(context, pass.residual, "output of embedding");
@@ -80,7 +82,7 @@ void Transformer::linear_forward(Context& context, const Pass& pass, int block, 
 }
 
 void Transformer::linear_backward(Context& context, const Pass& pass, int block, BlockLayer which,
-                                  const Tensor& dy, const Tensor& dx) {
+                                  const Tensor& dy, const Tensor& dx, const float* dy_amax) {
     const ArenaScope scope(context.arena);
     const bool is_of_mlp = which == kGateUpLayer || which == kDownLayer;
     if (options_.recompute == Recompute::norms || (options_.recompute == Recompute::mlp && !is_of_mlp))
@@ -91,12 +93,12 @@ void Transformer::linear_backward(Context& context, const Pass& pass, int block,
     const Tensor& scales = saved_[static_cast<size_t>(block)].channel_scales;
     const bool is_smoothed = which == kDownLayer && scales.shape.rank() > 0;
     if (gradient.dtype == DType::f32 && !is_smoothed) {
-        (*executed_)[id].backward(context, weights_[id], saved, dy, dx, gradient);
+        (*executed_)[id].backward(context, weights_[id], saved, dy, dx, gradient, dy_amax);
         return;
     }
     const Tensor sum = context.arena.allocate(DType::f32, gradient.shape);
     if (!context.planning()) fill_zero(context, sum);
-    (*executed_)[id].backward(context, weights_[id], saved, dy, dx, sum);
+    (*executed_)[id].backward(context, weights_[id], saved, dy, dx, sum, dy_amax);
     if (is_smoothed) {
         divide_columns(context, sum, scales, sum);
         multiply_columns(context, dx, scales);
@@ -272,9 +274,10 @@ void Transformer::block_backward(Context& context, const Pass& pass, int block) 
     check_gradient(kDown);
     check(context, d_hidden, "gradient of the input of @mlp.down", block);
     const Tensor& d_gate_up = saved.gate_up;
-    swiglu_backward(context, d_hidden, saved.gate_up, d_gate_up);
+    auto* const amax = static_cast<float*>(pass.d_amax.data);
+    swiglu_backward(context, d_hidden, saved.gate_up, d_gate_up, amax);
     check(context, d_gate_up, "gradient of the output of @mlp.gate_up", block);
-    linear_backward(context, pass, block, kGateUpLayer, d_gate_up, d_normed);
+    linear_backward(context, pass, block, kGateUpLayer, d_gate_up, d_normed, amax);
     check_gradient(kGateUp);
     check(context, d_normed, "gradient of the input of @mlp.gate_up", block);
     const Parameter& mlp_norm = of_block(block, kMlpNorm);

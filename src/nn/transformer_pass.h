@@ -17,6 +17,7 @@ struct Transformer::Pass {
     Tensor normed;  // [T, C]
     Tensor hidden;  // [T, F]
     Tensor amax;    // F32 [1], of the input that was made last, where a quantiser reads it; or no shape
+    Tensor d_amax;  // likewise, of the gradient of the SwiGLU's input
     // Backward only.
     Tensor d_residual;  // [T, C], the gradient of the residual stream
     Tensor d_mixed;     // [T, heads * head_dim]

@@ -52,7 +52,8 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
         return {};
     }
     global_norm(context_, gradients_, norm);
-    StepResult result{.lr = schedule_->lr(step_ - schedule_begin_)};
+    StepResult result;
+    result.lr = schedule_->lr(step_ - schedule_begin_);
     const auto wait = [&] {
         result.loss = read_loss(context_, losses).loss_sum / targets;
         result.grad_norm = read_norm(context_, norm).norm;

@@ -56,12 +56,14 @@ TEST_P(ElementwiseOnGpu, SwigluForward) {
 TEST_P(ElementwiseOnGpu, SwigluBackwardInPlace) {
     for (const Shape& shape : kShapes) {
         const Twin gate_up = Twin::random(GetParam(), {shape[0], 2 * shape[1]}, 1);
-        const Twin dh = Twin::random(GetParam(), shape, 2);
+        const Twin dh = Twin::random(GetParam(), shape, 2), amax = Twin::output(DType::f32, {1});
         run([&](Context& context) {
             const Device on = context.device;
-            swiglu_backward(context, dh.on(on), gate_up.on(on), gate_up.on(on));
+            swiglu_backward(context, dh.on(on), gate_up.on(on), gate_up.on(on), amax.on(on).as<float>());
         });
         gate_up.expect_close(rounding_of(GetParam()), 2e-6, "dgate_up");
+        const Buffer got = amax.received(), of = gate_up.received();
+        EXPECT_EQ(values_of(got.tensor())[0], largest(values_of(of.tensor())));
     }
 }
 

@@ -11,7 +11,7 @@ namespace {
 class StepReplays : public BothDevices {
   protected:
     static constexpr int64_t kMicroSteps = 2;
-    static constexpr Shape kMicroBatch = {2, 16};
+    static inline const Shape kMicroBatch = {2, 16};
 
     static ModelConfig config() {
         ModelConfig config;
