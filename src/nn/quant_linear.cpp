@@ -147,16 +147,22 @@ class QuantLinear::Execution {
 
     // x: [out.rows, out.cols or fewer], or the transpose of that; `scale` (F32 [1]; no shape: 1) times x is
     // meant. round_target: what the codes are rounded towards; no shape: as the spec says. With
-    // tensor=delayed the history receives the amax, or `amax` does, if it is not null.
+    // tensor=delayed the history receives the amax, or `amax` does, if it is not null. transpose: receives
+    // the codes, too, if it is not null.
     void quantize_into(Place place, Draw draw, const Tensor& x, QuantizedMatrix& out,
                        bool is_transposed = false, const Tensor& scale = {}, float* amax = nullptr,
-                       const Tensor& round_target = {}) const {
+                       const Tensor& round_target = {}, const QuantizedMatrix* transpose = nullptr) const {
         const ArenaScope scope(context_.arena);
         QuantizeOptions options = quantize_options(place, amax);
         options.transposed = is_transposed;
         options.scale = static_cast<const float*>(scale.data);
         const Tensor padded = is_transposed ? x : detail::padded_columns(context_, x, out.cols);
-        quantize(context_, at(place).spec, padded, key(place, draw), out, options);
+        if (transpose != nullptr) {
+            quantize_with_transpose(context_, at(place).spec, padded, key(place, draw), out, *transpose,
+                                    options);
+        } else {
+            quantize(context_, at(place).spec, padded, key(place, draw), out, options);
+        }
         if (round_target.shape.rank() > 0) round_towards(context_, x, round_target, signs(place, draw), out);
         if (options.amax != nullptr && amax == nullptr) record(place, options.amax);
         if (!layer_.observer_) return;
@@ -215,17 +221,32 @@ class QuantLinear::Execution {
                spec == at(kDgradDy).spec && !spec.is_stochastic() && spec.rotation == Rotation::none &&
                padded_contraction(kDgradDy, layer_.out_) == layer_.out_ && !layer_.observer_;
     }
-    QuantizedMatrix quantized_dy(const Tensor& dy) const {
-        QuantizedMatrix q = allocate(kDgradDy, dy.rows(), dy.cols());
-        quantize_into(kDgradDy, Draw::each_call, dy, q);
-        return q;
+    struct CodesOfDy {
+        QuantizedMatrix for_dgrad, for_wgrad;
+    };
+    CodesOfDy codes_of(const Tensor& dy) const {
+        CodesOfDy codes;
+        codes.for_dgrad = allocate(kDgradDy, dy.rows(), dy.cols());
+        codes.for_wgrad = allocate_transpose(context_, codes.for_dgrad);
+        quantize_into(kDgradDy, Draw::each_call, dy, codes.for_dgrad, false, {}, nullptr, {},
+                      &codes.for_wgrad);
+        return codes;
+    }
+    // x as a product in FP8 reads it in the backward, where that is the forward's codes, transposed.
+    QuantizedMatrix allocate_transposed_x(int64_t rows) const {
+        QuantizedMatrix shape;
+        {
+            const ArenaScope scope(context_.arena);
+            shape = allocate(kFpropX, rows, layer_.in_);
+        }
+        return allocate_transpose(context_, shape);
     }
 
-    // codes_of_dy: those of dgrad.dy, where the two products share them; else null.
-    void dgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const QuantizedMatrix* codes_of_dy,
+    // codes_of_dy: where the two products share them; else null.
+    void dgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const CodesOfDy* codes_of_dy,
                const Tensor& dx) const {
         const ArenaScope scope(context_.arena);
-        const Factor a = codes_of_dy != nullptr ? Factor{*codes_of_dy, {}, false, {}}
+        const Factor a = codes_of_dy != nullptr ? Factor{codes_of_dy->for_dgrad, {}, false, {}}
                                                 : gradient_factor(kDgradDy, dy, false);
         const Factor b = dgrad_w_factor(weight);
         const Tensor mask = finish_dx(recipe_).mask ? saved.fprop_x.mask : Tensor{};
@@ -234,12 +255,11 @@ class QuantLinear::Execution {
         });
     }
 
-    void wgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const QuantizedMatrix* codes_of_dy,
+    void wgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const CodesOfDy* codes_of_dy,
                const Tensor& dw) const {
         const ArenaScope scope(context_.arena);
-        const Factor a = codes_of_dy != nullptr
-                             ? Factor{transposed_codes(context_, *codes_of_dy), {}, false, {}}
-                             : gradient_factor(kWgradDy, dy, true);
+        const Factor a = codes_of_dy != nullptr ? Factor{codes_of_dy->for_wgrad, {}, false, {}}
+                                                : gradient_factor(kWgradDy, dy, true);
         const Factor b = wgrad_x_factor(saved);
         const Tensor mask = finish_dw(recipe_).mask ? weight.fprop.mask : Tensor{};
         multiply_and_finish(kWgradDy, a, b, finish_dw(recipe_), mask, kFpropW, dw, true, weight.master);
@@ -400,7 +420,7 @@ class QuantLinear::Execution {
             make_wgrad_x(saved, q);
             return {for_product(kWgradX, q), {}, false, {}};
         }
-        if (transposes_codes(kWgradX)) return {transposed_codes(context_, saved.fprop_x), {}, false, {}};
+        if (transposes_codes(kWgradX)) return {saved.wgrad_x, {}, false, {}};
         if (reads_bytes(kWgradX)) return forward_factor(saved.fprop_x);
         return plain_factor(kWgradX, plain_wgrad_x(saved), true);
     }
@@ -520,8 +540,10 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     Execution run(*this, context, weight.history, use);
     if (!recipe_->outliers) run.know_amax(kFpropX, x_amax);
     Saved saved;
-    const bool reads_forward = run.reads_bytes(kWgradX);
-    const bool keeps_bytes = for_backward && (reads_forward || finish_dx(*recipe_).mask);
+    const bool reads_forward = run.reads_bytes(kWgradX), keeps_transpose = run.transposes_codes(kWgradX);
+    const bool keeps_bytes =
+        for_backward && ((reads_forward && !keeps_transpose) || finish_dx(*recipe_).mask);
+    const QuantizedMatrix* transpose = nullptr;
     if (for_backward && !reads_forward) saved.x = x;
     QuantizedMatrix quantized;
     if (keeps_bytes) quantized = saved.fprop_x = run.allocate(kFpropX, x.rows(), in_, Keep::bytes);
@@ -530,7 +552,11 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
         run.make_wgrad_x(saved, saved.wgrad_x);
         saved.x = {};
     }
-    if (!wants_y && !keeps_bytes) return saved;
+    if (for_backward && keeps_transpose) {
+        saved.wgrad_x = run.allocate_transposed_x(x.rows());
+        transpose = &saved.wgrad_x;
+    }
+    if (!wants_y && !keeps_bytes && transpose == nullptr) return saved;
     const ArenaScope scope(context.arena);
     Factor a = {std::nullopt, x, false, {}}, b = {std::nullopt, {}, false, {}};
     Tensor range;
@@ -548,7 +574,7 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
             narrow = context.arena.allocate(x.dtype, x.shape);
             clamp(context, x, range, narrow);
         }
-        run.quantize_into(kFpropX, Draw::each_call, narrow, quantized);
+        run.quantize_into(kFpropX, Draw::each_call, narrow, quantized, false, {}, nullptr, {}, transpose);
         a.quantized = quantized;
     } else {
         a = run.plain_factor(kFpropX, x, false);
@@ -583,13 +609,13 @@ void QuantLinear::backward(Context& context, const Weight& weight, const Saved& 
     const ArenaScope scope(context.arena);
     Execution run(*this, context, weight.history);
     for (const Place place : {kDgradDy, kWgradDy}) run.know_amax(place, dy_amax);
-    std::optional<QuantizedMatrix> codes_of_dy;
+    std::optional<Execution::CodesOfDy> codes_of_dy;
     if (wants_dx && run.shares_codes_of_dy()) {
-        codes_of_dy = run.quantized_dy(dy);
+        codes_of_dy = run.codes_of(dy);
     } else if (wants_dx) {
         run.find_amaxes_of_gradient(dy);
     }
-    const QuantizedMatrix* const shared = codes_of_dy ? &*codes_of_dy : nullptr;
+    const Execution::CodesOfDy* const shared = codes_of_dy ? &*codes_of_dy : nullptr;
     if (wants_dx) run.dgrad(weight, saved, dy, shared, dx);
     run.wgrad(weight, saved, dy, shared, dw);
 }

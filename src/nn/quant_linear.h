@@ -57,7 +57,8 @@ class QuantLinear {
     struct Saved {
         Tensor x;                 // the caller's, when the recipe's backward reads the original
         QuantizedMatrix fprop_x;  // the forward's bytes
-        QuantizedMatrix wgrad_x;  // quantised during the forward along T, when made from the original
+        QuantizedMatrix wgrad_x;  // quantised during the forward along T, when made from the original; or the
+                                  // codes of fprop_x in its place, transposed for a product in FP8
     };
 
     // Allocates from context.arena; the result lives until the caller's enclosing ArenaScope ends.

@@ -21,6 +21,10 @@ void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x
 void rotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds);
 void unrotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds);
 void transpose(Context& context, const Tensor& x, const Tensor& out);
+// Of quantize_with_transpose(); `transpose` is allocated. False, and nothing done, where no kernel does both.
+bool quantize_with_transpose(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+                             QuantizedMatrix& out, const QuantizedMatrix& transpose,
+                             const QuantizeOptions& options);
 // The work of transposed_codes() and folded_to_fp8() (quant/fp8_codes.h). The latter's outputs are allocated,
 // its scratch is not.
 void transpose_codes(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out);

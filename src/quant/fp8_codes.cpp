@@ -54,7 +54,7 @@ void fold_to_fp8(Context& context, const QuantizedMatrix& q, const QuantizedMatr
 
 }  // namespace
 
-QuantizedMatrix transposed_codes(Context& context, const QuantizedMatrix& q) {
+QuantizedMatrix allocate_transpose(Context& context, const QuantizedMatrix& q) {
     require(q.spec.code_bits() == 8 && !q.spec.has_scale_bytes() && !q.spec.has_fp32_scales() &&
                 q.codes.shape.rank() > 0,
             "a {} matrix has no codes that can be transposed alone", to_string(q.spec));
@@ -64,9 +64,31 @@ QuantizedMatrix transposed_codes(Context& context, const QuantizedMatrix& q) {
     out.cols = q.rows;
     out.padded_cols = out.spec.padded(q.rows);
     out.codes = context.arena.allocate(DType::u8, {out.rows, out.padded_cols});
+    out.tensor_scale = context.arena.allocate(DType::f32, {1});
+    return out;
+}
+
+QuantizedMatrix transposed_codes(Context& context, const QuantizedMatrix& q) {
+    QuantizedMatrix out = allocate_transpose(context, q);
     out.tensor_scale = q.tensor_scale;
     if (!context.planning()) transpose_codes(context, q, out);
     return out;
+}
+
+void quantize_with_transpose(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+                             QuantizedMatrix& out, const QuantizedMatrix& transpose,
+                             const QuantizeOptions& options) {
+    require(transpose.rows == out.padded_cols && transpose.cols == out.rows,
+            "{}: a transpose of [{}, {}] is not that of [{}, {}]", options.name, transpose.rows,
+            transpose.cols, out.rows, out.padded_cols);
+    out.tensor_scale = transpose.tensor_scale;
+    if constexpr (kHasCuda) {
+        if (context.device == Device::cuda &&
+            cuda::quantize_with_transpose(context, spec, x, key, out, transpose, options))
+            return;
+    }
+    quantize(context, spec, x, key, out, options);
+    if (!context.planning()) transpose_codes(context, out, transpose);
 }
 
 QuantizedMatrix folded_to_fp8(Context& context, const QuantizedMatrix& q, Element element,

@@ -1,7 +1,7 @@
 #include "core/cuda_vector.cuh"
 #include "quant/cuda_forms.h"
 #include "quant/fp8_codes.h"
-#include "quant/tiles.cuh"
+#include "quant/quantize_hot.cuh"
 
 namespace nibble::cuda {
 
@@ -29,28 +29,26 @@ __device__ void transpose_words(const uint32_t (&in)[4], uint32_t (&out)[4]) {
     out[3] = __byte_perm(high0, high1, 0x7632);
 }
 
-// from [rows, cols], cols a multiple of 16; to [cols, to_cols], to_cols a multiple of 4 and at least rows.
-__global__ void __launch_bounds__(kThreads)
-    transpose_kernel(const uint8_t* from, int64_t rows, int64_t cols, uint8_t* to, int64_t to_cols) {
-    __shared__ uint32_t tile[kTile * kWords];
-    const int64_t first_row = int64_t{blockIdx.x} * kTile, first_col = int64_t{blockIdx.y} * kTile;
-    const int thread = static_cast<int>(threadIdx.x);
-    const int vector = thread % kVectors, four_rows = thread / kVectors * 4;
-    uint4 read[4] = {};
+// Where the threads of a block are in its tile while they fill it: four rows of 16 columns each.
+struct Place4x16 {
+    int row, vector;
+    __device__ Place4x16()
+        : row(static_cast<int>(threadIdx.x) / kVectors * 4),
+          vector(static_cast<int>(threadIdx.x) % kVectors) {}
+};
+
+__device__ void put(uint32_t* tile, int row, int vector, uint4 codes) {
+    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const int64_t row = first_row + four_rows + i, col = first_col + vector * 16;
-        if (row < rows && col < cols) read[i] = *reinterpret_cast<const uint4*>(from + row * cols + col);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const uint32_t words[4] = {read[i].x, read[i].y, read[i].z, read[i].w};
-#pragma unroll
-        for (int w = 0; w < 4; ++w) tile[place(four_rows + i, vector * 4 + w)] = words[w];
-    }
-    __syncthreads();
-    // A thread has four rows of a column of words, and writes them as four bytes of four rows.
-    const int lane = thread % kWarp;
+    for (int w = 0; w < 4; ++w) tile[place(row, vector * 4 + w)] = words[w];
+}
+
+// Writes the tile of rows from first_row and columns from first_col on, transposed: to [cols, to_cols],
+// to_cols a multiple of 4 and at least the rows. A thread has four rows of a column of words, and writes them
+// as four bytes of four rows.
+__device__ void write_transposed(const uint32_t* tile, int64_t first_row, int64_t first_col, int64_t cols,
+                                 uint8_t* to, int64_t to_cols) {
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
     const int64_t to_col = first_row + lane * 4;
     if (to_col >= to_cols) return;
 #pragma unroll
@@ -65,6 +63,72 @@ __global__ void __launch_bounds__(kThreads)
             if (to_row < cols) *reinterpret_cast<uint32_t*>(to + to_row * to_cols + to_col) = out[i];
         }
     }
+}
+
+// from [rows, cols], cols a multiple of 16.
+__global__ void __launch_bounds__(kThreads)
+    transpose_kernel(const uint8_t* from, int64_t rows, int64_t cols, uint8_t* to, int64_t to_cols) {
+    __shared__ uint32_t tile[kTile * kWords];
+    const int64_t first_row = int64_t{blockIdx.x} * kTile, first_col = int64_t{blockIdx.y} * kTile;
+    const Place4x16 at;
+    const int64_t col = first_col + at.vector * 16;
+    uint4 read[4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int64_t row = first_row + at.row + i;
+        if (row < rows && col < cols) read[i] = *reinterpret_cast<const uint4*>(from + row * cols + col);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) put(tile, at.row + i, at.vector, read[i]);
+    __syncthreads();
+    write_transposed(tile, first_row, first_col, cols, to, to_cols);
+}
+
+// Quantises a tile of the same size, and writes its codes both ways.
+template <Element kElement>
+__global__ void __launch_bounds__(kThreads)
+    quantize_both_ways_kernel(const __grid_constant__ Job job, uint8_t* to, int64_t to_cols) {
+    constexpr KernelSpec s = hot::fp8(kElement);
+    __shared__ uint32_t tile[kTile * kWords];
+    __shared__ TensorValues tensor;
+    const int64_t first_row = int64_t{blockIdx.x} * kTile, first_col = int64_t{blockIdx.y} * kTile;
+    const Place4x16 at;
+    const int64_t col = first_col + at.vector * 16;
+    PlainPiece pieces[4];
+    PlainPiece::Source source(job, first_row + at.row, col);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        pieces[i].load(source, first_row + at.row + i < job.rows ? count_from(col, job.cols) : 0);
+        source.advance(job.stride);
+    }
+    // As the kernel for every spec does; all blocks, for blockIdx.x == 0 is many here.
+    tensor.prepare(s, job);
+    const float encode = fp32_scale(largest_of(kElement), tensor.amax).encode;
+    uint32_t largest = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        uint32_t words[kGroup / 2];
+        pieces[i].words(words);
+        float x[kGroup], v[kGroup];
+#pragma unroll
+        for (int j = 0; j < kGroup / 2; ++j) unpack(words[j], x[2 * j], x[2 * j + 1]);
+        largest = max(largest, bits_of_largest(x));
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) v[j] = tensor.amax == 0.0f ? 0.0f : x[j] * encode;
+        const uint4 codes = words_of_codes(round_group(s, job, 0, v));
+        const int64_t row = first_row + at.row + i;
+        if (row < job.rows && col < job.padded_cols)
+            *reinterpret_cast<uint4*>(job.codes + row * job.padded_cols + col) = codes;
+        put(tile, at.row + i, at.vector, codes);
+    }
+    if (largest >= 0x7f800000u) *job.fault = 1;
+    __syncthreads();
+    write_transposed(tile, first_row, first_col, job.padded_cols, to, to_cols);
+}
+
+dim3 grid_of_tiles(int64_t rows, int64_t cols) {
+    return dim3(static_cast<unsigned>(divide_up<int64_t>(rows, kTile)),
+                static_cast<unsigned>(divide_up<int64_t>(cols, kTile)));
 }
 
 // --- folding ---
@@ -149,10 +213,19 @@ unsigned blocks_for(int64_t pieces) {
 
 void transpose_codes(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out) {
     if (q.codes.count() == 0) return;
-    const dim3 grid(static_cast<unsigned>(divide_up<int64_t>(out.padded_cols, kTile)),
-                    static_cast<unsigned>(divide_up<int64_t>(q.padded_cols, kTile)));
-    launch(context, transpose_kernel, grid, dim3(kThreads), 0, q.codes.as<uint8_t>(), q.rows, q.padded_cols,
-           out.codes.as<uint8_t>(), out.padded_cols);
+    launch(context, transpose_kernel, grid_of_tiles(out.padded_cols, q.padded_cols), dim3(kThreads), 0,
+           q.codes.as<uint8_t>(), q.rows, q.padded_cols, out.codes.as<uint8_t>(), out.padded_cols);
+}
+
+bool has_transposing_kernel(const Job& job) {
+    return job.is_bf16 && (job.spec == hot::fp8(Element::e4m3) || job.spec == hot::fp8(Element::e5m2));
+}
+
+void quantize_with_transpose(const Context& context, const Job& job, uint8_t* transpose, int64_t to_cols) {
+    launch(context,
+           job.spec.element == Element::e4m3 ? quantize_both_ways_kernel<Element::e4m3>
+                                             : quantize_both_ways_kernel<Element::e5m2>,
+           grid_of_tiles(to_cols, job.padded_cols), dim3(kThreads), 0, job, transpose, to_cols);
 }
 
 void fold_to_fp8(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out,

@@ -11,6 +11,14 @@ namespace nibble {
 // arena, the tensor scale shared with q. Its rows are padded with zeros as its spec says.
 QuantizedMatrix transposed_codes(Context& context, const QuantizedMatrix& q);
 
+// Memory for the transpose of such a matrix, of which only the shape counts, with a tensor scale of its own.
+QuantizedMatrix allocate_transpose(Context& context, const QuantizedMatrix& q);
+// quantize(), and the codes of transposed_codes() for `transpose`, with which `out` then shares its tensor
+// scale: where a GPU has a kernel for that, from one read of x. spec: fp8 with one scale for the tensor.
+void quantize_with_transpose(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+                             QuantizedMatrix& out, const QuantizedMatrix& transpose,
+                             const QuantizeOptions& options = {});
+
 // The exponents that blocks of MXFP4 are given inside FP8: 2^top for the largest scale, so that 6 times it is
 // an element, down to the last one times which all E2M1 numbers are elements, `exact` binades below.
 struct FoldRange {

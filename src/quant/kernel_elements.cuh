@@ -115,12 +115,17 @@ __device__ __forceinline__ Codes round_group(const KernelSpec& s, const Job& job
     return codes;
 }
 
+// Codes of 8 bits.
+__device__ inline uint4 words_of_codes(const Codes& codes) {
+    uint32_t words[4] = {};
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) words[i / 4] |= static_cast<uint32_t>(codes.of[i]) << (i % 4 * 8);
+    return {words[0], words[1], words[2], words[3]};
+}
+
 __device__ inline void store_codes(const KernelSpec& s, const Job& job, int64_t first, const Codes& codes) {
     if (bits_of(s.element) == 8) {
-        uint32_t words[4] = {};
-#pragma unroll
-        for (int i = 0; i < kGroup; ++i) words[i / 4] |= static_cast<uint32_t>(codes.of[i]) << (i % 4 * 8);
-        *reinterpret_cast<uint4*>(job.codes + first) = {words[0], words[1], words[2], words[3]};
+        *reinterpret_cast<uint4*>(job.codes + first) = words_of_codes(codes);
         return;
     }
     uint32_t words[2] = {};

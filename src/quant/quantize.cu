@@ -195,8 +195,10 @@ struct Scratch {
 };
 
 // The passes of one call. True if a value was not finite, where the context does not take note of it.
+// transpose: where the codes go transposed, too, by has_transposing_kernel(); or null.
 bool run_passes(const Context& context, Job job, const RandomKey& key, const Scratch& scratch,
-                const QuantizedMatrix& out, const QuantizeOptions& options) {
+                const QuantizedMatrix& out, const QuantizeOptions& options,
+                const QuantizedMatrix* transpose = nullptr) {
     const QuantSpec& spec = out.spec;
     begin_pass(context, Beginning(spec, key, options.signs), job,
                static_cast<Scalars*>(scratch.scalars.data));
@@ -220,7 +222,9 @@ bool run_passes(const Context& context, Job job, const RandomKey& key, const Scr
         cuda::fill_zero(context, out.fp32_scales);
         find_amax<true>(context, job, options.transposed);
     }
-    if (is_hot) {
+    if (transpose != nullptr) {
+        quantize_with_transpose(context, job, transpose->codes.as<uint8_t>(), transpose->padded_cols);
+    } else if (is_hot) {
         quantize_hot(context, job, options.transposed);
     } else {
         with_tiles(job, options.transposed, [&]<bool kTransposed, int kRows>() {
@@ -241,15 +245,33 @@ bool run_passes(const Context& context, Job job, const RandomKey& key, const Scr
 
 }  // namespace
 
-void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
-              QuantizedMatrix& out, const QuantizeOptions& options) {
+namespace {
+
+void quantize_job(Context& context, const Tensor& x, const RandomKey& key, const Job& job,
+                  const QuantizedMatrix& out, const QuantizeOptions& options,
+                  const QuantizedMatrix* transpose = nullptr) {
     const ArenaScope scope(context.arena);
     const Scratch scratch(context, out);
-    if (context.planning()) return;
-    if (!run_passes(context, make_job(spec, x, key, out, options), key, scratch, out, options)) return;
+    if (context.planning() || !run_passes(context, job, key, scratch, out, options, transpose)) return;
     Buffer here(x.dtype, x.shape);
     cuda::copy(context, x, here.tensor());
     fail_not_finite(here.tensor(), options.name);
+}
+
+}  // namespace
+
+void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+              QuantizedMatrix& out, const QuantizeOptions& options) {
+    quantize_job(context, x, key, make_job(spec, x, key, out, options), out, options);
+}
+
+bool quantize_with_transpose(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
+                             QuantizedMatrix& out, const QuantizedMatrix& transpose,
+                             const QuantizeOptions& options) {
+    const Job job = make_job(spec, x, key, out, options);
+    if (options.transposed || !has_transposing_kernel(job)) return false;
+    quantize_job(context, x, key, job, out, options, &transpose);
+    return true;
 }
 
 bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows, const RotatedSpec& columns,

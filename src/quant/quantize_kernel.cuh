@@ -235,6 +235,9 @@ void quantize_hot(const Context& context, const Job& job, bool transposed);
 bool has_hot_kernels_of_weights(const Job& job, bool transposed);
 void find_amax_of_weights_hot(const Context& context, const Job& job, bool transposed);
 void quantize_weights_hot(const Context& context, const Job& job, bool transposed);
+// The job of a spec with one FP8 scale, x as it is stored: its codes, and their transpose, [cols, to_cols].
+bool has_transposing_kernel(const Job& job);
+void quantize_with_transpose(const Context& context, const Job& job, uint8_t* transpose, int64_t to_cols);
 // The amaxes of x and of its transpose; two floats, zero at first. Both jobs are of the whole of x.
 bool has_both_kernel(const Job& rows, const Job& columns);
 void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns, float* amaxes);

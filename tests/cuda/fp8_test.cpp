@@ -257,6 +257,40 @@ TEST_F(Fp8OnAGpu, TransposedCodesAreThoseOfTheCpu) {
     }
 }
 
+TEST_F(Fp8OnAGpu, CodesBothWaysFromOneReadAreThoseOfTheCpu) {
+    Arena arena(64 << 20);
+    Context cpu{arena};
+    for (const char* text : {"fp8:e4m3 tensor", "fp8:e5m2 tensor"}) {
+        const QuantSpec spec = parse_spec(text);
+        for (const DType dtype : {DType::bf16, DType::f32}) {
+            for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 16},
+                                             {16, 1},
+                                             {21, 40},
+                                             {128, 128},
+                                             {331, 776},
+                                             {500, 260}}) {
+                const ArenaScope scope(arena), scope_there(gpu().arena);
+                const Buffer values = buffer_of(dtype, {rows, cols}, test::normals(rows * cols));
+                const auto both = [&](Context& context, const Tensor& x) {
+                    QuantizedMatrix q = allocate_quantized(context.arena, spec, rows, cols);
+                    const QuantizedMatrix transpose = allocate_transpose(context, q);
+                    quantize_with_transpose(context, spec, x, {}, q, transpose);
+                    return std::pair(q, transpose);
+                };
+                const auto [expected, expected_transpose] = both(cpu, values.tensor());
+                const auto [found, transpose] = both(gpu(), put(values.tensor()));
+                const std::string where = fmt::format("{} {} {}x{}", text, name_of(dtype), rows, cols);
+                EXPECT_TRUE(std::ranges::equal(get<uint8_t>(found.codes), expected.codes.span<uint8_t>()))
+                    << where;
+                EXPECT_TRUE(std::ranges::equal(get<uint8_t>(transpose.codes),
+                                               expected_transpose.codes.span<uint8_t>()))
+                    << where;
+                EXPECT_EQ(get<float>(transpose.tensor_scale)[0], *expected.tensor_scale_ptr()) << where;
+            }
+        }
+    }
+}
+
 TEST_F(Fp8OnAGpu, FoldedCodesAndTheirCountAreThoseOfTheCpu) {
     Arena arena(16 << 20);
     Context cpu{arena};

@@ -127,6 +127,7 @@ TEST_F(StepReplays, AreNotOfRecipesWhoseForwardIsTurnedBackByOtherSignsInEachSte
 
 TEST_F(StepReplays, AreKeptFromChangingWeightsByWhatIsNotFinite) {
     run([&](Context& context) {
+        const ArenaScope scope(context.arena);
         const Device on = context.device;
         const Tensor norm = context.arena.allocate(DType::f64, {2}),
                      losses = context.arena.allocate(DType::f64, {2}),
