@@ -313,11 +313,10 @@ Chunks chunks_of_f32(int64_t rows, int64_t vocabulary, DType gradients, bool bac
 // whose rows are no multiple of 16 bytes, and makes such a result in F32 first; gradients that become codes
 // exist as such for the whole chunk, for a while twice.
 Chunks chunks_in_place(int64_t rows, int64_t vocabulary, bool as_codes) {
-    const bool is_copied = vocabulary % 8 != 0, has_tiles = is_copied || as_codes;
-    const int64_t tile = chunks_of_f32(rows, vocabulary, DType::bf16, true).tile;
-    const int64_t bytes = kGradientBytes + kLogitBytes / (is_copied ? 2 : 1);
-    const int64_t chunk = std::min(rows, rows_in(bytes, vocabulary * 2, has_tiles ? tile : kRows));
-    return {has_tiles ? tile : chunk, chunk};
+    const auto [tile, chunk] = chunks_of_f32(rows, vocabulary, DType::bf16, true);
+    const bool is_copied = vocabulary % 8 != 0;
+    const int64_t larger = std::min(rows, chunk + (is_copied ? 1 : 2) * tile);
+    return {is_copied || as_codes ? tile : larger, larger};
 }
 
 // Adds the loss to `totals`; its gradients where `backward`.
