@@ -32,6 +32,7 @@ struct BenchOptions {
     fs::path model = "configs/models/llama-1m.json";
     int64_t batch = 8, accumulate = 1, sequence = 256, steps = 5;
     std::string recompute = "none", moments = "f32", gradients = "f32", offload = "none";
+    std::string logits = "fp32";
     uint64_t memory = 0;  // bytes that a training may take; 0: those that are free
     bool plans = false;   // its memory alone
     bool replays = true;  // steps on a GPU that are alike
@@ -390,6 +391,7 @@ MemoryNeeds needs_of(const BenchOptions& options, const ModelConfig& config, con
     needs.options.device = options.device();
     needs.options.recompute = parse_recompute(options.recompute);
     needs.options.allowed = parse_allowed(options.allow);
+    needs.options.logits = options.logits == "bf16" ? DType::bf16 : DType::f32;
     needs.options.gradients = options.gradients == "bf16" ? DType::bf16 : DType::f32;
     needs.moments = options.moments == "bf16" ? DType::bf16 : DType::f32;
     needs.offload = options.offload == "moments";
@@ -543,6 +545,7 @@ void add_bench_command(CLI::App& app) {
              {"f32", "bf16"});
     add_word(train, "--gradients", train_options->gradients,
              "Dtype of the linear layers' gradients: f32 or bf16", {"f32", "bf16"});
+    add_word(train, "--logits", train_options->logits, "Dtype of the logits: fp32 or bf16", {"fp32", "bf16"});
     add_word(train, "--offload", train_options->offload,
              "What a GPU keeps in memory of the host: none or moments", {"none", "moments"});
     train->add_option("--memory", train_options->memory, "Memory that it may take, such as 80GiB")

@@ -109,8 +109,12 @@ void check_targets(const Tensor& targets, int64_t vocabulary) {
     }
 }
 
-void check_shapes(const Tensor& x, const Tensor& weight, const Tensor& targets) {
+void check_arguments(const Tensor& x, const Tensor& weight, const Tensor& targets,
+                     const HeadOptions& options) {
     require_activations({&x}, "head_loss");
+    require(options.logits == DType::f32 || (options.logits == DType::bf16 && x.dtype == DType::bf16),
+            "head_loss: logits are F32, or BF16 where x is, not {} of {}", name_of(options.logits),
+            name_of(x.dtype));
     require(weight.cols() == x.cols() && x.rows() > 0 && weight.rows() > 0,
             "head_loss: x {} and weight {} do not fit", x.shape.str(), weight.shape.str());
     require(targets.count() == x.rows(), "{} targets do not fit {} rows", targets.count(), x.rows());
@@ -118,8 +122,9 @@ void check_shapes(const Tensor& x, const Tensor& weight, const Tensor& targets) 
 
 // The loss, and its gradients where dx has data (in a planning pass: where `backward`).
 HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-             const Tensor& loss_rows, HeadOperands in, bool backward, float scale, const Tensor& dx,
-             const Tensor& dweight) {
+             const Tensor& loss_rows, const HeadOptions& options, bool backward, float scale,
+             const Tensor& dx, const Tensor& dweight) {
+    const HeadOperands in = options.operands;
     const Head head(x, weight, in);
     const ArenaScope scope(context.arena);
     const Tensor losses = context.arena.allocate(DType::f32, {head.rows});
@@ -154,7 +159,9 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
     const size_t dx_at = layout.add<float>(head.tile * head.cols);
     // What the gradients of the logits that are kept lack.
     const float lacks = in == HeadOperands::fp8 ? scale / kLargestGradient : 1.0f;
-    const LossRow how{.factor = a.scale * b.scale,
+    const bool rounds_logits = options.logits == DType::bf16;
+    const float factor = a.scale * b.scale;
+    const LossRow how{.factor = rounds_logits ? 1.0f : factor,
                       .scale = in == HeadOperands::fp8 ? kLargestGradient : scale,
                       .is_bf16 = head.operands == DType::bf16,
                       .rounding = in == HeadOperands::fp8 ? LossRow::Rounding::e5m2
@@ -169,6 +176,10 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
             tile_x = scratch + x_at;
         }
         logits_product.of(count, head.tile).run(tile_x, packed.data, logits, scratch + product_at);
+        if (rounds_logits) {
+            finish_row({.sums = logits, .factor = factor}, logits, count * head.vocabulary);
+            round_to_bf16(logits, logits, count * head.vocabulary);
+        }
         for (int64_t i = 0; i < count; ++i) {
             const int32_t target = targets.as<int32_t>()[begin + i];
             std::byte* row = backward ? gradient + head.operand_bytes(i * head.vocabulary) : nullptr;
@@ -219,10 +230,10 @@ HeadLoss run(Context& context, const Tensor& x, const Tensor& weight, const Tens
 }  // namespace
 
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                   const Tensor& loss_rows, HeadOperands operands, std::optional<Fp8Sums> fp8) {
-    check_shapes(x, weight, targets);
-    NIBBLE_ON_CUDA(context, head_loss(context, x, weight, targets, loss_rows, operands, fp8));
-    return run(context, x, weight, targets, loss_rows, operands, false, 1.0f, {}, {});
+                   const Tensor& loss_rows, const HeadOptions& options) {
+    check_arguments(x, weight, targets, options);
+    NIBBLE_ON_CUDA(context, head_loss(context, x, weight, targets, loss_rows, options));
+    return run(context, x, weight, targets, loss_rows, options, false, 1.0f, {}, {});
 }
 
 HeadLoss read_loss(const Context& context, const Tensor& totals) {
@@ -233,43 +244,43 @@ HeadLoss read_loss(const Context& context, const Tensor& totals) {
 }
 
 HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                            float scale, const Tensor& dx, const Tensor& dweight, HeadOperands operands,
-                            std::optional<Fp8Sums> fp8) {
+                            float scale, const Tensor& dx, const Tensor& dweight,
+                            const HeadOptions& options) {
     const ArenaScope scope(context.arena);
     const Tensor totals = context.arena.allocate(DType::f64, {2});
     if (!context.planning()) fill_zero(context, totals);
-    head_loss_backward(context, x, weight, targets, scale, dx, dweight, totals, operands, fp8);
+    head_loss_backward(context, x, weight, targets, scale, dx, dweight, totals, options);
     return read_loss(context, totals);
 }
 
 void head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                         float scale, const Tensor& dx, const Tensor& dweight, const Tensor& totals,
-                        HeadOperands operands, std::optional<Fp8Sums> fp8) {
+                        const HeadOptions& options) {
     require_activations({&x, &dx}, "head_loss_backward");
     require(dx.count() == x.count() && dweight.count() == weight.count(),
             "head_loss_backward: dx {} and dweight {} do not fit x {} and weight {}", dx.shape.str(),
             dweight.shape.str(), x.shape.str(), weight.shape.str());
-    check_shapes(x, weight, targets);
-    NIBBLE_ON_CUDA(
-        context, head_loss_backward(context, x, weight, targets, scale, dx, dweight, totals, operands, fp8));
-    const HeadLoss loss = run(context, x, weight, targets, {}, operands, true, scale, dx, dweight);
+    check_arguments(x, weight, targets, options);
+    NIBBLE_ON_CUDA(context,
+                   head_loss_backward(context, x, weight, targets, scale, dx, dweight, totals, options));
+    const HeadLoss loss = run(context, x, weight, targets, {}, options, true, scale, dx, dweight);
     if (context.planning()) return;
     totals.as<double>()[0] += loss.loss_sum;
     totals.as<double>()[1] += static_cast<double>(loss.count);
 }
 
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
-                 HeadOperands operands, std::optional<Fp8Sums> fp8) {
-    NIBBLE_ON_CUDA(context, head_logits(context, x, weight, logits, operands, fp8));
-    MatmulOptions options;
-    options.compute = x.dtype;
-    if (operands == HeadOperands::plain) return matmul(context, x, weight, logits, options);
+                 const HeadOptions& options) {
+    NIBBLE_ON_CUDA(context, head_logits(context, x, weight, logits, options));
+    MatmulOptions product;
+    product.compute = x.dtype;
+    if (options.operands == HeadOperands::plain) return matmul(context, x, weight, logits, product);
     const ArenaScope scope(context.arena);
     const HeadOperand a = in_fp8(context, x, "input of lm_head");
     const HeadOperand b = in_fp8(context, weight, "weight of lm_head");
-    options.compute = DType::bf16;
-    options.alpha = a.scale * b.scale;
-    matmul(context, a.values, b.values, logits, options);
+    product.compute = DType::bf16;
+    product.alpha = a.scale * b.scale;
+    matmul(context, a.values, b.values, logits, product);
 }
 
 }  // namespace nibble

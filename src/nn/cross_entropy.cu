@@ -1,6 +1,6 @@
 // The logits of a tile of rows at a time: product, then softmax, loss and the gradient of the logits in one
-// kernel. The gradients of a chunk of tiles are kept for the products that give dx and dweight. Losses and
-// scales stay on the GPU until the call's end.
+// kernel. The gradients of a chunk of tiles are kept for the products that give dx and dweight; where logits
+// are BF16, they take the place of the logits. Losses and scales stay on the GPU until the call's end.
 #include "core/cuda_vector.cuh"
 #include "gemm/matmul.h"
 #include "nn/cuda_forms.h"
@@ -18,11 +18,11 @@ constexpr int kMostRows = 1;
 #else
 constexpr int kMostRows = 2;
 #endif
-constexpr int kWidth = 4;
 
+template <typename Logit>
 struct LossArguments {
     int64_t vocabulary;
-    const float* logits;
+    const Logit* logits;
     float factor, scale;
     const int32_t* targets;
     float* losses;
@@ -62,23 +62,32 @@ struct Softmax {
     }
 };
 
-// A block a row. Rows begin anywhere; what is between multiples of four, counted from the first row, is read
-// four at a time. The second pass goes backwards, for what was read last is still in the cache. Where the
-// cache is too small for two rows a multiprocessor (kHolds), there is one, and its first `held` pieces stay
-// in shared memory.
-template <bool kHolds, LossRow::Rounding kRounding, typename Element>
+// A block a row. Rows begin anywhere; what is between multiples of kWidth, counted from the first row, is
+// read 16 bytes at a time. The second pass goes backwards, for what was read last is still in the cache.
+// Where the cache is too small for two rows a multiprocessor (kHolds), there is one, and its first `held`
+// pieces stay in shared memory.
+//
+// Gradients may take the place of their logits: none is written before the whole row was read, and then each
+// by the thread that reads its logit.
+template <bool kHolds, LossRow::Rounding kRounding, typename Logit, typename Element>
 __global__ void __launch_bounds__(kThreads, kHolds ? 1 : kMostRows)
-    loss_kernel(const LossArguments a, int held, Element* gradients) {
-    float* const held_logits = dynamic_shared<float>();
+    loss_kernel(const LossArguments<Logit> a, int held, Element* gradients) {
+    constexpr int kWidth = kPerAccess<Logit>, kUnrolled = 16 / kWidth;
+    Logit* const held_logits = dynamic_shared<Logit>();
     __shared__ float maxima[kWarp], sums[kWarp];
     const int64_t begin = blockIdx.x * a.vocabulary, end = begin + a.vocabulary;
     const int64_t first = min(end, (begin + kWidth - 1) / kWidth * kWidth),
                   last = max(first, end / kWidth * kWidth);
     const auto pieces = static_cast<int>((last - first) / kWidth), heads = static_cast<int>(first - begin);
     const int singles = heads + static_cast<int>(end - last), thread = static_cast<int>(threadIdx.x);
-    // The place of one of the `singles` before and after the pieces.
-    const auto place_of = [&](int i) { return i < heads ? begin + i : last + (i - heads); };
-    const float* const row = a.logits + first;
+    const Logit* const row = a.logits + first;
+    // Places count from the first piece; this is that of one of the `singles` before and after the pieces.
+    const auto place_of = [&](int i) { return i - heads + (i < heads ? 0 : pieces * kWidth); };
+    const auto logit_at = [&](int place) {
+        float logit[1];
+        load_floats(row + place, logit);
+        return logit[0];
+    };
     const int target = a.targets[blockIdx.x];
 
     if (target == kIgnoredTarget) {
@@ -87,35 +96,34 @@ __global__ void __launch_bounds__(kThreads, kHolds ? 1 : kMostRows)
         const float zeros[kWidth] = {}, zero[1] = {};
         for (int i = thread; i < pieces; i += kThreads)
             store_floats(zeros, gradients + first + int64_t{i} * kWidth);
-        if (thread < singles) store_floats(zero, gradients + place_of(thread));
+        if (thread < singles) store_floats(zero, gradients + first + place_of(thread));
         return;
     }
     const float factor = a.factor;
 
     Softmax softmax;
-#pragma unroll 4
+#pragma unroll kUnrolled
     for (int i = thread; i < pieces; i += kThreads) {
+        const auto piece = Piece<Logit, kWidth>::load(row + int64_t{i} * kWidth);
+        if (kHolds && i < held) piece.store(held_logits + i * kWidth);
         float logits[kWidth];
-        load_floats(row + int64_t{i} * kWidth, logits);
-        if (kHolds && i < held) store_floats(logits, held_logits + i * kWidth);
-        for (float& v : logits) v *= factor;
+        for (int j = 0; j < kWidth; ++j) logits[j] = piece[j] * factor;
         softmax.add(logits);
     }
     if (thread < singles) {
-        const float logit[1] = {a.logits[place_of(thread)] * factor};
+        const float logit[1] = {logit_at(place_of(thread)) * factor};
         softmax.add(logit);
     }
+    const bool is_target = 0 <= target && target < a.vocabulary;
+    float at_target = 0.0f;  // read before a gradient can take its place
+    if (thread == 0 && is_target) at_target = factor * logit_at(target - heads);
     const float warp_max = lanes_max(softmax.max);
     if (thread % kWarp == 0) maxima[thread / kWarp] = warp_max;
     __syncthreads();
     const float max = lanes_max(maxima[thread % kWarp]);
-    const bool is_target = 0 <= target && target < a.vocabulary;
     float total = block_sum(softmax.sum * expf(softmax.max - max), sums);
     if (!is_target) total = NAN;
-    if (thread == 0) {
-        const float at_target = is_target ? factor * a.logits[begin + target] : 0.0f;
-        a.losses[blockIdx.x] = max - at_target + logf(total);
-    }
+    if (thread == 0) a.losses[blockIdx.x] = max - at_target + logf(total);
     if (gradients == nullptr) return;
 
     const float inverse = a.scale / total;
@@ -125,21 +133,21 @@ __global__ void __launch_bounds__(kThreads, kHolds ? 1 : kMostRows)
         return rounded<kRounding>(e * inverse);
     };
     if (thread < singles) {
-        const int64_t at = place_of(thread);
-        const float out[1] = {gradient(static_cast<int>(at - begin), a.logits[at])};
-        store_floats(out, gradients + at);
+        const int place = place_of(thread);
+        const float out[1] = {gradient(heads + place, logit_at(place))};
+        store_floats(out, gradients + first + place);
     }
-    const auto make_piece = [&](int i, const float* logits) {
+    const auto make_piece = [&](int i, const Logit* logits) {
         float values[kWidth];
         load_floats(logits + i * kWidth, values);
         for (int j = 0; j < kWidth; ++j) values[j] = gradient(heads + i * kWidth + j, values[j]);
         store_floats(values, gradients + first + i * kWidth);
     };
     int i = pieces - 1 - thread;
-#pragma unroll 4
+#pragma unroll kUnrolled
     for (; i >= (kHolds ? held : 0); i -= kThreads) make_piece(i, row);
     if constexpr (kHolds) {
-#pragma unroll 4
+#pragma unroll kUnrolled
         for (; i >= 0; i -= kThreads) make_piece(i, held_logits);
     }
 }
@@ -162,6 +170,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Pieces of a row of logits to hold in the shared memory of a block: none where the cache is large enough.
+template <typename Logit>
 int held_pieces(int64_t vocabulary) {
     static const auto attribute = [](cudaDeviceAttr which) {
         int device = 0, value = 0;
@@ -171,7 +180,7 @@ int held_pieces(int64_t vocabulary) {
     };
     static const int64_t cache = attribute(cudaDevAttrL2CacheSize);
     static const int64_t shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    constexpr int64_t kBytes = sizeof(float), kReductions = 1024;
+    constexpr int64_t kBytes = sizeof(Logit), kWidth = kPerAccess<Logit>, kReductions = 1024;
     if (vocabulary * kBytes * 2 * multiprocessors() <= cache) return 0;
     return static_cast<int>(std::min(vocabulary / kWidth, (shared - kReductions) / (kWidth * kBytes)));
 }
@@ -285,30 +294,49 @@ class HeadInFp8 {
     MatmulOptions options_;
 };
 
-// Rows whose logits (F32), and whose gradients of logits, exist at a time: large products, and memory that
-// does not grow with the batch.
 constexpr int64_t kLogitBytes = int64_t{512} << 20, kGradientBytes = int64_t{1} << 30, kRows = 128;
 int64_t rows_in(int64_t bytes, int64_t row_bytes, int64_t multiple) {
     return std::max(multiple, bytes / row_bytes / multiple * multiple);
 }
 
+// Rows whose logits (`tile`), and whose gradients of logits (`chunk`), exist at a time: large products, and
+// memory that does not grow with the batch.
+struct Chunks {
+    int64_t tile, chunk;
+};
+Chunks chunks_of_f32(int64_t rows, int64_t vocabulary, DType gradients, bool backward) {
+    const int64_t tile = std::min(rows, rows_in(kLogitBytes, vocabulary * 4, kRows));
+    const int64_t row_bytes = vocabulary * static_cast<int64_t>(size_of(gradients));
+    return {tile, backward ? std::min(rows, rows_in(kGradientBytes, row_bytes, tile)) : tile};
+}
+// Where gradients take the place of logits in BF16: more rows in no more memory. A product copies an operand
+// whose rows are no multiple of 16 bytes, and makes such a result in F32 first; gradients that become codes
+// exist as such for the whole chunk, for a while twice.
+Chunks chunks_in_place(int64_t rows, int64_t vocabulary, bool as_codes) {
+    const auto [tile, chunk] = chunks_of_f32(rows, vocabulary, DType::bf16, true);
+    const bool is_copied = vocabulary % 8 != 0;
+    const int64_t larger = std::min(rows, chunk + (is_copied ? 1 : 2) * tile);
+    return {is_copied || as_codes ? tile : larger, larger};
+}
+
 // Adds the loss to `totals`; its gradients where `backward`.
 void run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-         const Tensor& loss_rows, HeadOperands in, std::optional<Fp8Sums> fp8, bool backward, float scale,
-         const Tensor& dx, const Tensor& dweight, const Tensor& totals) {
-    const bool is_fp8 = in == HeadOperands::fp8;
+         const Tensor& loss_rows, const HeadOptions& options, bool backward, float scale, const Tensor& dx,
+         const Tensor& dweight, const Tensor& totals) {
+    const bool is_fp8 = options.operands == HeadOperands::fp8;
+    const bool as_codes = is_fp8 && options.fp8 && HeadInFp8::fits(x, weight);
     const DType operands = is_fp8 ? DType::bf16 : x.dtype;
-    const int64_t rows = x.rows(), cols = x.cols(), vocabulary = weight.rows();
-    const int64_t tile = std::min(rows, rows_in(kLogitBytes, vocabulary * 4, kRows));
-    const int64_t gradient_bytes = vocabulary * static_cast<int64_t>(size_of(operands));
-    const int64_t chunk = backward ? std::min(rows, rows_in(kGradientBytes, gradient_bytes, tile)) : tile;
+    const int64_t rows = x.rows(), vocabulary = weight.rows();
+    const bool in_place = backward && options.logits == DType::bf16;
+    const auto [tile, chunk] = in_place ? chunks_in_place(rows, vocabulary, as_codes)
+                                        : chunks_of_f32(rows, vocabulary, operands, backward);
 
     const ArenaScope scope(context.arena);
     const Tensor losses = context.arena.allocate(DType::f32, {rows});
     HeadOperand a = {as_matrix(x), {}}, b = {weight, {}};
     std::optional<HeadInFp8> codes;
-    if (is_fp8 && fp8 && HeadInFp8::fits(x, weight)) {
-        codes.emplace(context, as_matrix(x), weight, *fp8, backward ? chunk : 0);
+    if (as_codes) {
+        codes.emplace(context, as_matrix(x), weight, *options.fp8, backward ? chunk : 0);
     } else if (is_fp8) {
         a = in_fp8(context, x, "input of lm_head");
         b = in_fp8(context, weight, "weight of lm_head");
@@ -316,7 +344,7 @@ void run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& 
         b.values = context.arena.allocate(operands, weight.shape);
         nibble::detail::convert(context, weight, b.values);
     }
-    const Tensor logits = context.arena.allocate(DType::f32, {tile, vocabulary});
+    const Tensor logits = context.arena.allocate(options.logits, {in_place ? 0 : tile, vocabulary});
     const int64_t kept = codes ? tile : chunk;
     const Tensor gradients = context.arena.allocate(operands, {backward ? kept : 0, vocabulary});
     // What the gradients of the logits that are kept lack.
@@ -333,14 +361,14 @@ void run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& 
         const int64_t end = std::min(rows, begin + chunk);
         for (int64_t at = begin; at < end; at += tile) {
             const int64_t next = std::min(end, at + tile);
-            const Tensor tile_logits = logits.slice(0, next - at);
+            const int64_t from = codes ? 0 : at - begin;
+            const Tensor tile_gradients = backward ? gradients.slice(from, from + next - at) : Tensor{};
+            const Tensor tile_logits = in_place ? tile_gradients : logits.slice(0, next - at);
             if (codes) {
                 codes->logits(context, at, next, tile_logits);
             } else {
                 nibble::matmul(context, a.rows(at, next), b.all(), tile_logits, forward);
             }
-            const int64_t from = codes ? 0 : at - begin;
-            const Tensor tile_gradients = backward ? gradients.slice(from, from + next - at) : Tensor{};
             if (!context.planning())
                 cuda::loss_rows(context, how, tile_logits, targets.slice(at, next), losses.slice(at, next),
                                 tile_gradients);
@@ -363,60 +391,72 @@ void run(Context& context, const Tensor& x, const Tensor& weight, const Tensor& 
     if (loss_rows.data != nullptr) cuda::copy(context, losses, loss_rows);
 }
 
+// loss_rows() of logits of one dtype; to: the gradients, or null.
+template <typename Logit, typename Element>
+void loss_rows_of(Context& context, const LossRow& row, const Tensor& logits, const Tensor& targets,
+                  const Tensor& losses, Element* to) {
+    constexpr int kWidth = kPerAccess<Logit>;
+    const LossArguments<Logit> arguments{logits.cols(), logits.as<Logit>(),    row.factor,
+                                         row.scale,     targets.as<int32_t>(), losses.as<float>()};
+    require(
+        fits_width<Element>(kWidth, kWidth, {to}) && fits_width<Logit>(kWidth, kWidth, {arguments.logits}),
+        "loss_rows: tensors on the GPU begin at multiples of 16 bytes");
+    const int held = to == nullptr ? 0 : held_pieces<Logit>(logits.cols());
+    const auto with_rounding = [&](auto holds) {
+        using enum LossRow::Rounding;
+        auto* kernel = loss_kernel<holds(), none, Logit, Element>;
+        if (row.rounding == bf16) kernel = loss_kernel<holds(), bf16, Logit, Element>;
+        if (row.rounding == e5m2) kernel = loss_kernel<holds(), e5m2, Logit, Element>;
+        const int shared = held * kWidth * static_cast<int>(sizeof(Logit));
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+              "shared memory of a kernel");
+        launch(context, kernel, static_cast<unsigned>(logits.rows()), kThreads, static_cast<size_t>(shared),
+               arguments, held, to);
+    };
+    held > 0 ? with_rounding(std::true_type()) : with_rounding(std::false_type());
+}
+
 }  // namespace
 
 void loss_rows(Context& context, const LossRow& row, const Tensor& logits, const Tensor& targets,
                const Tensor& losses, const Tensor& gradients) {
-    const LossArguments arguments{logits.cols(), logits.as<float>(),    row.factor,
-                                  row.scale,     targets.as<int32_t>(), losses.as<float>()};
-    const auto go = [&]<typename Element>(Element* to) {
-        require(fits_width<Element>(kWidth, kWidth, {to}) &&
-                    fits_width<float>(kWidth, kWidth, {arguments.logits}),
-                "loss_rows: tensors on the GPU begin at multiples of 16 bytes");
-        const int held = to == nullptr ? 0 : held_pieces(logits.cols());
-        const auto with_rounding = [&](auto holds) {
-            using enum LossRow::Rounding;
-            auto* kernel = loss_kernel<holds(), none, Element>;
-            if (row.rounding == bf16) kernel = loss_kernel<holds(), bf16, Element>;
-            if (row.rounding == e5m2) kernel = loss_kernel<holds(), e5m2, Element>;
-            const int shared = held * kWidth * static_cast<int>(sizeof(float));
-            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-                  "shared memory of a kernel");
-            launch(context, kernel, static_cast<unsigned>(logits.rows()), kThreads,
-                   static_cast<size_t>(shared), arguments, held, to);
-        };
-        held > 0 ? with_rounding(std::true_type()) : with_rounding(std::false_type());
-    };
-    if (gradients.data == nullptr) return go(static_cast<float*>(nullptr));
-    with_elements(gradients, go);
+    if (logits.dtype == DType::bf16) {
+        require(gradients.data == nullptr || gradients.dtype == DType::bf16,
+                "loss_rows: gradients of logits in BF16 are BF16");
+        return loss_rows_of<Bf16>(context, row, logits, targets, losses, static_cast<Bf16*>(gradients.data));
+    }
+    if (gradients.data == nullptr)
+        return loss_rows_of<float>(context, row, logits, targets, losses, static_cast<float*>(nullptr));
+    with_elements(gradients,
+                  [&](auto* to) { loss_rows_of<float>(context, row, logits, targets, losses, to); });
 }
 
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                   const Tensor& loss_rows, HeadOperands operands, std::optional<Fp8Sums> fp8) {
+                   const Tensor& loss_rows, const HeadOptions& options) {
     const ArenaScope scope(context.arena);
     const Tensor totals = context.arena.allocate(DType::f64, {2});
     if (!context.planning()) cuda::fill_zero(context, totals);
-    run(context, x, weight, targets, loss_rows, operands, fp8, false, 1.0f, {}, {}, totals);
+    run(context, x, weight, targets, loss_rows, options, false, 1.0f, {}, {}, totals);
     return read_loss(context, totals);
 }
 
 void head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                         float scale, const Tensor& dx, const Tensor& dweight, const Tensor& totals,
-                        HeadOperands operands, std::optional<Fp8Sums> fp8) {
-    run(context, x, weight, targets, {}, operands, fp8, true, scale, dx, dweight, totals);
+                        const HeadOptions& options) {
+    run(context, x, weight, targets, {}, options, true, scale, dx, dweight, totals);
 }
 
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
-                 HeadOperands operands, std::optional<Fp8Sums> fp8) {
-    MatmulOptions options;
-    options.compute = x.dtype;
-    if (operands == HeadOperands::plain) return nibble::matmul(context, x, weight, logits, options);
+                 const HeadOptions& options) {
+    MatmulOptions product;
+    product.compute = x.dtype;
+    if (options.operands == HeadOperands::plain) return nibble::matmul(context, x, weight, logits, product);
     const ArenaScope scope(context.arena);
     const QuantizedMatrix a = quantized(context, x, "input of lm_head");
     const QuantizedMatrix b = quantized(context, weight, "weight of lm_head");
-    options.compute = DType::bf16;
-    options.fp8 = fp8;
-    nibble::matmul(context, a, b, logits, options);
+    product.compute = DType::bf16;
+    product.fp8 = options.fp8;
+    nibble::matmul(context, a, b, logits, product);
 }
 
 }  // namespace nibble::cuda

@@ -5,6 +5,9 @@
 // at most `scale`: codes of (softmax - onehot) * 57344. Codes are multiplied exactly, sums are FP32; on a GPU
 // that multiplies FP8, given `fp8`, by its tensor cores with their narrower sums, if the vocabulary and C are
 // multiples of 16.
+//
+// Softmax and loss are FP32 arithmetic on logits in F32, or on logits that were rounded once, to nearest, to
+// BF16.
 #pragma once
 
 #include <optional>
@@ -24,27 +27,33 @@ struct HeadLoss {
 
 enum class HeadOperands : uint8_t { plain, fp8 };
 
+struct HeadOptions {
+    HeadOperands operands = HeadOperands::plain;
+    std::optional<Fp8Sums> fp8 = {};
+    DType logits = DType::f32;  // of the loss; or BF16, where x is BF16
+};
+
 // logits = x · weightᵀ, loss = -log softmax(logits)[target].
 // x: [T, C]; weight: F32 [V, C]; targets: I32 [T]; loss_rows: F32 [T] per token, or no data. Throws Error for
 // a target outside the vocabulary; on a GPU it makes the loss NaN.
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                   const Tensor& loss_rows, HeadOperands operands = HeadOperands::plain,
-                   std::optional<Fp8Sums> fp8 = {});
+                   const Tensor& loss_rows, const HeadOptions& options = {});
 
 // The same, and the gradients of scale * loss_sum: dx [T, C] (overwritten), dweight F32 [V, C] (accumulated).
 HeadLoss head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                             float scale, const Tensor& dx, const Tensor& dweight,
-                            HeadOperands operands = HeadOperands::plain, std::optional<Fp8Sums> fp8 = {});
+                            const HeadOptions& options = {});
 // The same, for a step that does not wait for each of its losses: adds to `totals`, F64 [2] on the context's
 // device, a sum of losses and a count of targets.
 void head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                         float scale, const Tensor& dx, const Tensor& dweight, const Tensor& totals,
-                        HeadOperands operands = HeadOperands::plain, std::optional<Fp8Sums> fp8 = {});
+                        const HeadOptions& options = {});
 // Such totals, when they are there.
 HeadLoss read_loss(const Context& context, const Tensor& totals);
 
-// Logits of every row: F32 [T, V]. For generation and evaluation of few tokens.
+// Logits of every row: F32 [T, V], whatever those of the loss are. For generation and evaluation of few
+// tokens.
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
-                 HeadOperands operands = HeadOperands::plain, std::optional<Fp8Sums> fp8 = {});
+                 const HeadOptions& options = {});
 
 }  // namespace nibble

@@ -11,10 +11,12 @@
 
 namespace nibble::reference {
 
-// Loss of each token (0 where ignored), and, unless dx is null, the gradients of scale * their sum.
+// Loss of each token (0 where ignored), and, unless dx is null, the gradients of scale * their sum. rounds:
+// logits are rounded to BF16.
 template <typename Real, typename Element>
 void head_loss(int64_t rows, int64_t cols, int64_t vocabulary, const Element* x, const Real* weight,
-               const int32_t* targets, Real scale, Real* losses, Element* dx, Real* dweight) {
+               const int32_t* targets, Real scale, Real* losses, Element* dx, Real* dweight,
+               bool rounds = false) {
     std::vector<Real> p(static_cast<size_t>(vocabulary)), gradient(static_cast<size_t>(cols));
     for (int64_t t = 0; t < rows; ++t) {
         losses[t] = 0;
@@ -25,6 +27,7 @@ void head_loss(int64_t rows, int64_t cols, int64_t vocabulary, const Element* x,
                 p[v] = 0;
                 for (int64_t c = 0; c < cols; ++c)
                     p[v] += load_as<Real>(x[t * cols + c]) * weight[v * cols + c];
+                if (rounds) p[v] = round_to_bf16(static_cast<float>(p[v]));
                 largest = std::max(largest, p[v]);
             }
             const Real target_logit = p[targets[t]];

@@ -45,14 +45,15 @@ void attention_backward(Context& context, const AttentionShape& shape, const Ten
                         const Tensor& out, const Tensor& logsumexp, const Tensor& dqkv);
 
 HeadLoss head_loss(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
-                   const Tensor& loss_rows, HeadOperands operands, std::optional<Fp8Sums> fp8);
+                   const Tensor& loss_rows, const HeadOptions& options);
 void head_loss_backward(Context& context, const Tensor& x, const Tensor& weight, const Tensor& targets,
                         float scale, const Tensor& dx, const Tensor& dweight, const Tensor& totals,
-                        HeadOperands operands, std::optional<Fp8Sums> fp8);
+                        const HeadOptions& options);
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
-                 HeadOperands operands, std::optional<Fp8Sums> fp8);
-// nibble::loss_row() of every row. logits: F32 [R, V], not overwritten; targets: I32 [R]; losses: F32 [R];
-// gradients: BF16 or F32 [R, V], or no data.
+                 const HeadOptions& options);
+// nibble::loss_row() of every row. logits: F32 or BF16 [R, V], not overwritten; targets: I32 [R]; losses: F32
+// [R]; gradients: BF16 or F32 [R, V], or no data. The gradients of logits in BF16 are BF16, and may be
+// written to the logits' own memory.
 void loss_rows(Context& context, const LossRow& row, const Tensor& logits, const Tensor& targets,
                const Tensor& losses, const Tensor& gradients);
 

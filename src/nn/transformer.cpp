@@ -93,6 +93,8 @@ Transformer::Transformer(const ModelConfig& config, const Recipe& recipe, const 
             "activations are BF16 or F32, not {}", name_of(options.activations));
     require(options.gradients == DType::bf16 || options.gradients == DType::f32,
             "gradients are BF16 or F32, not {}", name_of(options.gradients));
+    require(options.logits == DType::f32 || options.logits == options.activations,
+            "logits are F32, or BF16 where activations are, not {}", name_of(options.logits));
     add_parameters();
 
     const int64_t c = config.hidden_size, f = config.intermediate_size;

@@ -75,6 +75,7 @@ class Transformer {
         // In which the gradients of the linear layers' weights add up. BF16: each micro-batch's, FP32 sums,
         // is added in FP32 and the result rounded to nearest.
         DType gradients = DType::f32;
+        DType logits = DType::f32;     // of the loss; or BF16, where activations are
         AllowedProducts allowed = {};  // ways of multiplying on a GPU beside exact ones
         bool allocates = true;         // false: tensors have shapes alone, for planning passes
     };
@@ -181,9 +182,7 @@ class Transformer {
     // The final norm's output [T, C]; lives until the caller's ArenaScope ends.
     Tensor hidden_states(Context& context, const Tensor& tokens);
     Tensor flat_targets(const Tensor& tokens, const Tensor& targets) const;
-    HeadOperands head_operands() const;
-    // How the head multiplies in FP8, where that is allowed.
-    std::optional<Fp8Sums> head_sums() const;
+    HeadOptions head_options() const;
     AttentionShape attention_shape(const Pass& pass) const;
     // From the qkv projection to what attention reads, in place, and the gradient back.
     void qkv_forward(Context& context, const Pass& pass, int block);

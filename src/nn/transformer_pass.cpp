@@ -337,7 +337,7 @@ void Transformer::forward_backward(Context& context, const Tensor& tokens, const
 
     const Tensor& d_normed = pass.delta;
     head_loss_backward(context, pass.normed, head().master, flat_targets(tokens, targets), scale, d_normed,
-                       head().gradient, totals, head_operands(), head_sums());
+                       head().gradient, totals, head_options());
     if (checks_ && !std::isfinite(read_loss(context, totals).loss_sum)) throw FoundNonFinite{"loss"};
     check(context, head().gradient, "gradient of " + head().name);
     check(context, d_normed, "gradient of the output of norm");
@@ -375,8 +375,7 @@ HeadLoss Transformer::forward(Context& context, const Tensor& tokens, const Tens
     const Tensor x = hidden_states(context, tokens);
     Tensor rows = loss_rows;
     if (rows.shape.rank() > 0) rows = rows.reshaped({tokens.count()});
-    return head_loss(context, x, head().master, flat_targets(tokens, targets), rows, head_operands(),
-                     head_sums());
+    return head_loss(context, x, head().master, flat_targets(tokens, targets), rows, head_options());
 }
 
 void Transformer::logits(Context& context, const Tensor& tokens, const Tensor& out) {
@@ -397,18 +396,15 @@ void Transformer::logits(Context& context, const Tensor& tokens, const Tensor& o
         }
         x = last;
     }
-    head_logits(context, x, head().master, out.reshaped({x.rows(), config_.vocab_size}), head_operands(),
-                head_sums());
+    head_logits(context, x, head().master, out.reshaped({x.rows(), config_.vocab_size}), head_options());
 }
 
-std::optional<Fp8Sums> Transformer::head_sums() const {
-    if (!options_.allowed.fp8) return {};
-    return options_.allowed.sums();
-}
-
-HeadOperands Transformer::head_operands() const {
-    const bool is_fp8 = executed_ == &layers_ && recipe_.lm_head == "fp8";
-    return is_fp8 ? HeadOperands::fp8 : HeadOperands::plain;
+HeadOptions Transformer::head_options() const {
+    HeadOptions options;
+    if (executed_ == &layers_ && recipe_.lm_head == "fp8") options.operands = HeadOperands::fp8;
+    if (options_.allowed.fp8) options.fp8 = options_.allowed.sums();
+    options.logits = options_.logits;
+    return options;
 }
 
 Tensor Transformer::flat_targets(const Tensor& tokens, const Tensor& targets) const {

@@ -267,6 +267,9 @@ void check_complete(const RunConfig& config) {
     if (config.micro_steps() > kMostMicroSteps)
         fail_usage("{}: {} micro-batches in a step, at most {} are possible; raise train.micro_batch_size",
                    origin("train.micro_batch_size"), config.micro_steps(), kMostMicroSteps);
+    if (config.precision.logits == "bf16" && config.precision.activations != "bf16")
+        fail_usage("{}: precision.logits = \"bf16\" needs precision.activations = \"bf16\", not \"{}\"",
+                   origin("precision.logits"), config.precision.activations);
     if (config.schedule.name == "wsd" && config.schedule.warmup + config.schedule.decay > 1)
         fail_usage("{}: schedule.warmup and schedule.decay together exceed the run",
                    origin("schedule.decay"));

@@ -44,7 +44,7 @@ struct RunConfig {
         std::vector<std::string> modifiers = {"recipe"};  // with_modifiers()
     } recipe;
     struct {
-        std::string activations = "bf16";
+        std::string activations = "bf16", logits = "fp32";
     } precision;
     struct {
         std::string name = "adamw";

@@ -79,6 +79,13 @@ const std::vector<ConfigKey>& config_keys() {
          0,
          0,
          {"bf16", "fp32"}},
+        {"precision.logits",
+         NIBBLE_SLOT(precision.logits),
+         "dtype of the logits, of which softmax and loss are computed in fp32",
+         kFixed,
+         0,
+         0,
+         {"fp32", "bf16"}},
 
         {"optimizer.name", NIBBLE_SLOT(optimizer.name), "the optimizer", kFixed, 0, 0, {"adamw"}},
         {"optimizer.lr", NIBBLE_SLOT(optimizer.lr), "learning rate at its peak", kFree, 0, 1e3},

@@ -222,6 +222,8 @@ std::string to_text(const Json& header) {
     if (moments != "f32" || gradients != "f32")
         text += fmt::format("storage  moments {}{}, gradients of linear layers {}\n", moments,
                             moments == "f32" ? "" : " (rounded stochastically)", gradients);
+    if (config.contains("precision") && config.at("precision").value("logits", "fp32") != "fp32")
+        text += "logits   rounded to bf16; softmax and loss in f32\n";
     const auto bytes = [&](const char* key) { return bytes_text(memory.at(key).get<double>()); };
     std::string parts;
     for (const char* key : {"masters", "gradients", "moments", "modifiers", "weights", "activations",

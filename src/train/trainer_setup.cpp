@@ -21,7 +21,8 @@ DType dtype_named(std::string_view word) { return word == "bf16" ? DType::bf16 :
 
 Transformer::Options model_options(const RunConfig& config) {
     Transformer::Options options;
-    options.activations = config.precision.activations == "fp32" ? DType::f32 : DType::bf16;
+    options.activations = dtype_named(config.precision.activations);
+    options.logits = dtype_named(config.precision.logits);
     options.device = config.device.device();
     options.allowed = parse_allowed(config.device.allow);
     options.recompute = parse_recompute(config.train.recompute);

@@ -225,6 +225,22 @@ TEST(Train, LearnsWithMomentsAndGradientsInBf16AndResumesToTheBit) {
     EXPECT_NE(watched.err.find("set it to 0 for train.gradients"), std::string::npos) << watched.err;
 }
 
+TEST(Train, LearnsWithLogitsInBf16) {
+    const TinyRun run;
+    const auto train = [&](const std::string& out, const std::string& logits) {
+        const RunResult result =
+            run.train({"--set", "precision.logits=" + logits, "--set", "output.dir=" + out});
+        TinyRun::expect_success(result);
+        return result.err;
+    };
+    EXPECT_EQ(train("wide", "fp32").find("logits   rounded"), std::string::npos);
+    const std::string says = train("narrow", "bf16");
+    EXPECT_NE(says.find("logits   rounded to bf16; softmax and loss in f32"), std::string::npos) << says;
+    const RunLog wide = run.log("wide"), narrow = run.log("narrow");
+    EXPECT_NEAR(narrow.evals.back().loss, wide.evals.back().loss, 0.05);
+    EXPECT_NE(narrow.evals.back().loss, wide.evals.back().loss);
+}
+
 TEST(Train, ThatDoesNotFitSaysWhatToChange) {
     const TinyRun run;
     const auto refusal = [&](size_t memory) {

@@ -63,6 +63,52 @@ TEST_P(CrossEntropyOnGpu, ARowsLossAndGradientAreThoseOfTheCpu) {
     }
 }
 
+// The same logits in F32 on the CPU, and in BF16 on the GPU, where gradients are written beside them, over
+// them and not at all. Vocabularies as above, and one whose rows lie in shared memory if the cache is small.
+TEST_P(CrossEntropyOnGpu, ARowsLogitsInBf16AreReplacedByTheirGradients) {
+    if (GetParam() != DType::bf16) GTEST_SKIP() << "gradients of logits in BF16 are BF16";
+    constexpr int64_t kRows = 11;
+    for (const int64_t vocabulary : {512, 33, 50257, 70001, 1001, 1002, 7, 1}) {
+        for (const LossRow::Rounding rounding : {LossRow::Rounding::none, LossRow::Rounding::e5m2}) {
+            const bool is_e5m2 = rounding == LossRow::Rounding::e5m2;
+            const LossRow row{
+                .factor = 3.0f, .scale = is_e5m2 ? 57344.0f : 0.125f, .is_bf16 = true, .rounding = rounding};
+            const Twin logits = Twin::random(DType::bf16, {kRows, vocabulary}, 1),
+                       targets = Twin::of<int32_t>({kRows}, targets_of(kRows, vocabulary)),
+                       losses = Twin::output(DType::f32, {kRows}), again = Twin::output(DType::f32, {kRows}),
+                       alone = Twin::output(DType::f32, {kRows}),
+                       gradients = Twin::output(DType::bf16, {kRows, vocabulary});
+            std::vector<float> wide(static_cast<size_t>(kRows * vocabulary));
+            std::ranges::transform(logits.cpu.tensor().span<const Bf16>(), wide.begin(), bf16_decode);
+            run_on(Device::cuda, [&](Context& context) {
+                if (context.planning()) return;
+                const Tensor from = logits.gpu.tensor(), of = targets.gpu.tensor();
+                cuda::loss_rows(context, row, from, of, alone.gpu.tensor(), {});
+                cuda::loss_rows(context, row, from, of, losses.gpu.tensor(), gradients.gpu.tensor());
+                cuda::loss_rows(context, row, from, of, again.gpu.tensor(), from);
+            });
+            for (int64_t t = 0; t < kRows; ++t) {
+                const int32_t target = targets.cpu.tensor().as<int32_t>()[t];
+                Bf16* const to = gradients.cpu.tensor().as<Bf16>() + t * vocabulary;
+                float& loss = losses.cpu.tensor().as<float>()[t];
+                if (target == kIgnoredTarget) {
+                    loss = 0.0f;
+                    std::fill_n(to, vocabulary, Bf16{});
+                } else {
+                    loss = loss_row(row, wide.data() + t * vocabulary, vocabulary, target, to);
+                }
+            }
+            losses.expect_close(2e-6, 2e-6, "losses");
+            gradients.expect_close(is_e5m2 ? 0.25 : 1.0 / 128, is_e5m2 ? 0x1p-16 : 1e-7 * double{row.scale},
+                                   "gradients");
+            const auto received = [](const Twin& twin) { return values_of(twin.received().tensor()); };
+            EXPECT_EQ(received(again), received(losses)) << vocabulary;
+            EXPECT_EQ(received(alone), received(losses)) << vocabulary;
+            EXPECT_EQ(received(logits), received(gradients)) << vocabulary;
+        }
+    }
+}
+
 TEST_P(CrossEntropyOnGpu, ATargetOutsideTheVocabularyMakesTheLossNan) {
     const Twin logits = Twin::random(DType::f32, {2, 40}, 1), losses = Twin::output(DType::f32, {2});
     const Twin targets = Twin::of<int32_t>({2}, {40, 39}), gradients = Twin::output(GetParam(), {2, 40});
@@ -96,11 +142,19 @@ struct HeadCase {
 // Odd sizes, and vocabularies so large that the rows need several tiles of logits and chunks of gradients.
 constexpr HeadCase kHeads[] = {{70, 64, 512}, {33, 40, 77}, {300, 8, 600'000}};
 
-TEST_P(CrossEntropyOnGpu, TheHeadsLossAndGradientsAreThoseOfTheCpu) {
-    for (const auto& [rows, cols, vocabulary] : kHeads) {
+class HeadLossOnGpu : public CrossEntropyOnGpu {
+  protected:
+    static void check(const HeadCase& head, DType logits) {
+        const auto [rows, cols, vocabulary] = head;
+        // Logits in BF16 are those of exact sums, so that both devices round the same numbers.
+        const auto operand = [&](DType dtype, Shape shape, uint64_t seed) {
+            return Twin(logits == DType::bf16 ? exact_buffer(dtype, shape, seed)
+                                              : random_buffer(dtype, shape, seed));
+        };
         for (const HeadOperands operands : {HeadOperands::plain, HeadOperands::fp8}) {
-            const Twin x = Twin::random(GetParam(), {rows, cols}, 1);
-            const Twin weight = Twin::random(DType::f32, {vocabulary, cols}, 2);
+            const HeadOptions options{.operands = operands, .logits = logits};
+            const Twin x = operand(GetParam(), {rows, cols}, 1);
+            const Twin weight = operand(DType::f32, {vocabulary, cols}, 2);
             const Twin targets = Twin::of<int32_t>({rows}, targets_of(rows, vocabulary));
             const Twin loss_rows = Twin::output(DType::f32, {rows}),
                        dx = Twin::output(GetParam(), {rows, cols});
@@ -110,10 +164,10 @@ TEST_P(CrossEntropyOnGpu, TheHeadsLossAndGradientsAreThoseOfTheCpu) {
                 const Device on = context.device;
                 losses[on == Device::cuda] =
                     head_loss(context, x.on(on), weight.on(on), targets.on(on),
-                              context.planning() ? Tensor{} : loss_rows.on(on), operands);
+                              context.planning() ? Tensor{} : loss_rows.on(on), options);
                 again[on == Device::cuda] =
                     head_loss_backward(context, x.on(on), weight.on(on), targets.on(on), 0.25f, dx.on(on),
-                                       dweight.on(on), operands);
+                                       dweight.on(on), options);
             });
             const bool is_exact = GetParam() == DType::f32 && operands == HeadOperands::plain;
             EXPECT_EQ(losses[1].count, losses[0].count);
@@ -126,6 +180,17 @@ TEST_P(CrossEntropyOnGpu, TheHeadsLossAndGradientsAreThoseOfTheCpu) {
             EXPECT_LT(relative_error(dweight), is_exact ? 5e-5 : 6e-3) << "dweight of " << vocabulary;
         }
     }
+};
+
+TEST_P(HeadLossOnGpu, HasTheLossAndTheGradientsOfTheCpu) {
+    for (const HeadCase& head : kHeads) check(head, DType::f32);
+}
+
+// Rows of 600,001 logits: several tiles are one chunk.
+TEST_P(HeadLossOnGpu, HasTheLossAndTheGradientsOfTheCpuWithLogitsInBf16) {
+    if (GetParam() != DType::bf16) GTEST_SKIP() << "logits in BF16 are those of x in BF16";
+    for (const HeadCase& head : {HeadCase{70, 64, 512}, {33, 40, 33}, {9, 16, 50257}, {130, 8, 600'001}})
+        check(head, DType::bf16);
 }
 
 TEST_P(CrossEntropyOnGpu, TheHeadsLossesOfAStepAddUp) {
@@ -155,13 +220,14 @@ TEST_P(CrossEntropyOnGpu, LogitsAreThoseOfTheCpu) {
         const Twin logits = Twin::output(DType::f32, {5, 130});
         run([&](Context& context) {
             const Device on = context.device;
-            head_logits(context, x.on(on), weight.on(on), logits.on(on), operands);
+            head_logits(context, x.on(on), weight.on(on), logits.on(on), {.operands = operands});
         });
         EXPECT_LT(relative_error(logits), 1e-5);
     }
 }
 
 INSTANTIATE_TEST_SUITE_P(Activations, CrossEntropyOnGpu, kActivations, name_of_dtype);
+INSTANTIATE_TEST_SUITE_P(Activations, HeadLossOnGpu, kActivations, name_of_dtype);
 
 }  // namespace
 }  // namespace nibble

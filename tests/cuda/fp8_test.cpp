@@ -401,9 +401,12 @@ double error_of(const Twin& twin) {
 TEST_F(Fp8OnAGpu, TheHeadIsNearTheCpus) {
     struct Head {
         int64_t rows, cols, vocabulary;
+        DType logits;
     };
-    for (const auto& [rows, cols, vocabulary] :
-         {Head{70, 64, 512}, Head{150, 16, 600'000}, Head{33, 40, 77}}) {
+    for (const auto& [rows, cols, vocabulary, dtype] :
+         {Head{70, 64, 512, DType::f32}, Head{150, 16, 600'000, DType::f32}, Head{33, 40, 77, DType::f32},
+          Head{70, 64, 512, DType::bf16}, Head{150, 16, 600'000, DType::bf16}}) {
+        const HeadOptions options{.operands = HeadOperands::fp8, .fp8 = Fp8Sums::precise, .logits = dtype};
         const bool has_logits = vocabulary < 1000;
         std::vector<int32_t> classes;
         for (int64_t t = 0; t < rows; ++t)
@@ -420,10 +423,8 @@ TEST_F(Fp8OnAGpu, TheHeadIsNearTheCpus) {
             const auto run = [&] {
                 losses[on == Device::cuda] =
                     head_loss_backward(context, x.on(on), weight.on(on), targets.on(on), 0.25f, dx.on(on),
-                                       dweight.on(on), HeadOperands::fp8, Fp8Sums::precise);
-                if (has_logits)
-                    head_logits(context, x.on(on), weight.on(on), logits.on(on), HeadOperands::fp8,
-                                Fp8Sums::precise);
+                                       dweight.on(on), options);
+                if (has_logits) head_logits(context, x.on(on), weight.on(on), logits.on(on), options);
             };
             run();
             arena.commit();

@@ -39,6 +39,15 @@ inline Buffer random_buffer(DType dtype, Shape shape, uint64_t seed) {
     return buffer_of(dtype, shape, random_values(seed, shape.count()));
 }
 
+// Multiples of 1/16, the largest of which is element `seed`, 3.5 = 448 / 128: sums of their products are
+// exact in FP32, and of their codes in fp8:e4m3, whose scale is a power of two, too.
+inline Buffer exact_buffer(DType dtype, Shape shape, uint64_t seed) {
+    std::vector<float> values = random_values(seed, shape.count());
+    for (float& v : values) v = std::round(v * 16) / 16;
+    values[seed] = 3.5f;
+    return buffer_of(dtype, shape, values);
+}
+
 inline std::vector<double> values_of(const Tensor& t) {
     std::vector<double> values(static_cast<size_t>(t.count()));
     for (size_t i = 0; i < values.size(); ++i) {

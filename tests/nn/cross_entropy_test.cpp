@@ -44,12 +44,17 @@ class HeadLossOf : public testing::TestWithParam<DType> {
         return targets;
     }
 
-    template <typename Element>
-    void check(const Size& s) {
+    // Logits in BF16 are those of exact sums, so that the reference rounds the same numbers.
+    static Buffer operand_of(DType logits, DType dtype, Shape shape, uint64_t seed) {
+        return logits == DType::bf16 ? exact_buffer(dtype, shape, seed) : random_buffer(dtype, shape, seed);
+    }
+
+    void check(const Size& s, DType logits = DType::f32) {
         constexpr float kScale = 0.25f;
         const DType dtype = GetParam();
-        const Buffer x = random_buffer(dtype, {s.rows, s.cols}, 1);
-        const Buffer weight = random_buffer(DType::f32, {s.vocabulary, s.cols}, 2);
+        const HeadOptions options{.logits = logits};
+        const Buffer x = operand_of(logits, dtype, {s.rows, s.cols}, 1);
+        const Buffer weight = operand_of(logits, DType::f32, {s.vocabulary, s.cols}, 2);
         const Buffer before = random_buffer(DType::f32, {s.vocabulary, s.cols}, 3);
         const Buffer targets = targets_of(s);
         const Buffer dx(dtype, {s.rows, s.cols}), dweight(DType::f32, {s.vocabulary, s.cols});
@@ -57,9 +62,10 @@ class HeadLossOf : public testing::TestWithParam<DType> {
         HeadLoss loss, trained;
         run_planned([&](Context& context) {
             std::copy_n(before.tensor().as<float>(), before.tensor().count(), dweight.tensor().as<float>());
-            loss = head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), loss_rows.tensor());
+            loss = head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), loss_rows.tensor(),
+                             options);
             trained = head_loss_backward(context, x.tensor(), weight.tensor(), targets.tensor(), kScale,
-                                         dx.tensor(), dweight.tensor());
+                                         dx.tensor(), dweight.tensor(), options);
         });
 
         auto w = values_of(weight.tensor());
@@ -71,7 +77,7 @@ class HeadLossOf : public testing::TestWithParam<DType> {
         auto expected_dweight = values_of(before.tensor());
         reference::head_loss(s.rows, s.cols, s.vocabulary, x_values.data(), w.data(),
                              targets.tensor().as<int32_t>(), double{kScale}, losses.data(),
-                             expected_dx.data(), expected_dweight.data());
+                             expected_dx.data(), expected_dweight.data(), logits == DType::bf16);
         // BF16: gradients of logits and dx are rounded to 8 bits.
         const double tolerance = dtype == DType::bf16 ? 1.0 / 128 : 4e-6;
         double sum = 0;
@@ -90,14 +96,22 @@ class HeadLossOf : public testing::TestWithParam<DType> {
 TEST_P(HeadLossOf, EqualsTheReference) {
     for (const Size& s : kSizes) {
         SCOPED_TRACE(fmt::format("{} rows of {}, vocabulary {}", s.rows, s.cols, s.vocabulary));
-        GetParam() == DType::bf16 ? check<Bf16>(s) : check<float>(s);
+        check(s);
+    }
+}
+
+TEST_P(HeadLossOf, EqualsTheReferenceWithLogitsInBf16) {
+    if (GetParam() != DType::bf16) GTEST_SKIP() << "logits in BF16 are those of x in BF16";
+    for (const Size& s : kSizes) {
+        SCOPED_TRACE(fmt::format("{} rows of {}, vocabulary {}", s.rows, s.cols, s.vocabulary));
+        check(s, DType::bf16);
     }
 }
 
 // More gradients of logits than are kept at a time.
 TEST_P(HeadLossOf, IsTheSumOverItsChunks) {
     const Size s{200, 4, 70000};
-    GetParam() == DType::bf16 ? check<Bf16>(s) : check<float>(s);
+    check(s);
 }
 
 TEST_P(HeadLossOf, IsTheSameWithAnyNumberOfThreads) {
@@ -190,6 +204,21 @@ TEST_P(HeadLossOf, RefusesTargetsOutsideTheVocabulary) {
     }
 }
 
+TEST_P(HeadLossOf, TakesLogitsInBf16WhereXIsInBf16) {
+    const Buffer x(GetParam(), {2, 4}), weight(DType::f32, {5, 4}), targets(DType::i32, {2});
+    Arena arena(1 << 20);
+    Context context{arena};
+    const auto loss = [&](DType logits) {
+        head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), {}, {.logits = logits});
+    };
+    EXPECT_THROW(loss(DType::f16), Error);
+    if (GetParam() == DType::f32) {
+        EXPECT_THROW(loss(DType::bf16), Error);
+    } else {
+        loss(DType::bf16);
+    }
+}
+
 // --- FP8 ---
 
 // The values that x has as fp8:e4m3 with one scale for the tensor.
@@ -209,22 +238,24 @@ double in_e5m2(double gradient) {
     return double{SignedElement<E5M2, 0x80>::decode(code)} / 57344;
 }
 
-TEST_P(HeadLossOf, InFp8IsThatOfItsFp8Operands) {
-    constexpr double kScale = 0.25;
-    for (const Size& s : kSizes) {
-        SCOPED_TRACE(fmt::format("{} rows of {}, vocabulary {}", s.rows, s.cols, s.vocabulary));
-        const Buffer x = random_buffer(GetParam(), {s.rows, s.cols}, 1), targets = targets_of(s);
-        const Buffer weight = random_buffer(DType::f32, {s.vocabulary, s.cols}, 2);
+class HeadLossInFp8 : public HeadLossOf {
+  protected:
+    void check(const Size& s, DType dtype_of_logits) {
+        constexpr double kScale = 0.25;
+        const HeadOptions options{.operands = HeadOperands::fp8, .logits = dtype_of_logits};
+        const Buffer x = operand_of(dtype_of_logits, GetParam(), {s.rows, s.cols}, 1),
+                     targets = targets_of(s);
+        const Buffer weight = operand_of(dtype_of_logits, DType::f32, {s.vocabulary, s.cols}, 2);
         const Buffer dx(GetParam(), {s.rows, s.cols}), dweight(DType::f32, {s.vocabulary, s.cols});
         const Buffer loss_rows(DType::f32, {s.rows}), logits(DType::f32, {s.rows, s.vocabulary});
         HeadLoss loss, trained;
         run_planned([&](Context& context) {
             std::fill_n(dweight.tensor().as<float>(), dweight.tensor().count(), 1.0f);
             loss = head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), loss_rows.tensor(),
-                             HeadOperands::fp8);
+                             options);
             trained = head_loss_backward(context, x.tensor(), weight.tensor(), targets.tensor(), kScale,
-                                         dx.tensor(), dweight.tensor(), HeadOperands::fp8);
-            head_logits(context, x.tensor(), weight.tensor(), logits.tensor(), HeadOperands::fp8);
+                                         dx.tensor(), dweight.tensor(), options);
+            head_logits(context, x.tensor(), weight.tensor(), logits.tensor(), options);
         });
 
         const std::vector<double> a = in_e4m3(x.tensor()), b = in_e4m3(weight.tensor());
@@ -236,6 +267,9 @@ TEST_P(HeadLossOf, InFp8IsThatOfItsFp8Operands) {
             for (int64_t v = 0; v < s.vocabulary; ++v)
                 p.push_back(std::inner_product(row, row + s.cols, &b[static_cast<size_t>(v * s.cols)], 0.0));
             expected_logits.insert(expected_logits.end(), p.begin(), p.end());
+            if (dtype_of_logits == DType::bf16) {
+                for (double& logit : p) logit = round_to_bf16(static_cast<float>(logit));
+            }
             double total = 0;
             for (const double logit : p) total += std::exp(logit);
             const int32_t target = targets.tensor().as<int32_t>()[t];
@@ -255,6 +289,14 @@ TEST_P(HeadLossOf, InFp8IsThatOfItsFp8Operands) {
         const double tolerance = GetParam() == DType::bf16 ? 1.0 / 128 : 1e-3;
         expect_close(values_of(dx.tensor()), expected_dx, tolerance, tolerance * largest(expected_dx), "dx");
         expect_close(values_of(dweight.tensor()), expected_dweight, 1e-4, 1e-4, "dweight");
+    }
+};
+
+TEST_P(HeadLossInFp8, IsThatOfItsFp8Operands) {
+    for (const Size& s : kSizes) {
+        SCOPED_TRACE(fmt::format("{} rows of {}, vocabulary {}", s.rows, s.cols, s.vocabulary));
+        check(s, DType::f32);
+        if (GetParam() == DType::bf16) check(s, DType::bf16);
     }
 }
 
@@ -297,7 +339,8 @@ TEST(HeadLoss, InFp8NamesWhatItCannotQuantise) {
     Arena arena(1 << 20);
     Context context{arena};
     try {
-        head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), {}, HeadOperands::fp8);
+        head_loss(context, x.tensor(), weight.tensor(), targets.tensor(), {},
+                  {.operands = HeadOperands::fp8});
         FAIL() << "a NaN has no code";
     } catch (const Error& error) {
         EXPECT_EQ(std::string(error.what()).find("weight of lm_head: element [2, 1] is NaN"), 0u)
@@ -306,6 +349,8 @@ TEST(HeadLoss, InFp8NamesWhatItCannotQuantise) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Activations, HeadLossOf, testing::Values(DType::f32, DType::bf16),
+                         [](const auto& test) { return std::string(name_of(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Activations, HeadLossInFp8, testing::Values(DType::f32, DType::bf16),
                          [](const auto& test) { return std::string(name_of(test.param)); });
 
 }  // namespace

@@ -486,6 +486,31 @@ TEST(Transformer, RefusesWhatItCannotRun) {
     EXPECT_THROW(model->forward(session.context, batch.tokens(), longer.targets()), Error);
     EXPECT_THROW(model->forward(session.context, batch.tokens().reshaped({16}), batch.targets()), Error);
     EXPECT_THROW(Transformer(small_config(), find_recipe("bf16"), {.activations = DType::f16}), Error);
+    EXPECT_THROW(
+        Transformer(small_config(), find_recipe("bf16"), {.activations = DType::f32, .logits = DType::bf16}),
+        Error);
+}
+
+// Rounded logits in training and evaluation alike; those of generation stay as they are.
+TEST(Transformer, RoundsTheLogitsOfItsLossesToBf16) {
+    Transformer wide(small_config(), find_recipe("bf16"), {}),
+        narrow(small_config(), find_recipe("bf16"), {.logits = DType::bf16});
+    Batch batch(2, 16, small_config().vocab_size, 4);
+    const auto logits_of = [&](Transformer& model) {
+        Session session;
+        const Buffer logits(DType::f32, {batch.tokens().count(), small_config().vocab_size});
+        model.begin_step(session.context);
+        model.logits(session.context, batch.tokens(), logits.tensor());
+        const auto values = logits.tensor().span<const float>();
+        return std::vector<float>(values.begin(), values.end());
+    };
+    wide.initialize(1);
+    narrow.initialize(1);
+    const double loss = run(wide, batch).loss, rounded = run(narrow, batch).loss;
+    EXPECT_NE(rounded, loss);
+    EXPECT_NEAR(rounded, loss, 1e-3 * loss);
+    EXPECT_EQ(evaluate(narrow, batch), rounded);
+    EXPECT_EQ(logits_of(narrow), logits_of(wide));
 }
 
 // What reaches the first block's input is what the embedding's rows receive.

@@ -228,6 +228,19 @@ TEST_F(RunConfigFile, RefusesContradictions) {
               "FILE:4: train.batch_size 16 is not a multiple of train.micro_batch_size 3");
     EXPECT_EQ(error(complete + "recipe.name = 'bf16'\nrecipe.file = 'f.toml'\n"),
               "FILE:5: recipe.name and recipe.file exclude each other; remove one");
+    EXPECT_EQ(error(complete + "precision.logits = 'bf16'\nprecision.activations = 'fp32'\n"),
+              "FILE:4: precision.logits = \"bf16\" needs precision.activations = \"bf16\", not \"fp32\"");
+    EXPECT_EQ(error(complete + "precision.logits = 'bf16'\n"), "no error");
+    EXPECT_EQ(error(complete + "precision.activations = 'fp32'\n"), "no error");
+}
+
+TEST_F(RunConfigFile, KeepsTheDtypeOfTheLogits) {
+    const RunConfig wide = load(kComplete), narrow = load(kComplete, {"precision.logits=bf16"});
+    EXPECT_EQ(wide.precision.logits, "fp32");
+    const auto found = differences(to_json(wide), to_json(narrow));
+    ASSERT_EQ(found.size(), 1U);
+    EXPECT_EQ(found[0].key, "precision.logits");
+    EXPECT_EQ(found[0].on_resume, OnResume::fixed);
 }
 
 TEST_F(RunConfigFile, RoundsTokensUpToWholeSteps) {
