@@ -197,8 +197,9 @@ class Nvfp4Groups {
     __device__ __forceinline__ void store_corrected(const Group& g, const Elements& elements, float scale,
                                                     const Places& places, int step) {
         const float unit = eden_unit(tensor_.amax);
-        const float factor = unit == 1.0f ? eden_factor(g, elements, scale, [](float x) { return x; })
-                                          : eden_factor(g, elements, scale, [&](float x) { return x * unit; });
+        const float factor = unit == 1.0f
+                                 ? eden_factor(g, elements, scale, [](float x) { return x; })
+                                 : eden_factor(g, elements, scale, [&](float x) { return x * unit; });
         const float of_coin = shared_.coins.threshold_of(job_, places, step);
         // 0 stays 0.
         const float rounded = round_scale_to_e4m3(factor * scale, of_coin);
@@ -223,15 +224,16 @@ class Nvfp4Groups {
         const float top = tensor_.rule.top;
         const bool is_ordinary = tensor_.amax >= 0x1p-60f && tensor_.amax <= 0x1p60f;
         // What quotient() may round wrongly is a scale far below 2^-10, of which nothing remains.
-        const float share = (is_ordinary ? quotient(amax, top, inverse_top_) : divided(amax, top)) * tensor_.encode;
+        const float share =
+            (is_ordinary ? quotient(amax, top, inverse_top_) : divided(amax, top)) * tensor_.encode;
         uint8_t byte = nearest_scale(share);
         const uint8_t four = nearest_scale(share * 1.5f);
         Elements elements = encode(g, amax, byte, places);
         const Elements other = encode(g, amax, four, places);
         const float of_six = scale_value(byte), of_four = scale_value(four);
-        const bool is_four =
-            is_ordinary ? ordinary_error(g, other, of_four) < ordinary_error(g, elements, of_six)
-                        : divided_error(g, other, of_four) < divided_error(g, elements, of_six);
+        const bool is_four = is_ordinary
+                                 ? ordinary_error(g, other, of_four) < ordinary_error(g, elements, of_six)
+                                 : divided_error(g, other, of_four) < divided_error(g, elements, of_six);
         if (is_four) {
             byte = four;
             elements = other;
@@ -240,7 +242,8 @@ class Nvfp4Groups {
     }
     // four_six_error(), but for the sign. E2M1 is 1 and 1.5 times powers of two: so is what they are worth,
     // with all roundings.
-    __device__ __forceinline__ float ordinary_error(const Group& g, const Elements& elements, float scale) const {
+    __device__ __forceinline__ float ordinary_error(const Group& g, const Elements& elements,
+                                                    float scale) const {
         const float one = quotient(scale * tensor_.amax, tensor_.rule.reach, inverse_reach_),
                     one_and_half = quotient(1.5f * scale * tensor_.amax, tensor_.rule.reach, inverse_reach_);
         return sum_of_errors(s.scale, [&](int i) {
@@ -250,7 +253,8 @@ class Nvfp4Groups {
             return __fmaf_rn(power, (bits & 0x400000u) != 0 ? one_and_half : one, -fabsf(g.x[i]));
         });
     }
-    __device__ __forceinline__ float divided_error(const Group& g, const Elements& elements, float scale) const {
+    __device__ __forceinline__ float divided_error(const Group& g, const Elements& elements,
+                                                   float scale) const {
         return sum_of_errors(s.scale, [&](int i) {
             return divided(elements.magnitude[i] * scale * tensor_.amax, tensor_.rule.reach) - fabsf(g.x[i]);
         });
@@ -272,7 +276,8 @@ class Nvfp4Groups {
 // The same for MXFP4; rounded to nearest.
 template <typename Spec, bool kOperandOnly>
 struct Mxfp4Groups {
-    static __device__ __forceinline__ void quantize(const Job& job, Group& g, float amax, const Places& places) {
+    static __device__ __forceinline__ void quantize(const Job& job, Group& g, float amax,
+                                                    const Places& places) {
         constexpr KernelSpec s = Spec::kSpec;
         amax = max_of_threads(amax, kMxfp4Block);
         const uint8_t byte = mx_scale(s, job, g, amax);

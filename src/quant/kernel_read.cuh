@@ -57,8 +57,9 @@ struct Tiles {
         // Tiles are fewer than 2^31: a grid has no more blocks.
         const auto rows = static_cast<uint32_t>(divide_up<int64_t>(job.rows, kRows));
         const auto steps = static_cast<uint32_t>(job.steps), id = blockIdx.x;
-        const uint32_t across = kTransposed ? divide_up(rows, steps)
-                                            : static_cast<uint32_t>(divide_up<int64_t>(job.padded_cols, kTileCols));
+        const uint32_t across = kTransposed
+                                    ? divide_up(rows, steps)
+                                    : static_cast<uint32_t>(divide_up<int64_t>(job.padded_cols, kTileCols));
         const uint32_t outer = id / across, inner = id - outer * across;
         const uint32_t band = kTransposed ? inner : outer;
         first_row = int64_t{band} * steps * kRows;

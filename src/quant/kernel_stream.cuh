@@ -191,7 +191,8 @@ class RowStream {
         if constexpr (kHasSignPairs) {
             if (threadIdx.x < kTileCols / 2) {
                 const int col = 2 * static_cast<int>(threadIdx.x);
-                signs_[threadIdx.x] = (sign_pair(job, col) & 0x8000u) | (sign_pair(job, col + 1) & 0x80000000u);
+                signs_[threadIdx.x] =
+                    (sign_pair(job, col) & 0x8000u) | (sign_pair(job, col + 1) & 0x80000000u);
             }
             __syncthreads();
         }

@@ -115,15 +115,16 @@ bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& row
     return false;
 }
 
-void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows, const OperandOfBoth& columns) {
+void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
+                   const OperandOfBoth& columns) {
     const QuantizedMatrix &of_rows = *rows.out, &of_columns = *columns.out;
     require(can_quantize_both(context, x.dtype, of_rows.spec, of_columns.spec),
             "{}: there is no kernel for \"{}\" along the rows and \"{}\" along the columns", rows.name,
             to_string(of_rows.spec), to_string(of_columns.spec));
     require(of_rows.rows == x.rows() && of_rows.cols == x.cols() && of_columns.rows == x.cols() &&
                 of_columns.cols >= x.rows(),
-            "{}: shape {} does not fit outputs of [{}, {}] and [{}, {}]", rows.name, x.shape.str(), of_rows.rows,
-            of_rows.cols, of_columns.rows, of_columns.cols);
+            "{}: shape {} does not fit outputs of [{}, {}] and [{}, {}]", rows.name, x.shape.str(),
+            of_rows.rows, of_rows.cols, of_columns.rows, of_columns.cols);
     NIBBLE_ON_CUDA(context, quantize_both(context, x, rows, columns));
 }
 

@@ -17,12 +17,14 @@ struct OperandOfBoth {
 bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& rows, const QuantSpec& columns);
 // Quantises x, [rows, cols], and its transpose: as quantize() of each, but x is read once. Both matrices have
 // the rows and columns of x; those of the transpose may be padded with more columns.
-void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows, const OperandOfBoth& columns);
+void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
+                   const OperandOfBoth& columns);
 
 namespace cuda {
 
 bool can_quantize_both(DType dtype, const QuantSpec& rows, const QuantSpec& columns);
-void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows, const OperandOfBoth& columns);
+void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
+                   const OperandOfBoth& columns);
 
 }  // namespace cuda
 

@@ -159,8 +159,8 @@ class Quantiser {
     }
 
   private:
-    // Blocks of 16 end with a factor of 1/4. In a tensor with ordinary numbers what elements are multiplied by
-    // next has it: an element whose quarter would be rounded becomes 0 in either case.
+    // Blocks of 16 end with a factor of 1/4. In a tensor with ordinary numbers what elements are multiplied
+    // by next has it: an element whose quarter would be rounded becomes 0 in either case.
     static __device__ bool prepare(const Job& job, Shared& shared) {
         constexpr KernelSpec s = Spec::kSpec;
         shared.tensor.prepare(s, job);

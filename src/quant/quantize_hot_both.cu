@@ -117,7 +117,8 @@ __global__ void __launch_bounds__(kStreamThreads)
                        const __grid_constant__ Squares squares, float* amaxes) {
     auto& shared = *dynamic_shared<SharedOfAmaxes<kOfRows, kOfColumns>>();
     Square<kOfRows != 0, kOfColumns != 0> square(rows, columns, shared.square);
-    square.load(int64_t{blockIdx.x / squares.across} * kSquare, int64_t{blockIdx.x % squares.across} * kSquare);
+    square.load(int64_t{blockIdx.x / squares.across} * kSquare,
+                int64_t{blockIdx.x % squares.across} * kSquare);
     uint32_t of_rows = 0, of_columns = 0;
 #pragma unroll 1
     for (int part = 0; part < kPartsOfSquare; ++part) {
@@ -237,8 +238,8 @@ void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& co
     const auto of = [&]<int kOfRows, int kOfColumns>() {
         if (rows.spec.rotation != kOfRows || columns.spec.rotation != kOfColumns) return;
         launch_with_shared(context, both_amaxes_kernel<kOfRows, kOfColumns>,
-                           int64_t{squares.across} * squares.down, sizeof(SharedOfAmaxes<kOfRows, kOfColumns>),
-                           rows, columns, squares, amaxes);
+                           int64_t{squares.across} * squares.down,
+                           sizeof(SharedOfAmaxes<kOfRows, kOfColumns>), rows, columns, squares, amaxes);
     };
     const auto of_row_rotation = [&]<int kOfRows>() {
         of.template operator()<kOfRows, 0>();

@@ -235,7 +235,8 @@ void quantize_hot(const Context& context, const Job& job, bool transposed);
 bool has_hot_kernels_of_weights(const Job& job, bool transposed);
 void find_amax_of_weights_hot(const Context& context, const Job& job, bool transposed);
 void quantize_weights_hot(const Context& context, const Job& job, bool transposed);
-// The kernels of quantize_hot_both.cu. The amaxes of x and of its transpose; two floats, zero at first. Both jobs are of the whole of x.
+// The kernels of quantize_hot_both.cu. The amaxes of x and of its transpose; two floats, zero at first. Both
+// jobs are of the whole of x.
 bool has_both_kernel(const Job& rows, const Job& columns);
 void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns, float* amaxes);
 // Both operands, without bytes, of x in BF16.

@@ -159,7 +159,7 @@ TEST_F(Quantisers, MakeBothOrientationsInOneReadAsTwoCallsDo) {
     const RandomKey key = {.seed = 4, .step = 9, .micro_step = 2, .layer = 3, .gemm = Gemm::dgrad};
     RandomKey key_of_columns = key;
     key_of_columns.gemm = Gemm::wgrad;
-    for (const auto [rows, cols] : {std::pair<int64_t, int64_t>{331, 776}, {128, 256}, {1, 40}, {700, 24}}) {
+    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{331, 776}, {128, 256}, {1, 40}, {700, 24}}) {
         std::vector<Bf16> values = rounded(test::normals(rows * cols, 6));
         Arena here(16 << 20), there(16 << 20, Device::cuda);
         Context cpu{here}, other{there};
