@@ -22,7 +22,7 @@ __device__ __forceinline__ float magnitude_by_coin(float v, uint32_t word, int h
     return round_by_threshold(a, e2m1_step(a, 0), threshold(word, half));
 }
 
-// The bits that two elements get from the signs of x: none where a block's scale is 0, whose codes are 0.
+// As a pair of BF16 that holds both exactly.
 __device__ __forceinline__ uint32_t upper_halves(float first, float second) {
     return __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x7632);
 }
@@ -32,7 +32,8 @@ __device__ __forceinline__ uint32_t product_of_pairs(uint32_t a, uint32_t b) {
     return *reinterpret_cast<const uint32_t*>(&product);
 }
 
-// A group's elements: magnitudes in E2M1, with the signs of x where `signs` is all ones, else none.
+// A group's elements: magnitudes in E2M1, with the signs of x where `signs` is all ones; 0 where a block's
+// scale is 0, whose codes are 0.
 struct Elements {
     float magnitude[kGroup];
     uint32_t signs;
