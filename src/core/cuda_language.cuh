@@ -27,6 +27,7 @@ template <typename T>
 __device__ __forceinline__ void keep(T& value) {
     asm volatile("" : "+r"(value));
 }
+__device__ __forceinline__ void keep(float& value) { asm volatile("" : "+f"(value)); }
 
 // The larger one; NaN if one of them is.
 __device__ __forceinline__ float max_or_nan(float a, float b) {

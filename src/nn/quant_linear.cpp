@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <numeric>
+#include <tuple>
 
 #include "core/cuda.h"
 #include "nn/dge.h"
 #include "nn/outliers.h"
 #include "nn/quant_linear_parts.h"
 #include "quant/fp8_codes.h"
+#include "quant/quantize_both.h"
 #include "quant/round_towards.h"
 
 namespace nibble {
@@ -85,16 +87,39 @@ class QuantLinear::Execution {
     // Those of both copies of dy from one read, where there is a kernel for that.
     void find_amaxes_of_gradient(const Tensor& dy) {
         if (!quantizes(kDgradDy) || !quantizes(kWgradDy)) return;
-        if (known_amax_[kDgradDy] != nullptr && known_amax_[kWgradDy] != nullptr) return;
+        knows_amaxes_of_gradient_ = known_amax_[kDgradDy] != nullptr && known_amax_[kWgradDy] != nullptr;
+        if (knows_amaxes_of_gradient_) return;
         const Tensor amaxes = context_.arena.allocate(DType::f32, {2});
         const auto rotated = [&](Place place) {
             return RotatedSpec{&at(place).spec, key(place, Draw::each_call), fixed_signs(place)};
         };
         if (!find_both_amaxes(context_, dy, rotated(kDgradDy), rotated(kWgradDy), amaxes)) return;
         const auto* const found = static_cast<const float*>(amaxes.data);
+        knows_amaxes_of_gradient_ = true;
         if (found == nullptr) return;  // a planning pass
         known_amax_[kDgradDy] = found;
         known_amax_[kWgradDy] = found + 1;
+    }
+    // Whether one kernel makes both copies of dy: as values that emulation multiplies, with nobody looking.
+    bool quantizes_both_of_gradient(const Tensor& dy) const {
+        if (!quantizes(kDgradDy) || !quantizes(kWgradDy) || layer_.observer_) return false;
+        if (way(kDgradDy) != ProductWay::emulated || way(kWgradDy) != ProductWay::emulated) return false;
+        const QuantSpec &rows = at(kDgradDy).spec, &columns = at(kWgradDy).spec;
+        // MXFP4 has no tensor scale made of an amax.
+        const bool knows_amaxes = knows_amaxes_of_gradient_ || (rows.is_mx() && columns.is_mx());
+        return knows_amaxes && padded_contraction(kDgradDy, dy.cols()) == rows.padded(dy.cols()) &&
+               can_quantize_both(context_, dy.dtype, rows, columns);
+    }
+    // The first that of dgrad. They exist at once: x is read once.
+    std::pair<QuantizedMatrix, QuantizedMatrix> quantize_both_of_gradient(const Tensor& dy) const {
+        QuantizedMatrix of_dgrad = allocate(kDgradDy, dy.rows(), dy.cols()),
+                        of_wgrad = allocate(kWgradDy, dy.cols(), dy.rows());
+        const auto operand_of_both = [&](Place place, QuantizedMatrix& out) {
+            return OperandOfBoth{&out, key(place, Draw::each_call), fixed_signs(place), known_amax_[place],
+                                 kOperandNames[place]};
+        };
+        quantize_both(context_, dy, operand_of_both(kDgradDy, of_dgrad), operand_of_both(kWgradDy, of_wgrad));
+        return {of_dgrad, of_wgrad};
     }
 
     const OperandSpec& at(Place place) const { return operand(recipe_, kOperandNames[place]); }
@@ -221,16 +246,12 @@ class QuantLinear::Execution {
                spec == at(kDgradDy).spec && !spec.is_stochastic() && spec.rotation == Rotation::none &&
                padded_contraction(kDgradDy, layer_.out_) == layer_.out_ && !layer_.observer_;
     }
-    struct CodesOfDy {
-        QuantizedMatrix for_dgrad, for_wgrad;
-    };
-    CodesOfDy codes_of(const Tensor& dy) const {
-        CodesOfDy codes;
-        codes.for_dgrad = allocate(kDgradDy, dy.rows(), dy.cols());
-        codes.for_wgrad = allocate_transpose(context_, codes.for_dgrad);
-        quantize_into(kDgradDy, Draw::each_call, dy, codes.for_dgrad, false, {}, nullptr, {},
-                      &codes.for_wgrad);
-        return codes;
+    // The first that of dgrad.
+    std::pair<QuantizedMatrix, QuantizedMatrix> codes_of(const Tensor& dy) const {
+        QuantizedMatrix of_dgrad = allocate(kDgradDy, dy.rows(), dy.cols());
+        const QuantizedMatrix of_wgrad = allocate_transpose(context_, of_dgrad);
+        quantize_into(kDgradDy, Draw::each_call, dy, of_dgrad, false, {}, nullptr, {}, &of_wgrad);
+        return {of_dgrad, of_wgrad};
     }
     // x as a product in FP8 reads it in the backward, where that is the forward's codes, transposed.
     QuantizedMatrix allocate_transposed_x(int64_t rows) const {
@@ -242,12 +263,11 @@ class QuantLinear::Execution {
         return allocate_transpose(context_, shape);
     }
 
-    // codes_of_dy: where the two products share them; else null.
-    void dgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const CodesOfDy* codes_of_dy,
-               const Tensor& dx) const {
+    // made: dgrad.dy and wgrad.dy, where they are made already.
+    void dgrad(const Weight& weight, const Saved& saved, const Tensor& dy,
+               const std::optional<QuantizedMatrix>& made, const Tensor& dx) const {
         const ArenaScope scope(context_.arena);
-        const Factor a = codes_of_dy != nullptr ? Factor{codes_of_dy->for_dgrad, {}, false, {}}
-                                                : gradient_factor(kDgradDy, dy, false);
+        const Factor a = made ? Factor{*made, {}, false, {}} : gradient_factor(kDgradDy, dy, false);
         const Factor b = dgrad_w_factor(weight);
         const Tensor mask = finish_dx(recipe_).mask ? saved.fprop_x.mask : Tensor{};
         with_result(recipe_.dgrad_dx, "dgrad.dx", dx, [&](const Tensor& out) {
@@ -255,11 +275,10 @@ class QuantLinear::Execution {
         });
     }
 
-    void wgrad(const Weight& weight, const Saved& saved, const Tensor& dy, const CodesOfDy* codes_of_dy,
-               const Tensor& dw) const {
+    void wgrad(const Weight& weight, const Saved& saved, const Tensor& dy,
+               const std::optional<QuantizedMatrix>& made, const Tensor& dw) const {
         const ArenaScope scope(context_.arena);
-        const Factor a = codes_of_dy != nullptr ? Factor{codes_of_dy->for_wgrad, {}, false, {}}
-                                                : gradient_factor(kWgradDy, dy, true);
+        const Factor a = made ? Factor{*made, {}, false, {}} : gradient_factor(kWgradDy, dy, true);
         const Factor b = wgrad_x_factor(saved);
         const Tensor mask = finish_dw(recipe_).mask ? weight.fprop.mask : Tensor{};
         multiply_and_finish(kWgradDy, a, b, finish_dw(recipe_), mask, kFpropW, dw, true, weight.master);
@@ -470,6 +489,7 @@ class QuantLinear::Execution {
     AmaxHistory* history_;
     Use use_;
     std::array<const float*, 6> known_amax_{};
+    bool knows_amaxes_of_gradient_ = false;  // in a planning pass, too
 };
 
 QuantLinear::QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer,
@@ -609,15 +629,17 @@ void QuantLinear::backward(Context& context, const Weight& weight, const Saved& 
     const ArenaScope scope(context.arena);
     Execution run(*this, context, weight.history);
     for (const Place place : {kDgradDy, kWgradDy}) run.know_amax(place, dy_amax);
-    std::optional<Execution::CodesOfDy> codes_of_dy;
-    if (wants_dx && run.shares_codes_of_dy()) {
-        codes_of_dy = run.codes_of(dy);
-    } else if (wants_dx) {
+    if (!wants_dx) return run.wgrad(weight, saved, dy, {}, dw);
+    std::optional<QuantizedMatrix> for_dgrad, for_wgrad;
+    if (run.shares_codes_of_dy()) {
+        std::tie(for_dgrad, for_wgrad) = run.codes_of(dy);
+    } else {
         run.find_amaxes_of_gradient(dy);
+        if (run.quantizes_both_of_gradient(dy))
+            std::tie(for_dgrad, for_wgrad) = run.quantize_both_of_gradient(dy);
     }
-    const Execution::CodesOfDy* const shared = codes_of_dy ? &*codes_of_dy : nullptr;
-    if (wants_dx) run.dgrad(weight, saved, dy, shared, dx);
-    run.wgrad(weight, saved, dy, shared, dw);
+    run.dgrad(weight, saved, dy, for_dgrad, dx);
+    run.wgrad(weight, saved, dy, for_wgrad, dw);
 }
 
 }  // namespace nibble

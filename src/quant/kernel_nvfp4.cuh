@@ -2,8 +2,6 @@
 // roundings is that of reference.cpp.
 #pragma once
 
-#include <cuda_fp8.h>
-
 #include "quant/kernel_elements.cuh"
 
 namespace nibble::cuda {
@@ -13,7 +11,8 @@ namespace nibble::cuda {
 // e4m3_nearest() of a number that is not negative: one instruction from sm_89 on.
 __device__ inline uint8_t nearest_scale(float v) {
 #if __CUDA_ARCH__ >= 890
-    return static_cast<uint8_t>(__nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3));
+    float unused[2];
+    return static_cast<uint8_t>(fp8_pair<false>(v, 0.0f, unused));
 #else
     return e4m3_nearest(v);
 #endif
@@ -60,12 +59,18 @@ class ScaleCoins {
     Philox draw_;
 };
 
-// e4m3_stochastic(); `threshold` is that of the coin.
-__device__ inline uint8_t round_scale_by_threshold(float target, float threshold) {
+// e4m3_stochastic(), as a number; `threshold` is that of the coin.
+__device__ inline float round_scale_to_e4m3(float target, float threshold) {
     const float v = fminf(target, kE4M3Max);
     const int step = __viaddmax_s32(__float_as_int(v) & 0x7f800000, -(3 << 23), 0x3b000000);  // least: 2^-9
-    const float value = round_by_threshold(v, __int_as_float(step), threshold);
+    return round_by_threshold(v, __int_as_float(step), threshold);
+}
+// The byte of a number of E4M3 that is not negative.
+__device__ inline uint8_t e4m3_of_number(float value) {
     return static_cast<uint8_t>(__float_as_uint(value * 0x1p-120f) >> 20);
+}
+__device__ inline uint8_t round_scale_by_threshold(float target, float threshold) {
+    return e4m3_of_number(round_scale_to_e4m3(target, threshold));
 }
 
 __device__ inline uint8_t round_scale(const KernelSpec& s, const Job& job, float target, int64_t group) {

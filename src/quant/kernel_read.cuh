@@ -54,14 +54,17 @@ struct Tiles {
     int count;
 
     __device__ explicit Tiles(const Job& job) {
-        const int64_t cols = divide_up<int64_t>(job.padded_cols, kTileCols);
-        const int64_t rows = divide_up<int64_t>(job.rows, kRows);
-        const int64_t bands = divide_up<int64_t>(rows, job.steps), id = blockIdx.x;
-        const int64_t band = kTransposed ? id % bands : id / cols;
-        first_row = band * job.steps * kRows;
-        first_col = (kTransposed ? id / bands : id % cols) * kTileCols;
-        count = static_cast<int>(
-            min(static_cast<long long>(job.steps), static_cast<long long>(rows - band * job.steps)));
+        // Tiles are fewer than 2^31: a grid has no more blocks.
+        const auto rows = static_cast<uint32_t>(divide_up<int64_t>(job.rows, kRows));
+        const auto steps = static_cast<uint32_t>(job.steps), id = blockIdx.x;
+        const uint32_t across = kTransposed
+                                    ? divide_up(rows, steps)
+                                    : static_cast<uint32_t>(divide_up<int64_t>(job.padded_cols, kTileCols));
+        const uint32_t outer = id / across, inner = id - outer * across;
+        const uint32_t band = kTransposed ? inner : outer;
+        first_row = int64_t{band} * steps * kRows;
+        first_col = int64_t{kTransposed ? outer : inner} * kTileCols;
+        count = static_cast<int>(min(steps, rows - band * steps));
     }
     __device__ int64_t row(int step) const { return first_row + int64_t{step} * kRows; }
 };

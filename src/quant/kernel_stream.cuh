@@ -13,8 +13,9 @@
 //   kRows         rows of a tile, which has 128 columns
 //   kParts        groups of a thread in a tile, kRowsOfPart rows apart
 //   fetch()       begins to read the next tile, the first at first
-//   settle()      called by all threads when that tile is needed; then the next can be fetched
-//   read(part, g) the elements of a group of the tile that settled, and where they are in the tile
+//   settle()      called by all threads when that tile is needed
+//   read(part, g) the elements of a group of the tile that settled, and where they are in the tile; the next
+//                 can be fetched after settle(), or, not transposed, after the one read()
 #pragma once
 
 #include <cuda_bf16.h>
@@ -176,19 +177,24 @@ class RowStream {
   public:
     static constexpr bool kTransposed = false;
     static constexpr int kRows = kRowsOfPart, kParts = 1;
-    static constexpr size_t kShared = 0;
+    // Signs of the rotation in pairs: registers are scarcer.
+    static constexpr size_t kShared =
+        kRotates && sizeof(typename Piece::Stored) == 2 ? sizeof(uint32_t) * kTileCols / 2 : 0;
 
-    __device__ RowStream(const Job& job, void*, int64_t first_row, int64_t first_col)
+    __device__ RowStream(const Job& job, void* shared, int64_t first_row, int64_t first_col)
         : job_(job),
+          signs_(static_cast<uint32_t*>(shared)),
           source_(job, first_row + row(), first_col + col()),
           step_(kRows * job.stride),
           there_(count_from(first_col + col(), job.cols)),
           rows_(count_from(first_row + row(), job.rows)) {
-#pragma unroll
-        for (int i = 0; kHasSignPairs && i < kGroup / 2; ++i) {
-            signs_[i] =
-                (sign_pair(job, col() + 2 * i) & 0x8000u) | (sign_pair(job, col() + 2 * i + 1) & 0x80000000u);
-            keep(signs_[i]);
+        if constexpr (kHasSignPairs) {
+            if (threadIdx.x < kTileCols / 2) {
+                const int col = 2 * static_cast<int>(threadIdx.x);
+                signs_[threadIdx.x] =
+                    (sign_pair(job, col) & 0x8000u) | (sign_pair(job, col + 1) & 0x80000000u);
+            }
+            __syncthreads();
         }
     }
     __device__ __forceinline__ void fetch() {
@@ -201,21 +207,29 @@ class RowStream {
         source_.advance(step_);
         rows_ -= kRows;
     }
-    __device__ __forceinline__ void settle() {
-#pragma unroll
-        for (int i = 0; i < kPieces; ++i) here_[i] = ahead_[i];
-    }
+    __device__ __forceinline__ void settle() {}
     __device__ __forceinline__ void read(int, Group& g) const {
         g.row = row();
         g.col = col();
+        uint32_t signs[kGroup / 2];
+        if constexpr (kHasSignPairs) {
+#pragma unroll
+            for (int i = 0; i < kGroup / 2; i += 4) {
+                const uint4 four = *reinterpret_cast<const uint4*>(signs_ + col() / 2 + i);
+                signs[i] = four.x;
+                signs[i + 1] = four.y;
+                signs[i + 2] = four.z;
+                signs[i + 3] = four.w;
+            }
+        }
 #pragma unroll
         for (int p = 0; p < kPieces; ++p) {
             uint32_t words[kWords];
-            here_[p].words(words);
+            ahead_[p].words(words);
 #pragma unroll
             for (int i = 0; i < kWords; ++i) {
                 if constexpr (kIsPairs) {
-                    unpack(kHasSignPairs ? words[i] ^ signs_[i] : words[i], g.x[2 * i], g.x[2 * i + 1]);
+                    unpack(kHasSignPairs ? words[i] ^ signs[i] : words[i], g.x[2 * i], g.x[2 * i + 1]);
                 } else {
                     g.x[p * kWords + i] = number(words[i]);
                 }
@@ -234,11 +248,11 @@ class RowStream {
     static __device__ int col() { return static_cast<int>(threadIdx.x) % kGroups * kGroup; }
 
     const Job& job_;
+    uint32_t* const signs_;
     typename Piece::Source source_;
     int64_t step_;
-    int there_, rows_;            // columns of this thread and rows from its next on that exist
-    uint32_t signs_[kGroup / 2];  // of the rotation
-    Piece ahead_[kPieces], here_[kPieces];
+    int there_, rows_;  // columns of this thread and rows from its next on that exist
+    Piece ahead_[kPieces];
 };
 
 // x is stored [contraction, rows]: through a tile in shared memory, 128 lines of 64 rows. Vectors of 16 bytes
@@ -324,6 +338,39 @@ class ColumnStream {
     Piece ahead_[kPieces];
 };
 
+// The groups of a thread in the operand, one after the other, kRowsOfPart rows apart.
+class Places {
+  public:
+    __device__ Places(const Job& job, int64_t row, int64_t col)
+        : first_(row * job.padded_cols + col),
+          step_(kRowsOfPart * job.padded_cols),
+          rows_(col < job.padded_cols ? count_from(row, job.rows) : 0),
+          begin_(first_),
+          operand_(job.operand + first_) {}
+    __device__ __forceinline__ void advance() {
+        first_ += step_;
+        operand_ += step_;
+        rows_ -= kRowsOfPart;
+    }
+    // The index of the group's first element, and of that of a thread's n-th group.
+    __device__ __forceinline__ int64_t first() const { return first_; }
+    __device__ __forceinline__ int64_t first_of(int n) const { return begin_ + n * step_; }
+    // Whether the group lies in the operand.
+    __device__ __forceinline__ bool is_there() const { return rows_ > 0; }
+    // What products read, in pairs of BF16.
+    __device__ __forceinline__ void store_operand(const uint32_t (&pairs)[kGroup / 2]) const {
+        auto* const to = reinterpret_cast<uint4*>(operand_);
+        to[0] = {pairs[0], pairs[1], pairs[2], pairs[3]};
+        to[1] = {pairs[4], pairs[5], pairs[6], pairs[7]};
+    }
+
+  private:
+    int64_t first_, step_;
+    int rows_;  // of the operand from this group's on
+    int64_t begin_;
+    Bf16* operand_;
+};
+
 // The groups of a thread, one after the other.
 template <typename Stream>
 class Walk {
@@ -338,16 +385,26 @@ class Walk {
     __device__ __forceinline__ void each(Body&& body) {
         for (int step = 0; step < tiles_.count; ++step) {
             stream_.settle();
-            if (step + 1 < tiles_.count) stream_.fetch();
+            const auto fetch = [&] {
+                if (step + 1 < tiles_.count) stream_.fetch();
+            };
+            if constexpr (Stream::kTransposed) fetch();
 #pragma unroll 1
             for (int part = 0; part < Stream::kParts; ++part) {
                 Group g;
                 stream_.read(part, g);
+                if constexpr (!Stream::kTransposed) fetch();
                 g.row += tiles_.row(step);
                 g.col += tiles_.first_col;
                 body(g, step * Stream::kParts + part);
             }
         }
+    }
+
+    // Where the groups go, the first at first.
+    __device__ Places places(const Job& job) const {
+        const int thread = static_cast<int>(threadIdx.x);
+        return {job, tiles_.first_row + thread / kGroups, tiles_.first_col + thread % kGroups * kGroup};
     }
 
   private:

@@ -2,6 +2,7 @@
 
 #include "quant/cuda_forms.h"
 #include "quant/internal.h"
+#include "quant/quantize_both.h"
 #include "quant/quantize_simd.h"
 
 namespace nibble {
@@ -107,6 +108,24 @@ bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows
                       const Tensor& amaxes) {
     NIBBLE_ON_CUDA(context, find_both_amaxes(context, x, rows, columns, amaxes));
     return false;
+}
+
+bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& rows, const QuantSpec& columns) {
+    NIBBLE_ON_CUDA(context, can_quantize_both(dtype, rows, columns));
+    return false;
+}
+
+void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
+                   const OperandOfBoth& columns) {
+    const QuantizedMatrix &of_rows = *rows.out, &of_columns = *columns.out;
+    require(can_quantize_both(context, x.dtype, of_rows.spec, of_columns.spec),
+            "{}: there is no kernel for \"{}\" along the rows and \"{}\" along the columns", rows.name,
+            to_string(of_rows.spec), to_string(of_columns.spec));
+    require(of_rows.rows == x.rows() && of_rows.cols == x.cols() && of_columns.rows == x.cols() &&
+                of_columns.cols >= x.rows(),
+            "{}: shape {} does not fit outputs of [{}, {}] and [{}, {}]", rows.name, x.shape.str(),
+            of_rows.rows, of_rows.cols, of_columns.rows, of_columns.cols);
+    NIBBLE_ON_CUDA(context, quantize_both(context, x, rows, columns));
 }
 
 void requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,

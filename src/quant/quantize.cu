@@ -1,5 +1,6 @@
 // The passes of a quantiser on a GPU.
 #include "quant/cuda_forms.h"
+#include "quant/quantize_both.h"
 #include "quant/quantize_kernel.cuh"
 
 namespace nibble::cuda {
@@ -194,6 +195,19 @@ struct Scratch {
                                                     out.padded_cols / kNvfp4Group})) {}
 };
 
+// Whether a value was not finite, where the context does not take note of it.
+bool has_fault(const Context& context, const Job& job) {
+    if (context.fault != nullptr) return false;
+    uint32_t fault = 0;
+    cuda::copy(context, {job.fault, DType::u32, Device::cuda, {1}}, {&fault, DType::u32, Device::cpu, {1}});
+    return fault != 0;
+}
+[[noreturn]] void fail_not_finite_there(const Context& context, const Tensor& x, std::string_view name) {
+    Buffer here(x.dtype, x.shape);
+    cuda::copy(context, x, here.tensor());
+    fail_not_finite(here.tensor(), name);
+}
+
 // The passes of one call. True if a value was not finite, where the context does not take note of it.
 // transpose: where the codes go transposed, too, by has_transposing_kernel(); or null.
 bool run_passes(const Context& context, Job job, const RandomKey& key, const Scratch& scratch,
@@ -237,25 +251,17 @@ bool run_passes(const Context& context, Job job, const RandomKey& key, const Scr
     if (spec.has_row_scales()) {
         launch(context, row_scales_kernel, blocks_of(out.rows), dim3(kThreads), 0, job);
     }
-    if (context.fault != nullptr) return false;
-    uint32_t fault = 0;
-    cuda::copy(context, {job.fault, DType::u32, Device::cuda, {1}}, {&fault, DType::u32, Device::cpu, {1}});
-    return fault != 0;
+    return has_fault(context, job);
 }
-
-}  // namespace
-
-namespace {
 
 void quantize_job(Context& context, const Tensor& x, const RandomKey& key, const Job& job,
                   const QuantizedMatrix& out, const QuantizeOptions& options,
                   const QuantizedMatrix* transpose = nullptr) {
     const ArenaScope scope(context.arena);
     const Scratch scratch(context, out);
-    if (context.planning() || !run_passes(context, job, key, scratch, out, options, transpose)) return;
-    Buffer here(x.dtype, x.shape);
-    cuda::copy(context, x, here.tensor());
-    fail_not_finite(here.tensor(), options.name);
+    if (context.planning()) return;
+    if (run_passes(context, job, key, scratch, out, options, transpose))
+        fail_not_finite_there(context, x, options.name);
 }
 
 }  // namespace
@@ -299,6 +305,39 @@ bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows
     begin_pass(context, Beginning(*columns.spec, columns.key, columns.signs), of_columns, of_both + 1);
     find_both_amaxes_hot(context, of_rows, of_columns, amaxes.as<float>());
     return true;
+}
+
+bool can_quantize_both(DType dtype, const QuantSpec& rows, const QuantSpec& columns) {
+    const auto is_whole = [](const QuantSpec& spec) {
+        return !spec.rotates_rows() && has_exact_operand(spec);
+    };
+    return dtype == DType::bf16 && is_whole(rows) && is_whole(columns) &&
+           has_quantize_both_kernel(kernel_spec(rows), kernel_spec(columns));
+}
+
+void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
+                   const OperandOfBoth& columns) {
+    const ArenaScope scope(context.arena);
+    const Tensor scalars = allocate_scalars(context, 2);
+    if (context.planning()) return;
+    auto* const of_both = static_cast<Scalars*>(scalars.data);
+    const auto job_of = [&](const OperandOfBoth& of, bool transposed) {
+        QuantizedMatrix& out = *of.out;
+        require(out.codes.data == nullptr && out.operand.data != nullptr &&
+                    (of.known_amax != nullptr || !has_tensor_scale(out.spec)),
+                "{}: no bytes are written of both orientations, and their amax must be known", of.name);
+        QuantizeOptions options;
+        options.transposed = transposed;
+        Job job = make_job(out.spec, x, of.key, out, options);
+        begin_pass(context, Beginning(out.spec, of.key, of.signs), job, of_both + transposed);
+        job.fault = context.fault != nullptr ? context.fault : &job.scalars->fault;
+        job.amax = of.known_amax != nullptr ? of.known_amax : reinterpret_cast<float*>(&job.scalars->amax);
+        return job;
+    };
+    const Job of_rows = job_of(rows, false), of_columns = job_of(columns, true);
+    quantize_both_hot(context, of_rows, of_columns);
+    if (has_fault(context, of_rows)) fail_not_finite_there(context, x, rows.name);
+    if (has_fault(context, of_columns)) fail_not_finite_there(context, x, columns.name);
 }
 
 bool requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,

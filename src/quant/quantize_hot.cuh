@@ -5,8 +5,8 @@
 #include <array>
 #include <utility>
 
-#include "quant/kernel_stream.cuh"
-#include "quant/quantize_kernel.cuh"
+#include "quant/kernel_far_stages.cuh"
+#include "quant/kernel_hot.cuh"
 
 namespace nibble::cuda::hot {
 
@@ -73,8 +73,18 @@ constexpr KernelSpec quest(KernelSpec s) {  // scale=quest:std rotate=hadamard:3
     return s;
 }
 
+// Shared memory for the last stages of a rotation; at least one element.
 template <int kRotation>
-__device__ __forceinline__ uint32_t amax_of_group(Group& g) {
+inline constexpr size_t kVectorsOfRotation = kRotation == kTileCols ? FarStages::kBytes / sizeof(uint4) : 1;
+
+// The bits of a thread's largest magnitude after a rotation without its factor. far: of kVectorsOfRotation.
+template <int kRotation>
+__device__ __forceinline__ uint32_t amax_of_group(Group& g, uint4* far) {
+    if constexpr (kRotation == kTileCols) return __float_as_uint(FarStages(far).max_after(g.x));
+    if constexpr (kRotation == kGroup) {
+        stages<1, kGroup / 2>(g.x);
+        return __float_as_uint(max_after_last_stage(g.x));
+    }
     if constexpr (kRotation != 0) butterfly(kRotation, g);
     return bits_of_largest(g.x);
 }
@@ -93,41 +103,145 @@ inline constexpr size_t kVectorsOf = std::max<size_t>(Stream::kShared / sizeof(u
 // The amax after rotation by blocks of this size; 0: as it is.
 template <int kRotation, typename Stream>
 __global__ void __launch_bounds__(kStreamThreads) amax_stream_kernel(const __grid_constant__ Job job) {
-    __shared__ uint4 shared[kVectorsOf<Stream>];
+    __shared__ uint4 shared[kVectorsOf<Stream>], far[kVectorsOfRotation<kRotation>];
     Walk<Stream> walk(job, shared);
     uint32_t largest = 0;
-    walk.each([&](Group& g, int) { largest = max(largest, amax_of_group<kRotation>(g)); });
+    walk.each([&](Group& g, int) { largest = max(largest, amax_of_group<kRotation>(g, far)); });
     give_rotated_amax<kRotation>(job, &job.scalars->amax, largest);
 }
 
 constexpr int blocks_of_multiprocessor(const KernelSpec& s) { return is_four_six(s.scale) ? 2 : 3; }
 
 // List::kSpecs: an array of specs, of which this is one.
-template <typename List, size_t kIndex, typename Stream>
-__global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(List::kSpecs[kIndex]))
+template <typename List, size_t kIndex>
+struct SpecOf {
+    static constexpr KernelSpec kSpec = List::kSpecs[kIndex];
+};
+
+// Whether kernels for operands alone are compiled: of E2M1 in the small blocks.
+constexpr bool has_operand_kernel(const KernelSpec& s) {
+    return (s.format == Format::nvfp4 || s.format == Format::mxfp4) && s.block_rows == 1;
+}
+
+// Rotates and quantises a thread's groups, of specs that have_operand_kernel(). kOperandOnly: no bytes are
+// wanted.
+template <typename Spec, bool kOperandOnly>
+class Quantiser {
+    static constexpr bool kIsNvfp4 = Spec::kSpec.format == Format::nvfp4;
+    using OfNvfp4 = Nvfp4Groups<Spec, kOperandOnly>;
+    struct Nothing {};
+
+  public:
+    struct Shared {
+        TensorValues tensor;
+        std::conditional_t<kIsNvfp4, typename OfNvfp4::Shared, Nothing> groups;
+    };
+    static constexpr size_t kVectorsOfFar = kVectorsOfRotation<Spec::kSpec.rotation>;
+
+    // Called by all threads. far: of kVectorsOfFar.
+    __device__ Quantiser(const Job& job, Shared& shared, uint4* far)
+        : job_(job), far_stages_(far), spares_factor_(prepare(job, shared)), groups_(groups(shared)) {}
+
+    // The next group of a thread; index: its number. Called by all threads of a warp.
+    __device__ __forceinline__ void quantize(Group& g, Places& places, int index) {
+        rotate(g);
+        const float amax = max_of(g.x);
+        largest_ = max(largest_, __float_as_uint(amax));
+        if constexpr (kIsNvfp4)
+            groups_.quantize(g, amax, places, index);
+        else
+            Mxfp4Groups<Spec, kOperandOnly>::quantize(job_, g, amax, places);
+        places.advance();
+    }
+    // After the last.
+    __device__ void finish() const {
+        if (largest_ >= 0x7f800000u) *job_.fault = 1;
+    }
+
+  private:
+    // Blocks of 16 end with a factor of 1/4. In a tensor with ordinary numbers what elements are multiplied
+    // by next has it: an element whose quarter would be rounded becomes 0 in either case.
+    static __device__ bool prepare(const Job& job, Shared& shared) {
+        constexpr KernelSpec s = Spec::kSpec;
+        shared.tensor.prepare(s, job);
+        return kIsNvfp4 && s.rotation == kGroup && shared.tensor.amax >= 0x1p-32f &&
+               shared.tensor.amax <= 0x1p60f;
+    }
+    __device__ auto groups(Shared& shared) const {
+        if constexpr (kIsNvfp4)
+            return OfNvfp4(job_, shared.tensor.nvfp4, spares_factor_ ? job_.factor : 1.0f, shared.groups);
+        else
+            return Nothing{};
+    }
+
+    __device__ __forceinline__ void rotate(Group& g) const {
+        constexpr int kSize = Spec::kSpec.rotation;
+        if constexpr (kSize == 0) return;
+        if constexpr (kSize == kTileCols)
+            far_stages_.transform(g.x);
+        else
+            butterfly(kSize, g);
+        if (spares_factor_) return;
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) {
+            g.x[i] *= job_.factor;
+            keep(g.x[i]);
+        }
+    }
+
+    const Job& job_;
+    const FarStages far_stages_;
+    const bool spares_factor_;
+    std::conditional_t<kIsNvfp4, OfNvfp4, Nothing> groups_;
+    uint32_t largest_ = 0;
+};
+
+template <typename Spec, typename Stream, bool kOperandOnly>
+__global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(Spec::kSpec))
     quantize_stream_kernel(const __grid_constant__ Job job) {
-    constexpr KernelSpec s = List::kSpecs[kIndex];
+    constexpr KernelSpec s = Spec::kSpec;
     __shared__ uint4 shared[kVectorsOf<Stream>];
-    __shared__ PerThread<kRowsOfPart> of_threads;
-    __shared__ TensorValues tensor;
     Walk<Stream> walk(job, shared);
-    tensor.prepare(s, job);
-    uint32_t largest_value = 0;
-    float largest_scale = 0.0f;
-    ScaleCoins coins;
-    walk.each([&](Group& g, int index) {
-        constexpr KernelSpec spec = List::kSpecs[kIndex];
-        if constexpr (spec.rotation != 0) transform(spec.rotation, job.factor, g);
-        largest_value = max(largest_value, bits_of_largest(g.x));
-        quantize_group(spec, job, tensor, g, of_threads, coins, index, largest_scale);
-    });
-    if (largest_value >= 0x7f800000u) *job.fault = 1;
+    if constexpr (has_operand_kernel(s)) {
+        using OfGroups = Quantiser<Spec, kOperandOnly>;
+        __shared__ typename OfGroups::Shared of_groups;
+        __shared__ uint4 far[OfGroups::kVectorsOfFar];
+        OfGroups quantiser(job, of_groups, far);
+        Places places = walk.places(job);
+        walk.each([&](Group& g, int index) { quantiser.quantize(g, places, index); });
+        quantiser.finish();
+    } else {
+        __shared__ PerThread<kRowsOfPart> of_threads;
+        __shared__ TensorValues tensor;
+        tensor.prepare(s, job);
+        uint32_t largest_value = 0;
+        float largest_scale = 0.0f;
+        ScaleCoins coins;
+        walk.each([&](Group& g, int index) {
+            constexpr KernelSpec spec = Spec::kSpec;
+            if constexpr (spec.rotation != 0) transform(spec.rotation, job.factor, g);
+            largest_value = max(largest_value, bits_of_largest(g.x));
+            quantize_group(spec, job, tensor, g, of_threads, coins, index, largest_scale);
+        });
+        if (largest_value >= 0x7f800000u) *job.fault = 1;
+    }
 }
 
 template <typename Stream>
 void launch_stream(const Context& context, void (*kernel)(Job), Job job) {
     const dim3 blocks = divide_tiles(job, Stream::kRows);
     launch(context, kernel, blocks, dim3(kStreamThreads), 0, job);
+}
+
+template <typename Spec, typename Stream>
+void launch_quantizer(const Context& context, const Job& job) {
+    if constexpr (has_operand_kernel(Spec::kSpec)) {
+        if (job.codes == nullptr) {
+            launch_stream<Stream>(context, quantize_stream_kernel<Spec, Stream, true>, job);
+            return;
+        }
+    }
+    launch_stream<Stream>(context, quantize_stream_kernel<Spec, Stream, false>, job);
 }
 
 // List::kSpecs.size(): none of them.

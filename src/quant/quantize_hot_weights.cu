@@ -40,12 +40,11 @@ void quantize_weights_hot(const Context& context, const Job& job, bool transpose
         constexpr KernelSpec s = OfWeights::kSpecs[kIndex];
         if constexpr (is_transposed_too(s)) {
             if (transposed) {
-                launch_stream<Columns>(context, quantize_stream_kernel<OfWeights, kIndex, Columns>, job);
+                launch_quantizer<SpecOf<OfWeights, kIndex>, Columns>(context, job);
                 return;
             }
         }
-        using Stream = Rows<s.rotation != 0>;
-        launch_stream<Stream>(context, quantize_stream_kernel<OfWeights, kIndex, Stream>, job);
+        launch_quantizer<SpecOf<OfWeights, kIndex>, Rows<s.rotation != 0>>(context, job);
     });
 }
 

@@ -238,8 +238,12 @@ void quantize_weights_hot(const Context& context, const Job& job, bool transpose
 // The job of a spec with one FP8 scale, x as it is stored: its codes, and their transpose, [cols, to_cols].
 bool has_transposing_kernel(const Job& job);
 void quantize_with_transpose(const Context& context, const Job& job, uint8_t* transpose, int64_t to_cols);
-// The amaxes of x and of its transpose; two floats, zero at first. Both jobs are of the whole of x.
+// The kernels of quantize_hot_both.cu. The amaxes of x and of its transpose; two floats, zero at first. Both
+// jobs are of the whole of x.
 bool has_both_kernel(const Job& rows, const Job& columns);
 void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns, float* amaxes);
+// Both operands, without bytes, of x in BF16.
+bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns);
+void quantize_both_hot(const Context& context, const Job& rows, const Job& columns);
 
 }  // namespace nibble::cuda

@@ -3,7 +3,7 @@
 
 #include "gemm/test_tensors.h"
 #include "quant/digest.h"
-#include "quant/quant.h"
+#include "quant/quantize_both.h"
 #include "support/on_gpu.h"
 #include "support/samples.h"
 
@@ -67,6 +67,52 @@ TEST_P(QuantisersOfLarge, MatricesGiveTheBytesOfTheCpu) {
     }
 }
 
+// What products read, alone and beside the bytes, of the specs that have kernels of their own. The numbers of
+// a tensor may be of any size: blocks whose scale is 0, scales of few bits, tensors beyond ordinary ones.
+TEST_F(Quantisers, GiveTheOperandOfTensorsOfAnySize) {
+    constexpr int64_t kRows = 100, kCols = 200;
+    Arena here(16 << 20), there(16 << 20, Device::cuda);
+    Context cpu{here}, other{there};
+    const RandomKey key = {.seed = 8, .step = 2, .layer = 1, .gemm = Gemm::dgrad};
+    for (const float size : {1.0f, 0x1p-45f, 0x1p-110f, 0x1p-122f, 0x1p65f, 0x1p118f, 0.0f}) {
+        std::vector<float> normals = test::normals(kRows * kCols, 11);
+        for (size_t i = 0; i < normals.size(); ++i) {
+            const auto block = static_cast<int>(i / 32 % 25);  // some far smaller than others, one of zeros
+            normals[i] *= block == 0 ? 0.0f : std::ldexp(size, block < 20 ? -block : 0);
+        }
+        std::vector<Bf16> values = rounded(normals);
+        for (const std::string_view text :
+             {"nvfp4 1x16", "nvfp4 1x16 round=stochastic", "nvfp4 1x16 rotate=rht:16",
+              "nvfp4 1x16 round=stochastic rotate=rht:16", "nvfp4 1x16 scale=four-six:mse",
+              "nvfp4 1x16 scale=eden rotate=rht:128", "mxfp4 1x32 scale=three-quarters rotate=rht:32",
+              "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"}) {
+            const QuantSpec spec = parse_spec(text);
+            for (const bool transposed : {false, true}) {
+                const ArenaScope scope(here), scope_there(there);
+                const Tensor x = view_of(values, transposed ? Shape{kCols, kRows} : Shape{kRows, kCols});
+                const Tensor on_gpu = there.allocate(DType::bf16, x.shape);
+                copy(other, x, on_gpu);
+                QuantizeOptions options;
+                options.transposed = transposed;
+                QuantizedMatrix expected = allocate_quantized(here, spec, kRows, kCols, Keep::both);
+                quantize(cpu, spec, x, key, expected, options);
+                for (const Keep keep : {Keep::operand, Keep::both}) {
+                    QuantizedMatrix found = allocate_quantized(there, spec, kRows, kCols, keep);
+                    quantize(other, spec, on_gpu, key, found, options);
+                    for (const auto part : {&QuantizedMatrix::operand, &QuantizedMatrix::codes,
+                                            &QuantizedMatrix::scales, &QuantizedMatrix::tensor_scale}) {
+                        if ((found.*part).data == nullptr) continue;
+                        const Tensor back = here.allocate((found.*part).dtype, (found.*part).shape);
+                        copy(other, found.*part, back);
+                        EXPECT_TRUE(bytes_of(expected.*part) == bytes_of(back))
+                            << text << (transposed ? ", transposed, " : ", ") << size;
+                    }
+                }
+            }
+        }
+    }
+}
+
 TEST_F(Quantisers, FindTheAmaxesOfBothOrientationsInOneRead) {
     constexpr int64_t kRows = 200, kCols = 330;
     std::vector<Bf16> values = rounded(test::normals(kRows * kCols, 6));
@@ -95,6 +141,60 @@ TEST_F(Quantisers, FindTheAmaxesOfBothOrientationsInOneRead) {
             copy(other, amaxes, {found, DType::f32, Device::cpu, {2}});
             EXPECT_EQ(found[0], expected[0]) << to_string(rows);
             EXPECT_EQ(found[1], expected[1]) << to_string(columns);
+        }
+    }
+}
+
+TEST_F(Quantisers, MakeBothOrientationsInOneReadAsTwoCallsDo) {
+    struct Pair {
+        std::string_view rows, columns;
+    };
+    const std::string_view eden = "nvfp4 1x16 scale=eden rotate=rht:128",
+                           stochastic = "nvfp4 1x16 round=stochastic",
+                           quarters = "mxfp4 1x32 scale=three-quarters rotate=rht:32";
+    const Pair pairs[] = {{eden, eden},
+                          {stochastic, stochastic},
+                          {stochastic, "nvfp4 1x16 round=stochastic rotate=rht:16"},
+                          {quarters, quarters}};
+    const RandomKey key = {.seed = 4, .step = 9, .micro_step = 2, .layer = 3, .gemm = Gemm::dgrad};
+    RandomKey key_of_columns = key;
+    key_of_columns.gemm = Gemm::wgrad;
+    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{331, 776}, {128, 256}, {1, 40}, {700, 24}}) {
+        std::vector<Bf16> values = rounded(test::normals(rows * cols, 6));
+        Arena here(16 << 20), there(16 << 20, Device::cuda);
+        Context cpu{here}, other{there};
+        const Tensor x = view_of(values, {rows, cols}), on_gpu = there.allocate(DType::bf16, x.shape);
+        copy(other, x, on_gpu);
+        for (const Pair& pair : pairs) {
+            const ArenaScope scope(here), scope_there(there);
+            const QuantSpec specs[2] = {parse_spec(pair.rows), parse_spec(pair.columns)};
+            ASSERT_TRUE(can_quantize_both(other, DType::bf16, specs[0], specs[1]));
+            QuantizedMatrix expected[2], found[2];
+            OperandOfBoth operands[2];
+            const Tensor amaxes = there.allocate(DType::f32, {2});
+            for (const int i : {0, 1}) {
+                const int64_t r = i == 0 ? rows : cols, c = i == 0 ? cols : rows;
+                // The columns' contraction may be padded further.
+                expected[i] = allocate_quantized(here, specs[i], r, i == 0 ? c : c + 128, Keep::both);
+                found[i] = allocate_quantized(there, specs[i], r, i == 0 ? c : c + 128, Keep::operand);
+                float amax = 0;
+                QuantizeOptions options;
+                options.transposed = i == 1;
+                options.amax = &amax;
+                operands[i] = {&found[i], i == 0 ? key : key_of_columns, nullptr, amaxes.as<float>() + i};
+                quantize(cpu, specs[i], x, operands[i].key, expected[i], options);
+                copy(other, {&amax, DType::f32, Device::cpu, {1}}, amaxes.slice(i, i + 1));
+            }
+            quantize_both(other, on_gpu, operands[0], operands[1]);
+            for (const int i : {0, 1}) {
+                for (const auto part : {&QuantizedMatrix::operand, &QuantizedMatrix::tensor_scale}) {
+                    const Tensor back = here.allocate((found[i].*part).dtype, (found[i].*part).shape);
+                    copy(other, found[i].*part, back);
+                    EXPECT_TRUE(bytes_of(expected[i].*part) == bytes_of(back))
+                        << (i == 0 ? pair.rows : pair.columns) << " of " << rows << " x " << cols
+                        << (i == 0 ? "" : ", transposed");
+                }
+            }
         }
     }
 }

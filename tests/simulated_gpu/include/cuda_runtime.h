@@ -99,6 +99,7 @@ T shuffle(const char* call, T value, int from, int width) {
 }  // namespace simulated_gpu
 
 void __syncthreads();
+inline void __syncwarp() { simulated_gpu::exchange("__syncwarp", 0); }
 
 template <typename T>
 T __shfl_sync(unsigned, T value, int from, int width = 32) {
