@@ -32,7 +32,7 @@ struct BenchOptions {
     fs::path model = "configs/models/llama-1m.json";
     int64_t batch = 8, accumulate = 1, sequence = 256, steps = 5;
     std::string recompute = "none", moments = "f32", gradients = "f32", offload = "none";
-    std::string logits = "fp32";
+    std::string logits = "fp32", lm_head = "recipe";
     uint64_t memory = 0;  // bytes that a training may take; 0: those that are free
     bool plans = false;   // its memory alone
     bool replays = true;  // steps on a GPU that are alike
@@ -445,8 +445,10 @@ void plan_training(const BenchOptions& options, const ModelConfig& config,
 
 void bench_train(const BenchOptions& options) {
     const ModelConfig config = parse_model_config(read_text(options.model), options.model.string());
-    const std::vector<Recipe> recipes =
+    std::vector<Recipe> recipes =
         options.names.empty() ? std::vector{find_recipe("bf16")} : recipes_of(options.names);
+    if (options.lm_head != "recipe")
+        for (Recipe& recipe : recipes) recipe.lm_head = options.lm_head;
     if (options.plans) return plan_training(options, config, recipes);
     Report report(options, "train");
     const double peak = measure_gemm_peak(options.device(), 1.0);
@@ -545,6 +547,8 @@ void add_bench_command(CLI::App& app) {
              {"f32", "bf16"});
     add_word(train, "--gradients", train_options->gradients,
              "Dtype of the linear layers' gradients: f32 or bf16", {"f32", "bf16"});
+    add_word(train, "--lm-head", train_options->lm_head, "How the LM head multiplies: recipe, bf16 or fp8",
+             {"recipe", "bf16", "fp8"});
     add_word(train, "--logits", train_options->logits, "Dtype of the logits: fp32 or bf16", {"fp32", "bf16"});
     add_word(train, "--offload", train_options->offload,
              "What a GPU keeps in memory of the host: none or moments", {"none", "moments"});

@@ -21,7 +21,7 @@ void rmsnorm_backward(Context& context, const Tensor& dy, const Tensor& x, const
 
 // Both directions of RoPE: `direction` 1 or -1.
 void rotate_heads(Context& context, RopeLayout layout, const Tensor& qkv, int64_t sequence, int heads,
-                  int kv_heads, const Tensor& cos, const Tensor& sin, float direction);
+                  int kv_heads, const Tensor& cos, const Tensor& sin, float direction, const Tensor& bias);
 
 void swiglu_forward(Context& context, const Tensor& gate_up, const Tensor& h, float* amax);
 void swiglu_backward(Context& context, const Tensor& dh, const Tensor& gate_up, const Tensor& dgate_up,

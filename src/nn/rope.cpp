@@ -7,6 +7,7 @@
 
 #include "core/cuda.h"
 #include "gemm/simd-inl.h"
+#include "nn/bias.h"
 #include "nn/cuda_forms.h"
 #include "nn/element.h"
 
@@ -109,17 +110,20 @@ HWY_EXPORT(rope_row_bf16);
 namespace {
 
 void rotate_rows(Context& context, RopeLayout layout, const Tensor& qkv, int64_t sequence, int heads,
-                 int kv_heads, const Tensor& cos, const Tensor& sin, float direction) {
+                 int kv_heads, const Tensor& cos, const Tensor& sin, float direction, const Tensor& bias) {
     require_activations({&qkv}, "rope");
     const int64_t half = cos.cols(), width = qkv.cols();
     require(heads > 0 && kv_heads > 0 && width == (heads + 2 * int64_t{kv_heads}) * 2 * half,
             "rope: rows of {} do not hold {} query and {} key and value heads of {}", width, heads, kv_heads,
             2 * half);
+    require(bias.shape.rank() == 0 || bias.count() == width, "rope: a bias of {} does not fit rows of {}",
+            bias.count(), width);
     require(sequence > 0 && sequence <= cos.rows() && cos.shape == sin.shape,
             "rope: a table of {} positions is too short for sequences of {}", cos.rows(), sequence);
     if (context.planning()) return;
     NIBBLE_ON_CUDA(context,
-                   rotate_heads(context, layout, qkv, sequence, heads, kv_heads, cos, sin, direction));
+                   rotate_heads(context, layout, qkv, sequence, heads, kv_heads, cos, sin, direction, bias));
+    if (bias.shape.rank() > 0) add_bias(context, qkv, bias);
     const float* cosines = cos.as<float>();
     const float* sines = sin.as<float>();
     parallel_for(qkv.rows(), 16, [&](int64_t begin, int64_t end) {
@@ -152,13 +156,13 @@ void rope_table(double theta, const Tensor& cos, const Tensor& sin) {
 }
 
 void rope_forward(Context& context, RopeLayout layout, const Tensor& qkv, int64_t sequence, int heads,
-                  int kv_heads, const Tensor& cos, const Tensor& sin) {
-    rotate_rows(context, layout, qkv, sequence, heads, kv_heads, cos, sin, 1.0f);
+                  int kv_heads, const Tensor& cos, const Tensor& sin, const Tensor& bias) {
+    rotate_rows(context, layout, qkv, sequence, heads, kv_heads, cos, sin, 1.0f, bias);
 }
 
 void rope_backward(Context& context, RopeLayout layout, const Tensor& dqkv, int64_t sequence, int heads,
                    int kv_heads, const Tensor& cos, const Tensor& sin) {
-    rotate_rows(context, layout, dqkv, sequence, heads, kv_heads, cos, sin, -1.0f);
+    rotate_rows(context, layout, dqkv, sequence, heads, kv_heads, cos, sin, -1.0f, {});
 }
 
 }  // namespace nibble

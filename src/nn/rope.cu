@@ -12,6 +12,8 @@ struct Rotation {
     int heads, half;  // heads to rotate; half of their dimension
     const float *cos, *sin;
     float direction;
+    const float* bias;  // of all_heads heads, or null
+    int all_heads;      // those to rotate, and others that have a bias
 };
 
 // A thread turns the same pairs in every head of a row: those of one piece of neighbours, or of two pieces
@@ -29,20 +31,26 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(const Rotation r, Elem
     load_floats(r.cos + angles, cos);
     load_floats(r.sin + angles, sin);
     for (float& s : sin) s *= r.direction;
-    Element* const first = qkv + t * r.width + (kInterleaved ? 2 * i : i);
+    Element *const row = qkv + t * r.width, *const first = row + (kInterleaved ? 2 * i : i);
     const auto at = [&](int head, int piece) { return first + (int64_t{head} * 2 + piece) * r.half; };
-    for (int h0 = 0; h0 < r.heads; h0 += kHeads) {
+    for (int h0 = 0; h0 < r.all_heads; h0 += kHeads) {
         Values held[kHeads][kPieces];
 #pragma unroll
         for (int h = 0; h < kHeads; ++h)
             for (int p = 0; p < kPieces; ++p)
-                if (h0 + h < r.heads) held[h][p] = Values::load(at(h0 + h, p));
+                if (h0 + h < r.all_heads) held[h][p] = Values::load(at(h0 + h, p));
 #pragma unroll
         for (int h = 0; h < kHeads; ++h) {
-            if (h0 + h >= r.heads) break;
+            if (h0 + h >= r.all_heads) break;
+            for (int p = 0; p < kPieces && r.bias != nullptr; ++p) {
+                float sum[kWidth];
+                load_floats(r.bias + (at(h0 + h, p) - row), sum);
+                for (int j = 0; j < kWidth; ++j) sum[j] = held[h][p][j] + sum[j];
+                held[h][p] = Values::of(sum);
+            }
             float x[kPieces * kWidth];
             for (int j = 0; j < kPieces * kWidth; ++j) x[j] = held[h][j / kWidth][j % kWidth];
-            for (int j = 0; j < kAngles; ++j) {
+            for (int j = 0; j < kAngles && h0 + h < r.heads; ++j) {
                 float& a = x[kInterleaved ? 2 * j : j];
                 float& b = x[kInterleaved ? 2 * j + 1 : j + kWidth];
                 const float turned = a * cos[j] - b * sin[j];
@@ -68,15 +76,23 @@ void launch_rotation(Context& context, const Rotation& rotation, Element* qkv) {
 }  // namespace
 
 void rotate_heads(Context& context, RopeLayout layout, const Tensor& qkv, int64_t sequence, int heads,
-                  int kv_heads, const Tensor& cos, const Tensor& sin, float direction) {
+                  int kv_heads, const Tensor& cos, const Tensor& sin, float direction, const Tensor& bias) {
     const int64_t half = cos.cols();
-    const Rotation rotation{
-        qkv.rows(),      sequence,        qkv.cols(), heads + kv_heads, static_cast<int>(half),
-        cos.as<float>(), sin.as<float>(), direction};
+    const bool has_bias = bias.shape.rank() > 0;
+    const Rotation rotation{.rows = qkv.rows(),
+                            .sequence = sequence,
+                            .width = qkv.cols(),
+                            .heads = heads + kv_heads,
+                            .half = static_cast<int>(half),
+                            .cos = cos.as<float>(),
+                            .sin = sin.as<float>(),
+                            .direction = direction,
+                            .bias = has_bias ? bias.as<float>() : nullptr,
+                            .all_heads = heads + (has_bias ? 2 : 1) * kv_heads};
     with_elements(qkv, [&]<typename Element>(Element* values) {
         constexpr int kWidth = kPerAccess<Element>;
         const bool wide = fits_width<Element>(kWidth, half, {values}) &&
-                          fits_width<float>(4, half, {rotation.cos, rotation.sin});
+                          fits_width<float>(4, half, {rotation.cos, rotation.sin, rotation.bias});
         if (layout == RopeLayout::interleaved) {
             // A pair always begins at a multiple of its size.
             (wide ? launch_rotation<Element, kWidth, true>

@@ -13,9 +13,10 @@ enum class RopeLayout : uint8_t { interleaved, half_split };
 void rope_table(double theta, const Tensor& cos, const Tensor& sin);
 
 // Rotates, in place, the query and key heads of qkv [T, (heads + 2*kv_heads) * head_dim] (queries, then keys,
-// then values). Row t has position t % sequence.
+// then values). Row t has position t % sequence. bias: if it has a shape, of all heads, added first as
+// add_bias() does (nn/bias.h).
 void rope_forward(Context& context, RopeLayout layout, const Tensor& qkv, int64_t sequence, int heads,
-                  int kv_heads, const Tensor& cos, const Tensor& sin);
+                  int kv_heads, const Tensor& cos, const Tensor& sin, const Tensor& bias = {});
 // The inverse rotation of the gradient, in place.
 void rope_backward(Context& context, RopeLayout layout, const Tensor& dqkv, int64_t sequence, int heads,
                    int kv_heads, const Tensor& cos, const Tensor& sin);

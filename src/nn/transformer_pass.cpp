@@ -220,7 +220,6 @@ void Transformer::block_forward(Context& context, Pass& pass, int block) {
 
 void Transformer::qkv_forward(Context& context, const Pass& pass, int block) {
     Saved& saved = saved_[static_cast<size_t>(block)];
-    if (config_.has_qkv_bias()) add_bias(context, saved.qkv, of_block(block, kQkvBias).master);
     if (config_.has_qk_norm()) {
         const int64_t heads = config_.num_attention_heads + config_.num_key_value_heads;
         saved.qk_x = saved.qk_rstd = {};
@@ -234,7 +233,8 @@ void Transformer::qkv_forward(Context& context, const Pass& pass, int block) {
         check(context, saved.qkv, "queries and keys of @attention after their norm", block);
     }
     rope_forward(context, config_.rope_layout, saved.qkv, pass.sequence, config_.num_attention_heads,
-                 config_.num_key_value_heads, rope_cos_, rope_sin_);
+                 config_.num_key_value_heads, rope_cos_, rope_sin_,
+                 config_.has_qkv_bias() ? of_block(block, kQkvBias).master : Tensor{});
 }
 
 void Transformer::qkv_backward(Context& context, const Pass& pass, int block) {

@@ -28,9 +28,12 @@ TEST_P(ElementwiseOnGpu, RopeTurnsAsTheReferenceToTheBit) {
                     }
                 });
                 run_on(Device::cuda, [&](Context& context) {
-                    (direction == 1 ? rope_forward : rope_backward)(context, layout, qkv.gpu.tensor(),
-                                                                    sequence, heads, kv_heads,
-                                                                    cos.gpu.tensor(), sin.gpu.tensor());
+                    const auto turn = [&](auto&& rope) {
+                        rope(context, layout, qkv.gpu.tensor(), sequence, heads, kv_heads, cos.gpu.tensor(),
+                             sin.gpu.tensor());
+                    };
+                    direction == 1 ? turn([](auto&&... x) { rope_forward(x...); })
+                                   : turn([](auto&&... x) { rope_backward(x...); });
                 });
                 qkv.expect_equal("qkv");
             }
@@ -72,6 +75,30 @@ TEST_P(ElementwiseOnGpu, GatesThatAreLargeSaturate) {
     const Twin h = Twin::output(GetParam(), {2, 2});
     run([&](Context& context) { swiglu_forward(context, gate_up.on(context.device), h.on(context.device)); });
     h.expect_close(1e-6, 1e-30, "h");
+}
+
+TEST_P(ElementwiseOnGpu, RopeAddsABiasFirstToTheBit) {
+    for (const int half : {64, 3}) {
+        for (const auto layout : {RopeLayout::interleaved, RopeLayout::half_split}) {
+            const int heads = 5, kv_heads = 2;
+            const int64_t width = (heads + 2 * kv_heads) * 2 * half;
+            const Twin cos = Twin::random(DType::f32, {9, half}, 1),
+                       sin = Twin::random(DType::f32, {9, half}, 2),
+                       bias = Twin::random(DType::f32, {width}, 4),
+                       qkv = Twin::random(GetParam(), {14, width}, 3),
+                       apart = Twin::random(GetParam(), {14, width}, 3);
+            run_on(Device::cuda, [&](Context& context) {
+                if (context.planning()) return;
+                rope_forward(context, layout, qkv.gpu.tensor(), 7, heads, kv_heads, cos.gpu.tensor(),
+                             sin.gpu.tensor(), bias.gpu.tensor());
+                add_bias(context, apart.gpu.tensor(), bias.gpu.tensor());
+                rope_forward(context, layout, apart.gpu.tensor(), 7, heads, kv_heads, cos.gpu.tensor(),
+                             sin.gpu.tensor());
+            });
+            const Buffer got = qkv.received(), expected = apart.received();
+            EXPECT_EQ(std::memcmp(got.data(), expected.data(), got.bytes()), 0) << half;
+        }
+    }
 }
 
 TEST_P(ElementwiseOnGpu, ABiasIsAddedToTheBit) {
