@@ -65,8 +65,12 @@ class Rope : public testing::TestWithParam<Case> {
             }
             Arena arena(0);
             Context context{arena};
-            (direction == 1 ? rope_forward : rope_backward)(context, layout, qkv.tensor(), kSequence, heads,
-                                                            kv_heads, cos.tensor(), sin.tensor());
+            if (direction == 1)
+                rope_forward(context, layout, qkv.tensor(), kSequence, heads, kv_heads, cos.tensor(),
+                             sin.tensor());
+            else
+                rope_backward(context, layout, qkv.tensor(), kSequence, heads, kv_heads, cos.tensor(),
+                              sin.tensor());
             expect_close(values_of(qkv.tensor()), to_doubles(expected), rounding_of(dtype), 1e-6, "rotated");
         }
     }
