@@ -147,7 +147,9 @@ class Nvfp4Groups {
           share_(share),
           inverse_top_(1.0f / tensor.rule.top),
           inverse_reach_(1.0f / tensor.rule.reach),
+          unit_(eden_unit(tensor.amax)),
           shared_(shared) {
+        if constexpr (kHasCoins) keep(unit_);
         shared.factors.prepare(tensor, share);
     }
 
@@ -197,7 +199,7 @@ class Nvfp4Groups {
 
     __device__ __forceinline__ void store_corrected(const Group& g, const Elements& elements, float scale,
                                                     const Places& places, int step) {
-        const float unit = eden_unit(tensor_.amax);
+        const float unit = unit_;
         const float factor = unit == 1.0f
                                  ? eden_factor(g, elements, scale, [](float x) { return x; })
                                  : eden_factor(g, elements, scale, [&](float x) { return x * unit; });
@@ -271,6 +273,7 @@ class Nvfp4Groups {
     const Job& job_;
     const Nvfp4Tensor tensor_;
     const float share_, inverse_top_, inverse_reach_;
+    float unit_;  // of MS-EDEN's sums
     Shared& shared_;
 };
 

@@ -148,18 +148,21 @@ struct PackedPiece {
         const uint32_t factor = __byte_perm(__float_as_uint(scale), 0, 0x3232);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const uint32_t four = static_cast<uint32_t>(codes >> 16 * i);
+            const uint32_t eight = static_cast<uint32_t>(codes >> (i < 2 ? 0 : 32));
+            const uint32_t four = eight >> (i % 2 * 16) & 0x7777u;
             // The bytes of the magnitudes in BF16, by table.
-            const uint32_t low = __byte_perm(0xc0800000u, 0xc0804000u, four & 0x7777u);
-            const uint32_t high = __byte_perm(0x3f3f3f00u, 0x40404040u, four & 0x7777u);
-            to[2 * i] = times(__byte_perm(low, high, 0x5140) | signs_of_two(four), factor);
-            to[2 * i + 1] = times(__byte_perm(low, high, 0x7362) | signs_of_two(four >> 8), factor);
+            const uint32_t low = __byte_perm(0xc0800000u, 0xc0804000u, four);
+            const uint32_t high = __byte_perm(0x3f3f3f00u, 0x40404040u, four);
+            const int byte = i % 2 * 2;
+            to[2 * i] = times(__byte_perm(low, high, 0x5140) | signs_of_byte(eight, byte), factor);
+            to[2 * i + 1] = times(__byte_perm(low, high, 0x7362) | signs_of_byte(eight, byte + 1), factor);
         }
     }
 
   private:
-    static __device__ uint32_t signs_of_two(uint32_t codes) {
-        return (codes << 12 & 0x8000u) | (codes << 24 & 0x80000000u);
+    // Of the two codes in a byte: the upper bit of each four becomes all bits of the upper byte of a half.
+    static __device__ uint32_t signs_of_byte(uint32_t codes, int byte) {
+        return __byte_perm(codes << 4, codes, 0xc080u + 0x1010u * static_cast<uint32_t>(byte)) & 0x80008000u;
     }
     static __device__ uint32_t times(uint32_t pair, uint32_t factor) {
         const __nv_bfloat162 product =
@@ -393,7 +396,10 @@ class Walk {
             for (int part = 0; part < Stream::kParts; ++part) {
                 Group g;
                 stream_.read(part, g);
-                if constexpr (!Stream::kTransposed) fetch();
+                if constexpr (!Stream::kTransposed) {
+                    for (float& x : g.x) keep(x);
+                    fetch();
+                }
                 g.row += tiles_.row(step);
                 g.col += tiles_.first_col;
                 body(g, step * Stream::kParts + part);
