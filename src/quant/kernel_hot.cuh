@@ -136,7 +136,7 @@ class Nvfp4Groups {
   public:
     struct Shared {
         FactorTable factors;
-        [[no_unique_address]] std::conditional_t<kHasCoins, CoinTable, NoCoinTable> coins;
+        std::conditional_t<kHasCoins, CoinTable, NoCoinTable> coins;
     };
 
     // Called by all threads. share: what x is to be multiplied by; 1, or a power of two where that is exact

@@ -137,6 +137,8 @@ __global__ void __launch_bounds__(kStreamThreads)
     give_rotated_amax<kOfColumns>(columns, reinterpret_cast<uint32_t*>(amaxes + 1), of_columns);
 }
 
+// The host says how large it is: nothing in it may be laid out otherwise there, as empty members are with
+// [[no_unique_address]].
 template <typename OfRows, typename OfColumns>
 struct SharedOfQuantisers {
     using Rows = Quantiser<OfRows, true>;
