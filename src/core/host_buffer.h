@@ -6,8 +6,8 @@
 
 namespace nibble {
 
-// Owns page-locked memory, zero at first, aligned to 256 bytes. Tensors in it are the GPU's, which work on the
-// context's stream and copies touch; or the host's, of which queue_copy() takes copies. Throws Error when
+// Owns page-locked memory, zero at first, aligned to 256 bytes. Tensors in it are the GPU's, which work on
+// the context's stream and copies touch; or the host's, of which queue_copy() takes copies. Throws Error when
 // there is not enough, or no GPU.
 class HostBuffer {
   public:
