@@ -4,6 +4,7 @@
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cli/commands.h"
 #include "cli/study_output.h"
@@ -218,38 +219,60 @@ void bench_quant(const BenchOptions& options) {
     const Device device = options.device();
     const double rate = copy_rate(device);
     fmt::print(
-        "copy {:.0f} GB/s; BF16 [{}, {}]: G elements/s, and the share of that rate for bytes that must "
-        "move\n",
-        rate * 1e-9, options.tokens, options.in);
-    fmt::print("{:>8} {:>6}  {:>8} {:>6}  {}\n", "rows", "share", "columns", "share", "spec");
+        "copy {:.0f} GB/s; BF16 [{}, {}]: G elements/s, and the share of that rate for the bytes that must "
+        "move:\n"
+        "x once, or twice where its amax comes first, and what is written. Packed bytes{}\n",
+        rate * 1e-9, options.tokens, options.in,
+        device == Device::cuda ? "; then the values that products read, of a known amax" : "");
     const Buffer x = random_tensor(DType::bf16, {options.tokens, options.in}, device, 1);
     const auto count = static_cast<double>(x.tensor().count());
+    struct Way {
+        const char* name;
+        bool transposed;
+        Keep keep;
+    };
+    std::vector<Way> ways = {{"rows", false, Keep::bytes}, {"columns", true, Keep::bytes}};
+    if (device == Device::cuda)
+        ways.insert(ways.end(),
+                    {{"rows_values", false, Keep::operand}, {"columns_values", true, Keep::operand}});
+    for (const Way& way : ways) fmt::print("{:>15} {:>5}  ", way.name, "share");
+    fmt::print("spec\n");
     for (const QuantSpec& spec : specs) {
         Json row = {{"spec", to_string(spec)}};
         std::string line;
-        for (const bool transposed : {false, true}) {
+        for (const Way& way : ways) {
+            const bool knows_amax = way.keep == Keep::operand;
+            if (knows_amax && (!has_exact_operand(spec) || spec.rotates_rows())) continue;
             Arena arena(device);
-            const int64_t rows = transposed ? options.in : options.tokens,
-                          cols = transposed ? options.tokens : options.in;
+            const int64_t rows = way.transposed ? options.in : options.tokens,
+                          cols = way.transposed ? options.tokens : options.in;
             {
                 const ArenaScope scope(arena);
-                allocate_quantized(arena, spec, rows, cols);
+                allocate_quantized(arena, spec, rows, cols, way.keep);
             }
             arena.commit();
-            QuantizedMatrix q = allocate_quantized(arena, spec, rows, cols);
-            size_t bytes = x.bytes();
-            for (const Tensor& part : {q.codes, q.scales, q.fp32_scales, q.mask})
+            QuantizedMatrix q = allocate_quantized(arena, spec, rows, cols, way.keep);
+            size_t bytes = x.bytes() * (spec.takes_amax_of_tensor() && !knows_amax ? 2 : 1);
+            for (const Tensor& part : {q.codes, q.scales, q.fp32_scales, q.mask, q.operand})
                 if (part.data != nullptr) bytes += part.bytes();
-            Buffer fault(DType::u32, {1}, device);
+            const Buffer fault(DType::u32, {1}, device), amax(DType::f32, {1}, device);
+            QuantizeOptions how{.transposed = way.transposed};
+            if (knows_amax) {
+                Arena scratch(size_t{1} << 20, device);
+                Context context{scratch};
+                how.amax = amax.tensor().as<float>();
+                quantize(context, spec, x.tensor(), {.seed = 1}, q, how);
+                how.known_amax = std::exchange(how.amax, nullptr);
+            }
             const double seconds = seconds_of(device, [&](Context& context) {
                 if (device == Device::cuda) context.fault = fault.tensor().as<uint32_t>();
-                quantize(context, spec, x.tensor(), {.seed = 1}, q, {.transposed = transposed});
+                quantize(context, spec, x.tensor(), {.seed = 1}, q, how);
             });
             const double share = static_cast<double>(bytes) / seconds / rate;
-            row[transposed ? "columns" : "rows"] = {{"seconds", seconds}, {"of_copy", share}};
-            line += fmt::format("{:>8.1f} {:>6.2f}  ", count / seconds * 1e-9, share);
+            row[way.name] = {{"seconds", seconds}, {"of_copy", share}};
+            line += fmt::format("{:>15.1f} {:>5.2f}  ", count / seconds * 1e-9, share);
         }
-        report.add(row, line + to_string(spec));
+        report.add(row, fmt::format("{:<{}}{}", line, 23 * ways.size(), to_string(spec)));
     }
     report.finish();
 }

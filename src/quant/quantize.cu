@@ -174,13 +174,6 @@ void find_amax(const Context& context, const Job& job, bool transposed) {
 constexpr int kThreads = 256;
 dim3 blocks_of(int64_t count) { return dim3(static_cast<unsigned>(divide_up<int64_t>(count, kThreads))); }
 
-// Made of the tensor's amax.
-bool has_tensor_scale(const QuantSpec& spec) {
-    if (spec.format != Format::nvfp4) return !spec.is_mx() && spec.block == Block::tensor;
-    const bool is_made_of_amax = spec.tensor == TensorScale::current || spec.tensor == TensorScale::delayed;
-    return is_made_of_amax && !spec.outer_1x128;
-}
-
 Tensor allocate_scalars(Context& context, int64_t count = 1) {
     return context.arena.allocate(DType::u32, {count * int64_t{sizeof(Scalars) / sizeof(uint32_t)}});
 }
@@ -221,7 +214,7 @@ bool run_passes(const Context& context, Job job, const RandomKey& key, const Scr
 
     // Where the amax comes from: the step before, the producer of x, or a pass of its own.
     const bool is_known = options.known_amax != nullptr;
-    const bool is_needed = options.amax != nullptr || has_tensor_scale(spec);
+    const bool is_needed = options.amax != nullptr || spec.takes_amax_of_tensor();
     auto* const found = reinterpret_cast<float*>(&job.scalars->amax);
     job.amax = is_known ? options.known_amax : found;
     if (spec.tensor == TensorScale::delayed) job.previous_amax = options.previous_amax;
@@ -283,7 +276,7 @@ bool quantize_with_transpose(Context& context, const QuantSpec& spec, const Tens
 bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows, const RotatedSpec& columns,
                       const Tensor& amaxes) {
     const auto is_current = [](const QuantSpec& spec) {
-        return has_tensor_scale(spec) && spec.tensor != TensorScale::delayed && !spec.rotates_rows();
+        return spec.takes_amax_of_tensor() && spec.tensor != TensorScale::delayed && !spec.rotates_rows();
     };
     if (x.dtype != DType::bf16 || !is_current(*rows.spec) || !is_current(*columns.spec)) return false;
     const auto job_of = [&](const RotatedSpec& of, bool transposed) {
@@ -324,7 +317,7 @@ void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
     const auto job_of = [&](const OperandOfBoth& of, bool transposed) {
         QuantizedMatrix& out = *of.out;
         require(out.codes.data == nullptr && out.operand.data != nullptr &&
-                    (of.known_amax != nullptr || !has_tensor_scale(out.spec)),
+                    (of.known_amax != nullptr || !out.spec.takes_amax_of_tensor()),
                 "{}: no bytes are written of both orientations, and their amax must be known", of.name);
         QuantizeOptions options;
         options.transposed = transposed;

@@ -83,6 +83,11 @@ struct QuantSpec {
     int code_bits() const { return bits_of(element); }  // 4 or 8
     // One-byte scales: E4M3 (nvfp4) or E8M0 (mxfp4, mxfp8), one for block_size() columns of a row.
     bool has_scale_bytes() const { return format == Format::nvfp4 || is_mx(); }
+    // Whether the tensor's scale is made of the largest magnitude in it.
+    bool takes_amax_of_tensor() const {
+        if (format != Format::nvfp4) return !is_mx() && is_quantized() && block == Block::tensor;
+        return (tensor == TensorScale::current || tensor == TensorScale::delayed) && !outer_1x128;
+    }
     // FP32 scales beside the tensor's: one for fp32_block_size() columns of a row, or for a whole row.
     bool has_row_scales() const { return block == Block::row; }
     bool has_fp32_scales() const {

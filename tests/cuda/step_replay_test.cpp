@@ -1,7 +1,7 @@
 // Steps that are replayed make the bits of steps that are queued call by call.
 #include "train/step_replay.h"
 
-#include "nn/transformer.h"
+#include "nn/transformer_fixture.h"
 #include "optim/optim.h"
 #include "support/both_devices.h"
 
@@ -12,19 +12,6 @@ class StepReplays : public BothDevices {
   protected:
     static constexpr int64_t kMicroSteps = 2;
     static inline const Shape kMicroBatch = {2, 16};
-
-    static ModelConfig config() {
-        ModelConfig config;
-        config.hidden_size = 64;
-        config.intermediate_size = 96;
-        config.vocab_size = 33;
-        config.num_hidden_layers = 2;
-        config.num_attention_heads = 4;
-        config.num_key_value_heads = 2;
-        config.head_dim = 16;
-        config.max_position_embeddings = 32;
-        return config;
-    }
 
     struct Trained {
         std::vector<std::vector<uint32_t>> masters;  // their bits
@@ -40,7 +27,7 @@ class StepReplays : public BothDevices {
         StepReplay replay(context);
         const Buffer fault(DType::u32, {1}, Device::cuda);
         context.fault = fault.tensor().as<uint32_t>();
-        Transformer model(config(), recipe, {.device = Device::cuda});
+        Transformer model(testing_models::small_config(), recipe, {.device = Device::cuda});
         model.initialize(3);
         std::vector<OptimizedTensor> tensors;
         std::vector<Tensor> gradients;
@@ -67,7 +54,7 @@ class StepReplays : public BothDevices {
                 context.micro_step = micro_step;
                 std::vector<int32_t> tokens(static_cast<size_t>(kMicroBatch.count()));
                 for (size_t i = 0; i < tokens.size(); ++i)
-                    tokens[i] = static_cast<int32_t>((i * i + i * micro_step + number) % 33);
+                    tokens[i] = static_cast<int32_t>((i * i + i * micro_step + number) % 64);
                 if (!context.planning()) copy(context, view_of(tokens, kMicroBatch), batch.tensor());
                 replay.micro_step([&] {
                     model.forward_backward(context, batch.tensor(), batch.tensor(), 1.0f / 64, losses);
