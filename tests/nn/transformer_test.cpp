@@ -162,7 +162,8 @@ void expect_gradient_follows_the_loss(const ModelConfig& config, float scale = 5
         const double wide = (loss_at(2 * h) - loss_at(-2 * h)) / (4 * h),
                      narrow = (loss_at(h) - loss_at(-h)) / (2 * h);
         std::copy(start.begin(), start.end(), master.begin());
-        EXPECT_NEAR((4 * narrow - wide) / 3 / expected, 1.0, 2e-3) << p.name << " " << expected;
+        // FP32 products in another order move a loss by some 1e-6, and so its differences by 1e-4.
+        EXPECT_NEAR((4 * narrow - wide) / 3, expected, 2e-3 * expected + 1.5e-4) << p.name;
     }
     EXPECT_GT(at_start.loss, 0);
 }
