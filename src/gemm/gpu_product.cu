@@ -87,11 +87,12 @@ struct GpuProduct::Impl {
     cublasLtMatmulDescOpaque_t desc;
     cublasLtMatrixLayoutOpaque_t a, b, c;
     cublasLtMatmulAlgo_t algorithm;
-    bool is_found = false;        // the library has an algorithm
-    bool alpha_is_scale = false;  // alpha on the GPU is given to the library as a scale of its first operand
+    bool is_found = false;  // the library has an algorithm
+    bool has_scales = false;
 
-    static void set_scale(cublasLtMatmulDescOpaque_t& desc, const float* scale) {
-        set(desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scale);
+    static void set_scales(cublasLtMatmulDescOpaque_t& desc, const Scales& scales) {
+        set(desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales.b);
+        set(desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales.a);
     }
 
     // Makes `algorithm` the fastest of those found that sum in one sequence and give the first one's bits, if
@@ -193,7 +194,8 @@ void GpuProduct::Impl::choose_fastest(const GpuProduct& product, const GpuProduc
     const float factors[2] = {1.0f, 0.0f};
     check(cudaMemcpy(on_gpu, factors, sizeof(factors), cudaMemcpyHostToDevice), "factors of a trial");
     const float* const alpha = s.factors_on_device ? on_gpu : factors;
-    const float* const beta = (s.factors_on_device && !s.is_fp8() ? on_gpu : factors) + 1;
+    const float* const beta = alpha + 1;
+    const Scales scales = {on_gpu, on_gpu};
     Arena none(0);
     Context context{none, Device::cuda};
     if (s.is_fp8()) {
@@ -209,7 +211,7 @@ void GpuProduct::Impl::choose_fastest(const GpuProduct& product, const GpuProduc
     for (size_t i = 0; i < found.size(); ++i) {
         if (!sums_in_sequence(found[i].algo)) continue;
         algorithm = found[i].algo;
-        product.run(context, alpha, a, b, beta, i == 0 ? c_of_first : c, workspace);
+        product.run(context, alpha, a, b, beta, i == 0 ? c_of_first : c, workspace, scales);
         uint32_t differs = 0;
         if (i > 0) {
             check(cudaMemset(difference, 0, sizeof(differs)), "clearing memory of the GPU");
@@ -226,8 +228,8 @@ void GpuProduct::Impl::choose_fastest(const GpuProduct& product, const GpuProduc
         for (size_t i = 0; i < found.size(); ++i) {
             if (!competes[i]) continue;
             algorithm = found[i].algo;
-            times[i] =
-                std::min(times[i], time_of([&] { product.run(context, alpha, a, b, beta, c, workspace); }));
+            times[i] = std::min(
+                times[i], time_of([&] { product.run(context, alpha, a, b, beta, c, workspace, scales); }));
         }
     }
     // Less than 3 % is noise.
@@ -240,12 +242,13 @@ GpuProduct::GpuProduct(const GpuProductShape& s, bool measure) : impl_(new Impl)
     check_blas(cublasLtMatmulDescInit(&impl.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product's description");
     set(impl.desc, CUBLASLT_MATMUL_DESC_TRANSA, s.b.is_transposed ? CUBLAS_OP_N : CUBLAS_OP_T);
     set(impl.desc, CUBLASLT_MATMUL_DESC_TRANSB, s.a.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    impl.alpha_is_scale = s.is_fp8() && s.factors_on_device;
+    impl.has_scales = s.has_scales;
     set(impl.desc, CUBLASLT_MATMUL_DESC_POINTER_MODE,
-        s.factors_on_device && !s.is_fp8() ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST);
+        s.factors_on_device ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST);
     if (s.is_fp8()) set(impl.desc, CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{s.fast_sums});
-    // The search for algorithms wants to know that there will be a scale; run() gives it.
-    if (impl.alpha_is_scale) impl.set_scale(impl.desc, reinterpret_cast<const float*>(uintptr_t{256}));
+    // The search for algorithms wants to know that there will be scales; run() gives them.
+    const auto* const somewhere = reinterpret_cast<const float*>(uintptr_t{256});
+    if (impl.has_scales) impl.set_scales(impl.desc, {somewhere, somewhere});
     impl.a = layout(s.of_a, s.m, s.k, s.a);
     impl.b = layout(s.of_b, s.n, s.k, s.b);
     impl.c = layout(s.result, s.m, s.n, s.c);
@@ -290,13 +293,9 @@ const GpuProduct& GpuProduct::get(const GpuProductShape& shape, bool measure) {
 }
 
 void GpuProduct::run(const Context& context, const float* alpha, const void* a, const void* b,
-                     const float* beta, void* c, const Tensor& workspace) const {
-    static constexpr float kOne = 1.0f;
+                     const float* beta, void* c, const Tensor& workspace, const Scales& scales) const {
     cublasLtMatmulDescOpaque_t desc = impl_->desc;
-    if (impl_->alpha_is_scale) {
-        Impl::set_scale(desc, alpha);
-        alpha = &kOne;
-    }
+    if (impl_->has_scales) Impl::set_scales(desc, scales);
     check_blas(
         cublasLtMatmul(handle(), &desc, alpha, b, &impl_->b, a, &impl_->a, beta, c, &impl_->c, c, &impl_->c,
                        &impl_->algorithm, workspace.data, workspace.bytes(), context.stream),

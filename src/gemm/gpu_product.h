@@ -26,7 +26,8 @@ struct GpuProductShape {
     DType of_a = DType::bf16, of_b = DType::bf16;
     DType result = DType::f32;       // of C: F32; or BF16, with operands other than F32
     bool factors_on_device = false;  // alpha and beta are read from memory of the GPU when the product runs;
-                                     // of products in FP8 alpha alone
+                                     // not of products in FP8
+    bool has_scales = false;         // FP8: A and B may have scales, which are read there when it runs
     bool fast_sums = false;          // FP8: partial sums stay in the tensor cores' narrow registers
 
     bool is_fp8() const { return of_a == DType::e4m3 || of_a == DType::e5m2; }
@@ -46,8 +47,12 @@ class GpuProduct {
 
     // What run() needs beside its operands, aligned to 256 bytes.
     static constexpr int64_t kWorkspace = 32 << 20;
+    // scales: of A and of B, factors of alpha; null: 1.
+    struct Scales {
+        const float *a = nullptr, *b = nullptr;
+    };
     void run(const Context& context, const float* alpha, const void* a, const void* b, const float* beta,
-             void* c, const Tensor& workspace) const;
+             void* c, const Tensor& workspace, const Scales& scales) const;
 
     GpuProduct(const GpuProduct&) = delete;
     GpuProduct& operator=(const GpuProduct&) = delete;

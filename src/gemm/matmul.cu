@@ -162,7 +162,8 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
         of_product.c =
             is_finished ? stored(sums, false) : StoredMatrix{of_product.n, false, address_alignment(c.data)};
         of_product.result = is_finished ? DType::f32 : c.dtype;
-        of_product.factors_on_device = has_scales && !is_finished;
+        of_product.has_scales = of_product.is_fp8() && has_scales && !is_finished;
+        of_product.factors_on_device = has_scales && !is_finished && !of_product.is_fp8();
     };
     const GpuProduct* product = nullptr;
     if (options.fp8 && cuda::has_fp8_products() && are_multiplied_as_codes(a, b, shape) &&
@@ -192,16 +193,18 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
 
     const float alpha = options.alpha.value_or(1.0f), beta = options.accumulate ? 1.0f : 0.0f;
     auto* const on_device = reinterpret_cast<Factors*>(factors.data);
-    if (has_scales || is_finished)
+    if (of_product.factors_on_device || is_finished)
         launch(context, form_factors, 1, 1, 0, alpha, ScaleOf(a), ScaleOf(b), beta, on_device);
     if (!is_finished) {
-        const bool has_beta_there = has_scales && !of_product.is_fp8();
-        product->run(context, has_scales ? &on_device->alpha : &alpha, of_a.data, of_b.data,
-                     has_beta_there ? &on_device->beta : &beta, c.data, workspace);
+        const bool are_there = of_product.factors_on_device;
+        product->run(
+            context, are_there ? &on_device->alpha : &alpha, of_a.data, of_b.data,
+            are_there ? &on_device->beta : &beta, c.data, workspace,
+            {static_cast<const float*>(scale_of(a).data), static_cast<const float*>(scale_of(b).data)});
         return;
     }
     constexpr float kOne = 1.0f, kZero = 0.0f;
-    product->run(context, &kOne, of_a.data, of_b.data, &kZero, sums.data, workspace);
+    product->run(context, &kOne, of_a.data, of_b.data, &kZero, sums.data, workspace, {});
     finish_all(context,
                {.sums = sums.as<float>(),
                 .rows = shape.m,

@@ -51,7 +51,7 @@ void head_loss_backward(Context& context, const Tensor& x, const Tensor& weight,
                         const HeadOptions& options);
 void head_logits(Context& context, const Tensor& x, const Tensor& weight, const Tensor& logits,
                  const HeadOptions& options);
-// nibble::loss_row() of every row. logits: F32 or BF16 [R, V], not overwritten; targets: I32 [R]; losses: F32
+// nibble::loss_row() of every row. logits: F32 or BF16 [R, V]; targets: I32 [R]; losses: F32
 // [R]; gradients: BF16 or F32 [R, V], or no data. The gradients of logits in BF16 are BF16, and may be
 // written to the logits' own memory.
 void loss_rows(Context& context, const LossRow& row, const Tensor& logits, const Tensor& targets,

@@ -176,11 +176,11 @@ void AdamW::update(Context& context, int64_t update, double lr, const Tensor& gr
     if (context.planning()) return;
     NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, factors_of(context, update, lr, 1.0),
                                          gradient_factor.as<float>(), options_.moments));
-    const float factor = *gradient_factor.as<float>();
-    if (!std::isnan(factor)) update_on_cpu(factors_of(context, update, lr, factor));
+    update_on_cpu(factors_of(context, update, lr, *gradient_factor.as<float>()));
 }
 
 void AdamW::update_on_cpu(const AdamWFactors& decayed) {
+    if (std::isnan(decayed.gradient)) return;
     AdamWFactors plain = decayed;
     plain.keep = 1;
     const auto update_vectors = HWY_DYNAMIC_DISPATCH(UpdateVectors);

@@ -57,9 +57,9 @@ class AdamW {
     AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options);
 
     // Update number `update` (1 is the first), with gradients multiplied by `gradient_factor` (see
-    // clip_factor). BF16 moments are rounded by the context's seed.
+    // clip_factor). BF16 moments are rounded by the context's seed. A factor of NaN changes nothing.
     void update(Context& context, int64_t update, double lr, double gradient_factor = 1.0);
-    // The same with a factor that lies on the tensors' device, F32 [1]; NaN: nothing changes.
+    // The same with a factor that lies on the tensors' device, F32 [1].
     void update(Context& context, int64_t update, double lr, const Tensor& gradient_factor);
 
     // The moments, in the order of the tensors: what a checkpoint holds beside the masters.

@@ -78,15 +78,23 @@ GradientNorm read_norm(const Context& context, const Tensor& result) {
     return {values[0], static_cast<int64_t>(values[1])};
 }
 
-double clip_factor(double norm, double limit) {
+namespace {
+
+void check_limit(double limit) {
     if (!(limit >= 0)) fail_usage("the limit of the gradient norm must not be negative, but is {}", limit);
+}
+
+}  // namespace
+
+double clip_factor(double norm, double limit) {
+    check_limit(limit);
     return limit > 0 && norm > limit ? limit / norm : 1.0;
 }
 
 void clip_factor(const Context& context, const Tensor& norm, const Tensor& losses, double limit,
                  const Tensor& factor) {
     if (context.planning()) return;
-    clip_factor(0, limit);  // refuses the limit
+    check_limit(limit);
     NIBBLE_ON_CUDA(context, clip_factor(context, norm, losses, limit, factor));
     const double of_norm = *norm.as<double>();
     const bool is_finite = std::isfinite(of_norm) && std::isfinite(*losses.as<double>());

@@ -15,7 +15,7 @@ struct GradientNorm {
 };
 
 // Squares are summed in double, in chunks of fixed size that are added in order: the same bits for any number
-// of threads. gradients: F32. Scratch comes from context.arena; a planning pass returns 0.
+// of threads. gradients: F32 or BF16. Scratch comes from context.arena; a planning pass returns 0.
 GradientNorm global_norm(Context& context, std::span<const Tensor> gradients);
 // The same, without waiting for a GPU: result, F64 [2] on the context's device, receives what read_norm()
 // gives.

@@ -8,11 +8,10 @@ namespace nibble::cuda {
 
 // What a tensor's passes share in memory of the GPU: begin_pass() makes it.
 struct Scalars {
-    uint32_t amax;     // bits of the largest magnitude after rotation
-    uint32_t posthoc;  // bits of the largest wide scale
-    uint32_t fault;    // not 0: a value that is not finite was met
-    uint32_t unused;
-    uint32_t counter[2];                   // the last two words of the counters of coins
+    uint32_t amax;                         // bits of the largest magnitude after rotation
+    uint32_t posthoc;                      // bits of the largest wide scale
+    uint32_t fault;                        // not 0: a value that is not finite was met
+    uint2 counter;                         // the last two words of the counters of coins
     uint32_t signs[2][kMaxRotation / 32];  // of the rounds of the rotation
 };
 

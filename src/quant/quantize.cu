@@ -37,8 +37,7 @@ __global__ void begin_kernel(const __grid_constant__ Beginning b, Scalars* scala
         b.key.micro_step_there != nullptr ? *b.key.micro_step_there : b.key.micro_step;
     if (round == 0) {
         scalars->amax = scalars->posthoc = scalars->fault = 0;
-        scalars->counter[0] = step;
-        scalars->counter[1] = uint32_t{b.key.layer} << 16 | micro_step << 8 | operand_of(b.key);
+        scalars->counter = {step, uint32_t{b.key.layer} << 16 | micro_step << 8 | operand_of(b.key)};
     }
     Philox draw{};
     if (b.signs_depend.on_seed && round < b.rounds) {
@@ -51,7 +50,7 @@ __global__ void begin_kernel(const __grid_constant__ Beginning b, Scalars* scala
 
 void begin_pass(const Context& context, const Beginning& beginning, Job& job, Scalars* scalars) {
     job.scalars = scalars;
-    job.coins.counter = reinterpret_cast<const uint2*>(scalars->counter);
+    job.coins.counter = &scalars->counter;
     launch(context, begin_kernel, 1, 2, 0, beginning, scalars);
 }
 

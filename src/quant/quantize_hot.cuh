@@ -1,5 +1,5 @@
 // Kernels for the quantisers in which training spends its time: each is compiled for one spec, so that
-// nothing else is left in it. For quantize_hot.cu and quantize_hot_weights.cu.
+// nothing else is left in it. For quantize_hot*.cu, and for fp8_codes.cu, whose own kernels read alike.
 #pragma once
 
 #include <array>
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(Spec:
         ScaleCoins coins;
         walk.each([&](Group& g, int index) {
             constexpr KernelSpec spec = Spec::kSpec;
-            if constexpr (spec.rotation != 0) transform(spec.rotation, job.factor, g);
+            static_assert(spec.rotation == 0);
             largest_value = max(largest_value, bits_of_largest(g.x));
             quantize_group(spec, job, tensor, g, of_threads, coins, index, largest_scale);
         });

@@ -26,13 +26,15 @@ void StepReplay::begin(const std::optional<Kind>& kind, const Work& work) {
     const bool can_record = context_.device == Device::cuda && !context_.planning() && kind.has_value();
     if (!can_record) return work();
     const size_t used = context_.arena.used();
-    if (kind_ != kind || arena_used_ != used) {
+    if (kind_ != kind || arena_used_ != used || seed_ != context_.seed) {
         forget();
         kind_ = kind;
         arena_used_ = used;
+        seed_ = context_.seed;
         return work();
     }
     mode_ = beginning_ && micro_step_ ? Mode::replay : Mode::record;
+    if (mode_ == Mode::replay) ++replays_;
     set_counters(context_, counters(), {context_.step, 0});
     if (mode_ == Mode::record) {
         micro_step_.reset();
@@ -53,6 +55,7 @@ void StepReplay::micro_step(const Work& work) {
 }
 
 void StepReplay::record(std::optional<Recording>& recording, const Work& work) {
+    require(context_.fault != nullptr, "steps are recorded of a context that takes note of faults");
     context_.counters = counters();
     try {
         recording.emplace(context_, work);

@@ -18,14 +18,15 @@ class StepReplay {
   public:
     using Work = std::function<void()>;
 
-    // Gives the context a stream of its own. The context must outlive this.
+    // Gives the context a stream of its own. The context must outlive this, and takes note of faults
+    // (Context::fault) when steps are recorded: nothing may wait in them.
     explicit StepReplay(Context& context);
     ~StepReplay();
     StepReplay(const StepReplay&) = delete;
     StepReplay& operator=(const StepReplay&) = delete;
 
     // What, beside the counters and what `work` finds in memory, decides what the step's work is: two steps
-    // of one kind, at one place in the arena, are replays of each other.
+    // of one kind and one seed, at one place in the arena, are replays of each other.
     struct Kind {
         float scale = 0;
         int64_t rounded_weights = 0;
@@ -37,7 +38,7 @@ class StepReplay {
     // The work has changed: a new recipe.
     void forget();
 
-    bool is_replaying() const { return mode_ == Mode::replay; }  // the step under way
+    int64_t replays() const { return replays_; }  // steps that were, so far
 
   private:
     enum class Mode : uint8_t { call_by_call, record, replay };
@@ -52,6 +53,8 @@ class StepReplay {
     Mode mode_ = Mode::call_by_call;
     std::optional<Kind> kind_;  // of the last step of some kind
     size_t arena_used_ = 0;     // at its beginning
+    uint64_t seed_ = 0;
+    int64_t replays_ = 0;
     std::optional<Recording> beginning_, micro_step_;
 };
 

@@ -83,7 +83,7 @@ bool Trainer::accumulate_gradients(double targets, const Tensor& losses, bool re
     const auto scale = static_cast<float>(1 / targets);
     std::optional<StepReplay::Kind> kind;
     if (replays && is_replayable(model_->recipe())) kind = {scale, rounded_weights()};
-    replay_.begin(kind, [&] {
+    replay_->begin(kind, [&] {
         if (!context_.planning()) fill_zero(context_, losses);
         model_->zero_gradients(context_);
         model_->begin_step(context_);  // quantises the weights, once for all micro-steps
@@ -92,7 +92,7 @@ bool Trainer::accumulate_gradients(double targets, const Tensor& losses, bool re
         if (stop_requested()) return false;
         context_.micro_step = static_cast<uint32_t>(micro_step);
         const Batch part = micro_batch(micro_step);
-        replay_.micro_step(
+        replay_->micro_step(
             [&] { model_->forward_backward(context_, part.tokens, part.targets, scale, losses); });
     }
     return true;
@@ -148,7 +148,7 @@ void Trainer::enter_phase() {
     phase_ = next;
     const Phase& phase = phases_[phase_];
     model_->set_recipe(phase.recipe);
-    replay_.forget();
+    replay_->forget();
     set_schedule();
     if (monitor_ && phase.first_step == step_) monitor_->begin_phase();
     Json record = {{"type", "phase"}, {"step", step_}, {"phase", phase_}};
@@ -289,6 +289,7 @@ void Trainer::end(const char* reason) {
                    {"tokens_per_s", tokens_per_s},
                    {"sol", work_seconds_ > 0 ? light_seconds_ / work_seconds_ : 0},
                    {"time", elapsed()}};
+    if (device() == Device::cuda) record["replayed_steps"] = replay_->replays();
     const Json health = monitor_ ? monitor_->summary() : Json();
     if (!health.is_null()) {
         record["health"] = health;

@@ -141,7 +141,7 @@ class Trainer {
     int64_t schedule_begin_ = 0;  // steps done before its first
     Arena arena_;
     Context context_{arena_};
-    StepReplay replay_{context_};
+    std::optional<StepReplay> replay_;
     Buffer fault_;                      // of a GPU: Context::fault
     Buffer rounded_blocks_;             // of a GPU, where scales are folded: AllowedProducts::rounded_blocks
     uint32_t rounded_blocks_then_ = 0;  // when the last step was logged

@@ -85,8 +85,9 @@ void Trainer::check_device() {
     if (device() == Device::cpu && config_.optimizer.offload != "none")
         fail_usage("optimizer.offload = \"{}\" takes memory of a GPU; leave it out for device.kind = \"cpu\"",
                    config_.optimizer.offload);
+    if (device() == Device::cuda) require_cuda();
+    replay_.emplace(context_);
     if (device() == Device::cpu) return;
-    require_cuda();
     fault_ = Buffer(DType::u32, {1}, device());
     context_.fault = fault_.tensor().as<uint32_t>();
     if (parse_allowed(config_.device.allow).fp8_folded) rounded_blocks_ = Buffer(DType::u32, {1}, device());

@@ -16,11 +16,16 @@ class StepReplays : public BothDevices {
     struct Trained {
         std::vector<std::vector<uint32_t>> masters;  // their bits
         std::vector<double> losses;
-        int replays = 0;
+        int64_t replays = 0;
     };
-    // Trains for some steps. Those in `call_by_call` are no replays.
-    static Trained train(const Recipe& recipe, bool replays, int steps,
-                         const std::vector<int>& call_by_call = {}) {
+    struct Plan {
+        int steps = 5;
+        std::vector<int> call_by_call = {};  // no replays
+        std::vector<int> interrupted = {};   // given up after their beginning, and made again
+        std::vector<int> of_another_scale = {};
+        std::vector<int> forgotten = {};  // what was recorded before them
+    };
+    static Trained train(const Recipe& recipe, bool replays, const Plan& plan) {
         Arena arena(Device::cuda);
         Context context{arena};
         context.seed = 9;
@@ -38,39 +43,47 @@ class StepReplays : public BothDevices {
         AdamW optimizer(std::move(tensors), {});
         const Buffer batch(DType::i32, kMicroBatch, Device::cuda);
         Trained result;
-        const auto step = [&](int number, bool as_replay) {
+        const auto has = [](const std::vector<int>& all, int number) {
+            return std::ranges::find(all, number) != all.end();
+        };
+        const auto step = [&](int number, bool as_replay, bool is_interrupted = false) {
             const ArenaScope scope(arena);
+            const float scale = has(plan.of_another_scale, number) ? 1.0f / 32 : 1.0f / 64;
+            if (has(plan.forgotten, number)) replay.forget();
             context.step = static_cast<uint32_t>(number);
             const Tensor losses = arena.allocate(DType::f64, {2}), norm = arena.allocate(DType::f64, {2}),
                          factor = arena.allocate(DType::f32, {1});
             std::optional<StepReplay::Kind> kind;
-            if (as_replay) kind = {.scale = 1.0f / 64};
+            if (as_replay) kind = {.scale = scale};
             replay.begin(kind, [&] {
                 if (!context.planning()) fill_zero(context, losses);
                 model.zero_gradients(context);
                 model.begin_step(context);
             });
+            if (is_interrupted) return;
             for (uint32_t micro_step = 0; micro_step < kMicroSteps; ++micro_step) {
                 context.micro_step = micro_step;
                 std::vector<int32_t> tokens(static_cast<size_t>(kMicroBatch.count()));
                 for (size_t i = 0; i < tokens.size(); ++i)
                     tokens[i] = static_cast<int32_t>((i * i + i * micro_step + number) % 64);
                 if (!context.planning()) copy(context, view_of(tokens, kMicroBatch), batch.tensor());
-                replay.micro_step([&] {
-                    model.forward_backward(context, batch.tensor(), batch.tensor(), 1.0f / 64, losses);
-                });
+                replay.micro_step(
+                    [&] { model.forward_backward(context, batch.tensor(), batch.tensor(), scale, losses); });
             }
             global_norm(context, gradients, norm);
             clip_factor(context, norm, losses, 1.0, factor);
             optimizer.update(context, number + 1, 1e-2, factor);
             if (context.planning()) return;
             result.losses.push_back(read_loss(context, losses).loss_sum);
-            result.replays += replay.is_replaying() ? 1 : 0;
+            result.replays = replay.replays();
         };
         step(0, replays);
         arena.commit();
-        for (int i = 0; i < steps; ++i)
-            step(i, replays && std::ranges::find(call_by_call, i) == call_by_call.end());
+        for (int i = 0; i < plan.steps; ++i) {
+            const bool as_replay = replays && !has(plan.call_by_call, i);
+            if (has(plan.interrupted, i)) step(i, as_replay, true);
+            step(i, as_replay);
+        }
         for (const Parameter& p : model.parameters()) {
             const OnCpu here(p.master);
             const auto values = here.tensor().span<float>();
@@ -82,24 +95,30 @@ class StepReplays : public BothDevices {
 };
 
 TEST_F(StepReplays, MakeTheBitsOfStepsCallByCall) {
-    constexpr int kSteps = 5;
     for (const char* name : {"bf16", "quartet2", "quartet-sr", "nvidia", "tetrajet2"}) {
         const Recipe recipe = find_recipe(name);
         ASSERT_TRUE(is_replayable(recipe)) << name;
-        const Trained expected = train(recipe, false, kSteps), got = train(recipe, true, kSteps);
+        const Trained expected = train(recipe, false, {}), got = train(recipe, true, {});
         EXPECT_EQ(expected.replays, 0);
-        EXPECT_EQ(got.replays, kSteps - 2) << name;  // one call by call, one that is recorded
+        EXPECT_EQ(got.replays, 3) << name;  // after one call by call, and one that is recorded
         EXPECT_EQ(got.losses, expected.losses) << name;
         EXPECT_TRUE(got.masters == expected.masters) << name;
     }
 }
 
-TEST_F(StepReplays, GoOnAfterAStepThatIsNone) {
+TEST_F(StepReplays, BeginAnewWhereAStepIsOfAnotherKind) {
     const Recipe recipe = find_recipe("quartet2");
-    const Trained expected = train(recipe, false, 6), got = train(recipe, true, 6, {3});
-    EXPECT_EQ(got.replays, 3);
-    EXPECT_EQ(got.losses, expected.losses);
-    EXPECT_TRUE(got.masters == expected.masters);
+    const auto expect = [&](const char* what, const Plan& plan, int64_t replays) {
+        const Trained expected = train(recipe, false, plan), got = train(recipe, true, plan);
+        EXPECT_EQ(got.replays, replays) << what;
+        EXPECT_EQ(got.losses, expected.losses) << what;
+        EXPECT_TRUE(got.masters == expected.masters) << what;
+    };
+    expect("one that is none among them", {.steps = 6, .call_by_call = {3}}, 3);
+    expect("given up while it was recorded", {.interrupted = {1}}, 3);
+    expect("given up while it was replayed", {.interrupted = {3}}, 4);
+    expect("another scale", {.steps = 7, .of_another_scale = {3}}, 2);
+    expect("forgotten", {.steps = 7, .forgotten = {3}}, 3);
 }
 
 TEST_F(StepReplays, AreNotOfRecipesWhoseForwardIsTurnedBackByOtherSignsInEachStep) {
@@ -135,6 +154,14 @@ TEST_F(StepReplays, AreKeptFromChangingWeightsByWhatIsNotFinite) {
         EXPECT_EQ(factor_of(3.0, 3, 0.0), 1.0f) << name_of(on);
         EXPECT_TRUE(std::isnan(factor_of(NAN, 3, 1.0))) << name_of(on);
         EXPECT_TRUE(std::isnan(factor_of(3.0, INFINITY, 1.0))) << name_of(on);
+        if (on == Device::cpu) return;
+        const Buffer fault(DType::u32, {1}, on);
+        context.fault = fault.tensor().as<uint32_t>();
+        EXPECT_EQ(factor_of(0.5, 3, 1.0), 1.0f);
+        std::vector<uint32_t> raised = {1};
+        copy(context, view_of(raised, {1}), fault.tensor());
+        EXPECT_TRUE(std::isnan(factor_of(0.5, 3, 1.0)));
+        context.fault = nullptr;
     });
     for (const Device device : {Device::cpu, Device::cuda}) {
         Arena arena(size_t{1} << 20, device);

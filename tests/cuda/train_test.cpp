@@ -4,6 +4,7 @@
 #include "cli/chain_model.h"
 #include "cli/tiny_run.h"
 #include "support/on_gpu.h"
+#include "train/checkpoint.h"
 
 namespace nibble {
 namespace {
@@ -89,6 +90,34 @@ TEST_F(TrainOnAGpu, IsMonitoredWithoutChangingABit) {
         TinyRun::expect_success(
             train(run, "on", {"--set", "monitor.every=3", "--set", "monitor.noise=" + noise}));
         expect_same_training(run, "off", "on");
+    }
+}
+
+TEST_F(TrainOnAGpu, ReplaysItsStepsButForTheFirstTwo) {
+    const TinyRun run;
+    TinyRun::expect_success(train(run, "out", {"--until", "20", "--set", "monitor.every=0"}));
+    EXPECT_EQ(lines(run, "out", "end").at(0).at("replayed_steps"), 18);
+}
+
+TEST_F(TrainOnAGpu, NamesTheStepAndTheTensorWhereALossIsNotFinite) {
+    for (const std::string recipe : {"bf16", "quartet2"}) {
+        const TinyRun run;
+        const RunResult result =
+            train(run, "out",
+                  {"--set", "recipe.name=" + recipe, "--set", "optimizer.lr=1000", "--set",
+                   "optimizer.grad_clip=0", "--set", "schedule.warmup=0", "--set",
+                   "optimizer.weight_decay=1000", "--set", "checkpoint.every=1", "--set", "monitor.every=0",
+                   "--set", "optimizer.decay=[\"matrices\",\"norms\"]"});
+        EXPECT_EQ(result.exit_code, 1) << result.err;
+        const std::string last = result.err.substr(result.err.rfind('\n', result.err.size() - 2) + 1);
+        EXPECT_TRUE(last.starts_with("nibble: step ")) << last;
+        EXPECT_NE(last.find("the first tensor that is not finite: "), std::string::npos) << last;
+        EXPECT_NE(last.find("layers."), std::string::npos) << last;
+        const nlohmann::json end = lines(run, "out", "end").at(0);
+        EXPECT_EQ(end.at("reason"), "failed");
+        // The weights are those of the last step that was whole.
+        EXPECT_EQ(lines(run, "out", "step").size(), end.at("step").get<size_t>());
+        EXPECT_EQ(newest_checkpoint(run / "out" / "checkpoints").value().step, end.at("step"));
     }
 }
 

@@ -88,13 +88,16 @@ void multiply(const GpuProductShape& s, float alpha, const void* a, const void* 
 }  // namespace
 
 void GpuProduct::run(const Context&, const float* alpha, const void* a, const void* b, const float* beta,
-                     void* c, const Tensor&) const {
+                     void* c, const Tensor&, const Scales& scales) const {
     // As the library does, factors of the host are read now, those of the GPU when the product is made.
     const GpuProductShape s = impl_->shape;
-    const bool has_beta_there = s.factors_on_device && !s.is_fp8();
-    const float alpha_now = s.factors_on_device ? 0.0f : *alpha, beta_now = has_beta_there ? 0.0f : *beta;
+    const bool are_there = s.factors_on_device;
+    const float alpha_now = are_there ? 0.0f : *alpha, beta_now = are_there ? 0.0f : *beta;
     simulated_gpu::queue([=] {
-        multiply(s, s.factors_on_device ? *alpha : alpha_now, a, b, has_beta_there ? *beta : beta_now, c);
+        float factor = are_there ? *alpha : alpha_now;
+        if (s.has_scales && scales.a != nullptr) factor *= *scales.a;
+        if (s.has_scales && scales.b != nullptr) factor *= *scales.b;
+        multiply(s, factor, a, b, are_there ? *beta : beta_now, c);
     });
 }
 

@@ -273,6 +273,11 @@ constexpr size_t kMemory = size_t{8} << 30;
 
 std::unique_ptr<simulated_gpu::Recording> recording_under_way;
 
+// Of what waits for the GPU, or is not queued on a stream.
+void refuse_in_recording() {
+    if (recording_under_way) simulated_gpu::stop("a call that cannot be recorded, in work that is");
+}
+
 std::mutex memory_mutex;
 std::map<void*, size_t> allocated;  // bytes
 size_t in_use = 0;
@@ -358,8 +363,14 @@ cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
     *total = kMemory;
     return cudaSuccess;
 }
-cudaError_t cudaMalloc(void** to, size_t bytes) { return allocate(to, bytes); }
-cudaError_t cudaFree(void* p) { return give_back(p); }
+cudaError_t cudaMalloc(void** to, size_t bytes) {
+    refuse_in_recording();
+    return allocate(to, bytes);
+}
+cudaError_t cudaFree(void* p) {
+    refuse_in_recording();
+    return give_back(p);
+}
 cudaError_t cudaHostAlloc(void** to, size_t bytes, unsigned) {
     *to = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
     return *to == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
@@ -369,19 +380,21 @@ cudaError_t cudaFreeHost(void* p) {
     return cudaSuccess;
 }
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+    refuse_in_recording();
     std::memset(to, value, bytes);
     return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-    simulated_gpu::queue([=] { cudaMemset(to, value, bytes); });
+    simulated_gpu::queue([=] { std::memset(to, value, bytes); });
     return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+    refuse_in_recording();
     std::memmove(to, from, bytes);
     return cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
-    simulated_gpu::queue([=] { cudaMemcpy(to, from, bytes, kind); });
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+    simulated_gpu::queue([=] { std::memmove(to, from, bytes); });
     return cudaSuccess;
 }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
@@ -394,7 +407,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    if (recording_under_way) simulated_gpu::stop("work that is recorded waits for the GPU");
+    refuse_in_recording();
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
