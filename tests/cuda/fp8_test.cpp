@@ -194,7 +194,8 @@ TEST_F(Fp8OnAGpu, ProductsAreTheSameBitsWhateverAlgorithmWasTheFastest) {
         shape.fast_sums = is_fast;
         const float one = 1.0f, zero = 0.0f;
         const auto run = [&](bool measure, const Tensor& c) {
-            cuda::GpuProduct::get(shape, measure).run(gpu(), &one, a.data, b.data, &zero, c.data, workspace);
+            cuda::GpuProduct::get(shape, measure)
+                .run(gpu(), &one, a.data, b.data, &zero, c.data, workspace, {});
         };
         run(true, measured);
         shape.a.alignment = 128;  // or it would be the same entry of the cache

@@ -221,7 +221,8 @@ TEST_F(Products, AreTheSameBitsWhateverAlgorithmWasTheFastest) {
     cuda::GpuProductShape shape{kM, kN, kK, {kK, false, 256}, {kK, false, 256}, {kN, false, 256}};
     const float one = 1.0f, zero = 0.0f;
     const auto run = [&](bool measure, const Tensor& c) {
-        cuda::GpuProduct::get(shape, measure).run(gpu(), &one, a.data(), b.data(), &zero, c.data, workspace);
+        cuda::GpuProduct::get(shape, measure)
+            .run(gpu(), &one, a.data(), b.data(), &zero, c.data, workspace, {});
     };
     run(true, measured);
     shape.a.alignment = 128;  // or it would be the same entry of the cache
