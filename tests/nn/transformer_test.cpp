@@ -163,7 +163,7 @@ void expect_gradient_follows_the_loss(const ModelConfig& config, float scale = 5
                      narrow = (loss_at(h) - loss_at(-h)) / (2 * h);
         std::copy(start.begin(), start.end(), master.begin());
         // FP32 products in another order move a loss by some 1e-6, and so its differences by 1e-4.
-        EXPECT_NEAR((4 * narrow - wide) / 3, expected, 2e-3 * expected + 1.5e-4) << p.name;
+        EXPECT_NEAR((4 * narrow - wide) / 3, expected, 2e-3 * std::fabs(expected) + 1.5e-4) << p.name;
     }
     EXPECT_GT(at_start.loss, 0);
 }
