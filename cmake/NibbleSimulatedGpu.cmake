@@ -20,5 +20,7 @@ function(nibble_simulated_sources room result)
   elseif(room STREQUAL nn)
     list(APPEND sources ${simulated_gpu}/attention_cudnn.cpp)
   endif()
+  set_source_files_properties(${simulated_gpu}/gpu_product.cpp ${simulated_gpu}/attention_cudnn.cpp PROPERTIES
+                              INCLUDE_DIRECTORIES ${simulated_gpu}/include)
   set(${result} ${sources} PARENT_SCOPE)
 endfunction()
