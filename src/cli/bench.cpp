@@ -373,7 +373,7 @@ class Training {
         global_norm(context_, gradients_, norm);
         clip_factor(context_, norm, losses, 1.0, factor);
         optimizer_->update(context_, ++update_, 1e-4, factor);
-        if (!context_.planning()) loss_ = read_loss(context_, losses);
+        loss_ = read_loss(context_, losses);
         if (!context_.planning()) synchronize(context_);
         return now() - begin;
     }

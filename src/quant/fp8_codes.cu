@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads)
         pieces[i].load(source, first_row + at.row + i < job.rows ? count_from(col, job.cols) : 0);
         source.advance(job.stride);
     }
-    // As the kernel for every spec does; all blocks, for blockIdx.x == 0 is many here.
+    // A column of thread blocks writes the tensor scale, each the same.
     tensor.prepare(s, job);
     const float encode = fp32_scale(largest_of(kElement), tensor.amax).encode;
     uint32_t largest = 0;
