@@ -370,9 +370,12 @@ class Training {
                 model_.forward_backward(context_, tokens_.tensor(), targets_.tensor(), scale, losses);
             });
         }
-        global_norm(context_, gradients_, norm);
-        clip_factor(context_, norm, losses, 1.0, factor);
-        optimizer_->update(context_, ++update_, 1e-4, factor);
+        optimizer_->begin_update(context_, ++update_, 1e-4);
+        replay_.end([&] {
+            global_norm(context_, gradients_, norm);
+            clip_factor(context_, norm, losses, 1.0, factor);
+            optimizer_->finish_update(context_, factor);
+        });
         loss_ = read_loss(context_, losses);
         if (!context_.planning()) synchronize(context_);
         return now() - begin;

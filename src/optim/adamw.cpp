@@ -141,7 +141,10 @@ AdamW::AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options)
         }
     }
     if constexpr (kHasCuda) {
-        if (device == Device::cuda) cuda_chunks_ = cuda::adamw_chunks(tensors_, state_);
+        if (device == Device::cuda) {
+            cuda_chunks_ = cuda::adamw_chunks(tensors_, state_);
+            cuda_factors_ = Buffer(sizeof(AdamWFactors), device);
+        }
     }
 }
 
@@ -166,17 +169,23 @@ AdamWFactors AdamW::factors_of(const Context& context, int64_t update, double lr
 }
 
 void AdamW::update(Context& context, int64_t update, double lr, double gradient_factor) {
-    if (context.planning()) return;
-    const AdamWFactors factors = factors_of(context, update, lr, gradient_factor);
-    NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, factors, nullptr, options_.moments));
-    update_on_cpu(factors);
+    begin_update(context, update, lr, gradient_factor);
+    finish_update(context, {});
 }
 
-void AdamW::update(Context& context, int64_t update, double lr, const Tensor& gradient_factor) {
+void AdamW::begin_update(const Context& context, int64_t update, double lr, double gradient_factor) {
     if (context.planning()) return;
-    NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, factors_of(context, update, lr, 1.0),
-                                         gradient_factor.as<float>(), options_.moments));
-    update_on_cpu(factors_of(context, update, lr, *gradient_factor.as<float>()));
+    factors_ = factors_of(context, update, lr, gradient_factor);
+    NIBBLE_ON_CUDA(context, set_adamw_factors(context, factors_, cuda_factors()));
+}
+
+void AdamW::finish_update(Context& context, const Tensor& gradient_factor) {
+    if (context.planning()) return;
+    const auto* const factor = static_cast<const float*>(gradient_factor.data);
+    NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, cuda_factors(), factor, options_.moments));
+    AdamWFactors factors = factors_;
+    if (factor != nullptr) factors.gradient *= *factor;
+    update_on_cpu(factors);
 }
 
 void AdamW::update_on_cpu(const AdamWFactors& decayed) {

@@ -81,10 +81,13 @@ __device__ void update_chunk(const AdamWFactors& f, const Chunk& chunk) {
     }
 }
 
+__global__ void set_kernel(const AdamWFactors factors, AdamWFactors* there) { *there = factors; }
+
 template <typename Moment>
 __global__ void __launch_bounds__(kThreads)
-    update_kernel(const Chunk* chunks, AdamWFactors factors, const float* gradient_factor) {
+    update_kernel(const Chunk* chunks, const AdamWFactors* of_update, const float* gradient_factor) {
     const Chunk chunk = chunks[blockIdx.x];
+    AdamWFactors factors = *of_update;
     if (gradient_factor != nullptr) factors.gradient *= *gradient_factor;
     if (isnan(factors.gradient)) return;
     if (chunk.narrow_gradient) {
@@ -135,7 +138,11 @@ Buffer adamw_chunks(std::span<const OptimizedTensor> tensors, std::span<const Ad
     return table;
 }
 
-void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors& factors,
+void set_adamw_factors(const Context& context, const AdamWFactors& factors, AdamWFactors* there) {
+    launch(context, set_kernel, 1, 1, 0, factors, there);
+}
+
+void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors* factors,
                   const float* gradient_factor, DType moments) {
     launch(context, moments == DType::bf16 ? update_kernel<Bf16> : update_kernel<float>,
            static_cast<unsigned>(chunks.bytes() / sizeof(Chunk)), kThreads, 0,

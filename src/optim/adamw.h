@@ -59,8 +59,11 @@ class AdamW {
     // Update number `update` (1 is the first), with gradients multiplied by `gradient_factor` (see
     // clip_factor). BF16 moments are rounded by the context's seed. A factor of NaN changes nothing.
     void update(Context& context, int64_t update, double lr, double gradient_factor = 1.0);
-    // The same with a factor that lies on the tensors' device, F32 [1].
-    void update(Context& context, int64_t update, double lr, const Tensor& gradient_factor);
+    // The same in two parts. What differs between updates is written to where the tensors are, and the other
+    // part finds it there: it is queued alike every time, as a Recording needs it. gradient_factor: F32 [1]
+    // on the tensors' device, another factor of the gradients, or none.
+    void begin_update(const Context& context, int64_t update, double lr, double gradient_factor = 1.0);
+    void finish_update(Context& context, const Tensor& gradient_factor);
 
     // The moments, in the order of the tensors: what a checkpoint holds beside the masters.
     const std::vector<State>& state() const { return state_; }
@@ -71,6 +74,7 @@ class AdamW {
   private:
     AdamWFactors factors_of(const Context& context, int64_t update, double lr, double gradient_factor) const;
     void update_on_cpu(const AdamWFactors& decayed);
+    AdamWFactors* cuda_factors() const { return reinterpret_cast<AdamWFactors*>(cuda_factors_.data()); }
 
     struct Chunk {
         size_t tensor;
@@ -81,8 +85,9 @@ class AdamW {
     Buffer memory_;
     HostBuffer host_memory_;  // in its place, where the moments are offloaded
     std::vector<State> state_;
+    AdamWFactors factors_;  // of the update that has begun
     std::vector<Chunk> chunks_;
-    Buffer cuda_chunks_;  // the same in memory of the GPU, where the tensors are there
+    Buffer cuda_factors_, cuda_chunks_;  // the same in memory of the GPU, where the tensors are there
 };
 
 }  // namespace nibble

@@ -9,9 +9,11 @@ namespace nibble::cuda {
 
 // The table that adamw_update() reads: the tensors and their moments in chunks.
 Buffer adamw_chunks(std::span<const OptimizedTensor> tensors, std::span<const AdamW::State> state);
+void set_adamw_factors(const Context& context, const AdamWFactors& factors, AdamWFactors* there);
 // adamw_reference() of every element of every tensor; `keep` is that of tensors that decay, 1 for others.
-// gradient_factor: F32 on the GPU, multiplies factors.gradient; NaN: nothing is done. Null: 1.
-void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors& factors,
+// factors, gradient_factor: on the GPU; the second multiplies factors->gradient, NaN: nothing is done,
+// null: 1.
+void adamw_update(Context& context, const Buffer& chunks, const AdamWFactors* factors,
                   const float* gradient_factor, DType moments);
 
 void global_norm(Context& context, std::span<const Tensor> gradients, const Tensor& result);

@@ -19,6 +19,7 @@ void StepReplay::forget() {
     kind_.reset();
     beginning_.reset();
     micro_step_.reset();
+    end_.reset();
 }
 
 void StepReplay::begin(const std::optional<Kind>& kind, const Work& work) {
@@ -33,11 +34,11 @@ void StepReplay::begin(const std::optional<Kind>& kind, const Work& work) {
         seed_ = context_.seed;
         return work();
     }
-    mode_ = beginning_ && micro_step_ ? Mode::replay : Mode::record;
+    mode_ = beginning_ && micro_step_ && end_ ? Mode::replay : Mode::record;
     if (mode_ == Mode::replay) ++replays_;
     set_counters(context_, counters(), {context_.step, 0});
     if (mode_ == Mode::record) {
-        micro_step_.reset();
+        micro_step_.reset();  // what a step left that was given up
         record(beginning_, work);
     }
     beginning_->replay(context_);
@@ -52,6 +53,12 @@ void StepReplay::micro_step(const Work& work) {
         });
     }
     micro_step_->replay(context_);
+}
+
+void StepReplay::end(const Work& work) {
+    if (mode_ == Mode::call_by_call) return work();
+    if (!end_) record(end_, work);
+    end_->replay(context_);
 }
 
 void StepReplay::record(std::optional<Recording>& recording, const Work& work) {

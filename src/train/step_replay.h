@@ -1,10 +1,11 @@
-// StepReplay: the work that makes a step's gradients, on a GPU recorded once and replayed from step to step.
+// StepReplay: the work of a training step, on a GPU recorded once and replayed from step to step.
 //
-// A step is a beginning (gradients cleared, weights quantised) and micro-steps that are alike. The first step
-// of its kind is done call by call, the second one is recorded, the others are replays: the host queues two
-// graphs instead of some thousand kernels. What differs between steps and micro-steps, the counters of
-// randomness, lies in memory of the GPU and advances there. The bits are those of a step that is done call by
-// call. On a CPU, and in planning passes, work is simply done.
+// A step is a beginning (gradients cleared, weights quantised), micro-steps that are alike, and an end (norm,
+// clipping, update). The first step of its kind is done call by call, the second one is recorded, the others
+// are replays: the host starts a graph for each of these instead of some thousand kernels. What differs
+// between steps and micro-steps lies in memory of the GPU: the counters of randomness, which advance there,
+// and what AdamW::begin_update() writes. The bits are those of a step that is done call by call. On a CPU,
+// and in planning passes, work is simply done.
 #pragma once
 
 #include <functional>
@@ -32,9 +33,11 @@ class StepReplay {
         int64_t rounded_weights = 0;
         friend bool operator==(const Kind&, const Kind&) = default;
     };
-    // A step's beginning; no kind: not one to replay. Its micro-steps follow, each with the same work.
+    // A step's beginning; no kind: not one to replay. Its micro-steps follow, each with the same work, and
+    // its end, unless it is given up.
     void begin(const std::optional<Kind>& kind, const Work& work);
     void micro_step(const Work& work);
+    void end(const Work& work);
     // The work has changed: a new recipe.
     void forget();
 
@@ -55,7 +58,7 @@ class StepReplay {
     size_t arena_used_ = 0;     // at its beginning
     uint64_t seed_ = 0;
     int64_t replays_ = 0;
-    std::optional<Recording> beginning_, micro_step_;
+    std::optional<Recording> beginning_, micro_step_, end_;
 };
 
 }  // namespace nibble

@@ -51,7 +51,6 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
         restore_history(history);
         return {};
     }
-    global_norm(context_, gradients_, norm);
     StepResult result;
     result.lr = schedule_->lr(step_ - schedule_begin_);
     const auto wait = [&] {
@@ -59,13 +58,17 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
         result.grad_norm = read_norm(context_, norm).norm;
         result.has_fault = has_fault();
     };
-    if (sample) {
-        if (!context_.planning()) wait();
-        if (result.is_finite()) sample->finish(context_, step_ + 1);
-    }
-    // Does nothing where something is not finite, so that nothing waits to know.
-    clip_factor(context_, norm, losses, config_.optimizer.grad_clip, factor);
-    optimizer_->update(context_, step_ + 1, result.lr, factor);
+    optimizer_->begin_update(context_, step_ + 1, result.lr);
+    replay_->end([&] {
+        global_norm(context_, gradients_, norm);
+        if (sample) {
+            if (!context_.planning()) wait();
+            if (result.is_finite()) sample->finish(context_, step_ + 1);
+        }
+        // Does nothing where something is not finite, so that nothing waits to know.
+        clip_factor(context_, norm, losses, config_.optimizer.grad_clip, factor);
+        optimizer_->finish_update(context_, factor);
+    });
     if (!context_.planning()) {
         if (device() == Device::cuda && step_ + 1 < steps_) load_batch(step_ + 1);
         wait();  // here the program waits for the GPU

@@ -70,9 +70,12 @@ class StepReplays : public BothDevices {
                 replay.micro_step(
                     [&] { model.forward_backward(context, batch.tensor(), batch.tensor(), scale, losses); });
             }
-            global_norm(context, gradients, norm);
-            clip_factor(context, norm, losses, 1.0, factor);
-            optimizer.update(context, number + 1, 1e-2, factor);
+            optimizer.begin_update(context, number + 1, 1e-2 / (number + 1));
+            replay.end([&] {
+                global_norm(context, gradients, norm);
+                clip_factor(context, norm, losses, 1.0, factor);
+                optimizer.finish_update(context, factor);
+            });
             if (context.planning()) return;
             result.losses.push_back(read_loss(context, losses).loss_sum);
             result.replays = replay.replays();
@@ -171,7 +174,8 @@ TEST_F(StepReplays, AreKeptFromChangingWeightsByWhatIsNotFinite) {
         const Tensor factor = arena.allocate(DType::f32, {1});
         std::vector<float> none = {NAN};
         copy(context, view_of(none, {1}), factor);
-        optimizer.update(context, 1, 1e-2, factor);
+        optimizer.begin_update(context, 1, 1e-2);
+        optimizer.finish_update(context, factor);
         const OnCpu after(master.on(device));
         EXPECT_EQ(values_of(after.tensor()), values_of(Twin::random(DType::f32, {40}, 1).cpu.tensor()));
     }
