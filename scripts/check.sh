@@ -31,6 +31,10 @@ build_hopper() {  # tests of kernels are skipped where there is no GPU
         cmake --build build/hopper -j "$jobs" && ctest --preset hopper -j "$jobs"
 }
 
+build_ampere() {  # compiles, without the tests
+    cmake --preset ampere -DNIBBLE_BENCH=OFF >/dev/null && cmake --build build/ampere -j "$jobs" --target nibble_program
+}
+
 scripts/install_packages.sh clang clang-format libomp-dev libboost-context-dev || exit 1
 part "formatting" check_format
 part "benchmarks compile" cmake --build build/cpu -j "$jobs" --target benchmarks
@@ -40,6 +44,7 @@ part "kernels on a simulated GPU" build_simulated
 part "installed package" scripts/check_install.sh "$jobs"
 if command -v nvcc >/dev/null; then
     part "CUDA, the preset hopper" build_hopper
+    part "CUDA, the preset ampere" build_ampere
 else
     printf '\n== CUDA compilation: skipped, there is no nvcc\n'
 fi

@@ -15,6 +15,7 @@
 #include "optim/optim.h"
 #include "train/memory_plan.h"
 #include "train/run_header.h"
+#include "train/self_check.h"
 #include "train/speed_of_light.h"
 #include "train/step_replay.h"
 
@@ -33,7 +34,7 @@ struct BenchOptions {
     fs::path model = "configs/models/llama-1m.json";
     int64_t batch = 8, accumulate = 1, sequence = 256, steps = 5;
     std::string recompute = "none", moments = "f32", gradients = "f32", offload = "none";
-    std::string logits = "fp32", lm_head = "recipe";
+    std::string logits = "fp32", lm_head = "recipe", attention = "deterministic";
     uint64_t memory = 0;  // bytes that a training may take; 0: those that are free
     bool plans = false;   // its memory alone
     bool replays = true;  // steps on a GPU that are alike
@@ -292,8 +293,12 @@ void bench_layer(const BenchOptions& options) {
     const double flops = 6.0 * static_cast<double>(t) * static_cast<double>(k) * static_cast<double>(n);
     const Recipe bf16 = find_recipe("bf16");
     double reference = 0;
-    fmt::print("{} tokens, {} to {} features, forward and backward with one preparation of the weight\n", t,
-               k, n);
+    const double peak = measure_gemm_peak(device, 1.0);
+    fmt::print(
+        "{} tokens, {} to {} features, forward and backward with one preparation of the weight; products in "
+        "bf16 "
+        "{:.1f} TFLOP/s\n",
+        t, k, n, peak * 1e-12);
     const auto measure = [&](const Recipe& recipe) {
         const QuantLinear layer(recipe, k, n, 0, parse_allowed(options.allow));
         const Buffer history(DType::f32, {2, 6}, device);
@@ -310,9 +315,15 @@ void bench_layer(const BenchOptions& options) {
     for (const Recipe& recipe : recipes) {
         try {
             const double seconds = measure(recipe);
-            report.add({{"recipe", recipe.name}, {"seconds", seconds}, {"of_bf16", reference / seconds}},
-                       fmt::format("{:<20} {:>8.3f} ms  {:>7.1f} TFLOP/s  {:.2f} of bf16", recipe.name,
-                                   seconds * 1e3, flops / seconds * 1e-12, reference / seconds));
+            const double of_peak = flops / seconds / peak;
+            report.add(
+                {{"recipe", recipe.name},
+                 {"seconds", seconds},
+                 {"of_bf16", reference / seconds},
+                 {"of_peak", of_peak}},
+                fmt::format("{:<20} {:>8.3f} ms  {:>7.1f} TFLOP/s  {:.2f} of bf16  {:.2f} of the products",
+                            recipe.name, seconds * 1e3, flops / seconds * 1e-12, reference / seconds,
+                            of_peak));
         } catch (const Error& error) {
             report.add({{"recipe", recipe.name}, {"error", error.what()}},
                        fmt::format("{:<20} {}", recipe.name, error.what()));
@@ -341,6 +352,7 @@ class Training {
         tokens_ = random_tokens(1);
         targets_ = random_tokens(2);
         if (options.device() == Device::cuda) {
+            require_well(std::vector{check_layer(model_.recipe(), needs.options.allowed)});
             fault_ = Buffer(DType::u32, {1}, Device::cuda);
             context_.fault = fault_.tensor().as<uint32_t>();
         }
@@ -419,6 +431,7 @@ MemoryNeeds needs_of(const BenchOptions& options, const ModelConfig& config, con
     needs.options.allowed = parse_allowed(options.allow);
     needs.options.logits = options.logits == "bf16" ? DType::bf16 : DType::f32;
     needs.options.gradients = options.gradients == "bf16" ? DType::bf16 : DType::f32;
+    needs.options.deterministic_attention = options.attention == "deterministic";
     needs.moments = options.moments == "bf16" ? DType::bf16 : DType::f32;
     needs.offload = options.offload == "moments";
     needs.sequences = options.batch;
@@ -463,6 +476,8 @@ void plan_training(const BenchOptions& options, const ModelConfig& config,
         fmt::print("{}, {}: {} parameters; {} sequences of {} tokens in a micro-batch\n{}",
                    options.model.string(), recipe.name, config.parameters(), options.batch, options.sequence,
                    to_table(plan));
+        if (!kHasCuda && needs.options.device == Device::cuda)
+            fmt::print("scratch is that of the CPU's kernels: this build has no CUDA\n");
         json["results"].push_back({{"recipe", recipe.name}, {"memory", to_json(plan)}});
         require_fit(options, needs, plan);
     }
@@ -576,6 +591,8 @@ void add_bench_command(CLI::App& app) {
     add_word(train, "--lm-head", train_options->lm_head, "How the LM head multiplies: recipe, bf16 or fp8",
              {"recipe", "bf16", "fp8"});
     add_word(train, "--logits", train_options->logits, "Dtype of the logits: fp32 or bf16", {"fp32", "bf16"});
+    add_word(train, "--attention", train_options->attention,
+             "Backward of attention on a GPU: deterministic or any-order", {"deterministic", "any-order"});
     add_word(train, "--offload", train_options->offload,
              "What a GPU keeps in memory of the host: none or moments", {"none", "moments"});
     train->add_option("--memory", train_options->memory, "Memory that it may take, such as 80GiB")

@@ -5,9 +5,12 @@
 #include "cli/commands.h"
 #include "core/cuda.h"
 #include "gemm/matmul.h"
+#include "nn/attention.h"
 #include "quant/digest.h"
+#include "quant/fp8_codes.h"
 #include "study/samples.h"
 #include "train/run_header.h"
+#include "train/self_check.h"
 
 namespace nibble {
 
@@ -39,7 +42,10 @@ std::vector<Device> print_machine() {
     fmt::print("machine     {}, {}, {} threads, {} of memory available\n", cpu_name(), text("cpu_isa"),
                machine.at("threads").dump(), bytes_text(static_cast<double>(available_memory())));
     const bool has_gpu = print_gpus();
-    fmt::print("gemm        {}{}\n", text("gemm"), has_gpu ? "; " + matmul_description(Device::cuda) : "");
+    fmt::print(
+        "gemm        {}{}\n", text("gemm"),
+        has_gpu ? fmt::format("; {}, {}", matmul_description(Device::cuda), attention_library(Device::cuda))
+                : "");
     return has_gpu ? std::vector{Device::cpu, Device::cuda} : std::vector{Device::cpu};
 }
 
@@ -56,26 +62,32 @@ bool print_quantizers() {
     return is_well;
 }
 
-// The largest error of a product of two operands under a spec, as a share of the sum of magnitudes.
-double product_error(Device device, const QuantSpec& spec, const MatmulOptions& options = {}) {
-    constexpr int64_t kRows = 33, kCols = 80, kDepth = 320;
-    std::vector<float> a_values = random_samples(Distribution::normal, kRows * kDepth, 1),
-                       b_values = random_samples(Distribution::normal, kCols * kDepth, 2);
+// The largest error of a product of two operands under a spec that sums so many terms, as a share of the sum
+// of magnitudes. folds: MXFP4 as FP8 codes.
+double product_error(Device device, const QuantSpec& spec, const MatmulOptions& options = {},
+                     int64_t depth = 320, bool folds = false) {
+    constexpr int64_t kRows = 33, kCols = 80;
+    std::vector<float> a_values = random_samples(Distribution::normal, kRows * depth, 1),
+                       b_values = random_samples(Distribution::normal, kCols * depth, 2);
     Arena arena(device);
     Context context{arena};
     double worst = 0;
     const auto run = [&] {
         const ArenaScope scope(arena);
-        QuantizedMatrix a = allocate_quantized(arena, spec, kRows, kDepth),
-                        b = allocate_quantized(arena, spec, kCols, kDepth);
+        QuantizedMatrix a = allocate_quantized(arena, spec, kRows, depth),
+                        b = allocate_quantized(arena, spec, kCols, depth);
         const Tensor a_exact = arena.allocate(DType::f32, {kRows, a.padded_cols}),
                      b_exact = arena.allocate(DType::f32, {kCols, b.padded_cols});
         const Tensor product = arena.allocate(DType::f32, {kRows, kCols});
-        quantize(context, spec, on_device(context, view_of(a_values, {kRows, kDepth})), {}, a);
-        quantize(context, spec, on_device(context, view_of(b_values, {kCols, kDepth})), {}, b);
+        quantize(context, spec, on_device(context, view_of(a_values, {kRows, depth})), {}, a);
+        quantize(context, spec, on_device(context, view_of(b_values, {kCols, depth})), {}, b);
         dequantize(context, a, a_exact);
         dequantize(context, b, b_exact);
-        matmul(context, a, b, product, options);
+        if (folds)
+            matmul(context, folded_to_fp8(context, a, Element::e5m2, nullptr),
+                   folded_to_fp8(context, b, Element::e4m3, nullptr), product, options);
+        else
+            matmul(context, a, b, product, options);
         if (context.planning()) return;
         const OnCpu a_here(a_exact), b_here(b_exact), product_here(product);
         for (int64_t i = 0; i < kRows * kCols; ++i) {
@@ -107,14 +119,36 @@ bool print_products(Device device) {
     }
     for (const Fp8Sums sums : {Fp8Sums::precise, Fp8Sums::fast}) {
         if (!has_fp8_products(device)) break;
-        constexpr double kMostInFp8 = 1e-3;  // sums keep about 13 bits (docs/gpu.md)
+        constexpr double kMostInFp8 = 1e-2;  // sums keep about 13 bits (docs/gpu.md)
         MatmulOptions options;
         options.fp8 = sums;
-        const double error = product_error(device, parse_spec("fp8:e4m3 tensor"), options);
-        fmt::print("product     {}, fp8:e4m3 tensor, allowed {}: error {:.1e} of the sum of magnitudes: {}\n",
-                   name_of(device), sums == Fp8Sums::precise ? "fp8" : "fp8, fp8-fast-accumulation", error,
-                   error <= kMostInFp8 ? "fp8 tensor cores, narrower sums" : "WRONG");
-        is_well = is_well && error <= kMostInFp8;
+        for (const bool folds : {false, true}) {
+            for (const int64_t terms : {320, 1536, 16384}) {
+                const QuantSpec spec = parse_spec(folds ? "mxfp4 1x32" : "fp8:e4m3 tensor");
+                const double error = product_error(device, spec, options, terms, folds);
+                fmt::print(
+                    "product     {}, {}, allowed {}{}, {} terms: error {:.1e} of the sum of magnitudes: {}\n",
+                    name_of(device), to_string(spec), folds ? "fp8-folded" : "fp8",
+                    sums == Fp8Sums::precise ? "" : ", fp8-fast-accumulation", terms, error,
+                    error <= kMostInFp8 ? "fp8 tensor cores, narrower sums" : "WRONG");
+                is_well = is_well && error <= kMostInFp8;
+            }
+        }
+    }
+    return is_well;
+}
+
+// Kernels of the GPU that are not quantisers or products alone, against the CPU.
+bool print_kernels() {
+    std::vector<KernelCheck> checks = {check_update()};
+    for (const DType activations : {DType::f32, DType::bf16})
+        for (KernelCheck& check : check_kernels(activations)) checks.push_back(std::move(check));
+    for (const Recipe& recipe : builtin_recipes()) checks.push_back(check_layer(recipe));
+    bool is_well = true;
+    for (const KernelCheck& check : checks) {
+        fmt::print("kernel      {}: off by {:.1e} of the largest number: {}\n", check.name, check.error,
+                   check.is_well() ? "as on the cpu" : "WRONG");
+        is_well = is_well && check.is_well();
     }
     return is_well;
 }
@@ -156,9 +190,10 @@ void examine() {
     const bool quantizers = print_quantizers();
     bool products = true;
     for (const Device device : devices) products = print_products(device) && products;
+    const bool kernels = devices.back() == Device::cpu || print_kernels();
     for (const Device device : devices) print_recipes(device);
     require(
-        quantizers && products,
+        quantizers && products && kernels,
         "this machine does not compute what nibble defines, see above; results from it are not comparable");
     fmt::print("all is well\n");
 }
@@ -170,7 +205,9 @@ void add_doctor_command(CLI::App& app) {
         "doctor", "Does this machine give nibble's bytes, and which recipe runs how on it?");
     doctor->footer(
         "Compares the bytes of every quantiser, under every instruction set of this machine and on its GPU,\n"
-        "with the recorded ones, and products with sums in double. Exit code 1 if anything differs.");
+        "with the recorded ones, products with sums in double, and every other kernel of the GPU with its "
+        "CPU\n"
+        "form. Exit code 1 if anything differs.");
     doctor->callback([] { examine(); });
 }
 

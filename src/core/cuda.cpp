@@ -16,7 +16,30 @@ std::string cuda_version() {
 
 void require_cuda() {
     require(kHasCuda, "this build of nibble has no CUDA; build the preset hopper, or choose the device cpu");
-    if constexpr (kHasCuda) cuda::require_usable();
+    if constexpr (kHasCuda) {
+        static const std::string reason = reason_against(cuda::state());
+        if (!reason.empty()) fail("{}", reason);
+    }
+}
+
+std::string reason_against(const CudaState& state) {
+    const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
+    if (state.driver == 0) return "there is no NVIDIA driver on this machine; choose the device cpu";
+    if (state.driver_is_too_old)
+        return fmt::format(
+            "the NVIDIA driver of this machine serves CUDA {}, nibble was built with CUDA {}; install a "
+            "newer driver",
+            version(state.driver), version(state.built_with));
+    if (state.gpus == 0) return "this machine shows no NVIDIA GPU to nibble; choose the device cpu";
+    const CudaDevice& gpu = state.first;
+    const std::string kind = fmt::format("{} is an sm_{}{}", gpu.name, gpu.major, gpu.minor);
+    if (gpu.major < 8) return kind + "; nibble needs sm_80 or newer (BF16); choose the device cpu";
+    if (state.has_kernels) return {};
+    return fmt::format("{}, for which this build has no kernels; build nibble with {}", kind,
+                       gpu.major == 8 ? "the preset ampere"
+                       : gpu.major == 9
+                           ? "the preset hopper"
+                           : fmt::format("-DCMAKE_CUDA_ARCHITECTURES={}{}-real", gpu.major, gpu.minor));
 }
 
 namespace {

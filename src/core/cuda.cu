@@ -12,25 +12,8 @@ int driver_version() {
     return version;
 }
 
-// Why this machine's GPU cannot be used; empty: it can.
-std::string reason_against() {
-    int count = 0;
-    const cudaError_t status = cudaGetDeviceCount(&count);
-    if (driver_version() == 0) return "there is no NVIDIA driver on this machine; choose the device cpu";
-    if (status == cudaErrorInsufficientDriver)
-        return fmt::format(
-            "the NVIDIA driver of this machine serves CUDA {}, nibble was built with CUDA {}; install a "
-            "newer "
-            "driver",
-            version_text(driver_version()), version_text(CUDART_VERSION));
-    if (status == cudaErrorNoDevice || count == 0)
-        return "this machine shows no NVIDIA GPU to nibble; choose the device cpu";
-    check(status, "search for GPUs");
-    const CudaDevice device = devices().front();
-    if (device.major >= 8) return {};
-    return fmt::format("{} is an sm_{}{}; nibble needs sm_80 or newer (BF16); choose the device cpu",
-                       device.name, device.major, device.minor);
-}
+// Stands for all: they are compiled for the same GPUs.
+__global__ void empty_kernel() {}
 
 }  // namespace
 
@@ -62,9 +45,19 @@ std::string version() {
                        driver_version() == 0 ? "none" : version_text(driver_version()));
 }
 
-void require_usable() {
-    static const std::string reason = reason_against();
-    if (!reason.empty()) fail("{}", reason);
+CudaState state() {
+    CudaState state{.driver = driver_version(), .built_with = CUDART_VERSION};
+    if (state.driver == 0) return state;
+    const cudaError_t status = cudaGetDeviceCount(&state.gpus);
+    state.driver_is_too_old = status == cudaErrorInsufficientDriver;
+    if (status == cudaErrorNoDevice) state.gpus = 0;
+    if (state.driver_is_too_old || state.gpus == 0) return state;
+    check(status, "search for GPUs");
+    state.first = devices().front();
+    cudaFuncAttributes attributes;
+    state.has_kernels = cudaFuncGetAttributes(&attributes, empty_kernel) == cudaSuccess;
+    cudaGetLastError();  // or the next launch would report it
+    return state;
 }
 
 std::byte* allocate_zeroed(size_t bytes) {

@@ -33,9 +33,20 @@ struct CudaDevice {
 std::vector<CudaDevice> cuda_devices();
 // "13.0, driver 13.0"; empty in a build without CUDA.
 std::string cuda_version();
-// Throws Error, one line that says why, unless nibble can run on the first GPU: this build has no CUDA, there
-// is no driver or one too old, no GPU, or one older than sm_80. The machine is asked once a process.
+// Throws Error, one line that says why, unless nibble can run on the first GPU: this build has no CUDA, or
+// reason_against() what the machine says. It is asked once a process.
 void require_cuda();
+// What a machine says of its GPUs.
+struct CudaState {
+    int driver = 0;  // the CUDA version that it serves, 13000 for 13.0; 0: there is none
+    bool driver_is_too_old = false;
+    int built_with = 0;        // the CUDA version of this build
+    int gpus = 0;              // that this process sees
+    CudaDevice first = {};     // of them
+    bool has_kernels = false;  // whether this build has machine code for it
+};
+// Why nibble cannot run on the first GPU, in one line; empty: it can.
+std::string reason_against(const CudaState& state);
 
 // to <- from, of one dtype and count, on any devices, after what the context's stream holds already. Returns
 // when it is done if one of them is the CPU's.
@@ -63,7 +74,7 @@ void synchronize(const Context& context);
 namespace cuda {
 std::vector<CudaDevice> devices();
 std::string version();
-void require_usable();
+CudaState state();
 std::byte* allocate_zeroed(size_t bytes);
 void free(std::byte* p);
 void copy(const Context& context, const Tensor& from, const Tensor& to);

@@ -4,9 +4,9 @@
 
 namespace nibble {
 
-HostBuffer::HostBuffer(size_t bytes) : bytes_(bytes) {
+HostBuffer::HostBuffer(size_t bytes, const char* advice) : bytes_(bytes) {
     require_cuda();
-    if constexpr (kHasCuda) data_.reset(cuda::allocate_on_host(bytes));
+    if constexpr (kHasCuda) data_.reset(cuda::allocate_on_host(bytes, advice));
 }
 
 void HostBuffer::Free::operator()(std::byte* p) const {

@@ -6,14 +6,14 @@
 
 namespace nibble::cuda {
 
-std::byte* allocate_on_host(size_t bytes) {
+std::byte* allocate_on_host(size_t bytes, const char* advice) {
     void* memory = nullptr;
     const size_t size = std::max<size_t>(bytes, 1);
     const cudaError_t status = cudaHostAlloc(&memory, size, cudaHostAllocMapped | cudaHostAllocPortable);
     if (status != cudaSuccess) {
         cudaGetLastError();  // or the next launch would report it
-        fail("the host gives the GPU no {} bytes of page-locked memory ({}); turn the offload off", bytes,
-             cudaGetErrorString(status));
+        fail("the host gives the GPU no {} bytes of page-locked memory ({}); {}", bytes,
+             cudaGetErrorString(status), advice);
     }
     std::memset(memory, 0, size);
     return static_cast<std::byte*>(memory);

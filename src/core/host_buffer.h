@@ -12,7 +12,8 @@ namespace nibble {
 class HostBuffer {
   public:
     HostBuffer() = default;
-    explicit HostBuffer(size_t bytes);
+    // advice: what to do where there is not enough.
+    HostBuffer(size_t bytes, const char* advice);
 
     std::byte* data() const { return data_.get(); }
     size_t bytes() const { return bytes_; }
@@ -26,7 +27,7 @@ class HostBuffer {
 };
 
 namespace cuda {
-std::byte* allocate_on_host(size_t bytes);
+std::byte* allocate_on_host(size_t bytes, const char* advice);
 void free_on_host(std::byte* p);
 }  // namespace cuda
 

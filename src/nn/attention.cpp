@@ -10,6 +10,7 @@
 #include "core/cuda.h"
 #include "gemm/tasks.h"
 #include "gemm/tile_product.h"
+#include "nn/attention_cuda.h"
 #include "nn/attention_rows.h"
 #include "nn/cuda_forms.h"
 #include "nn/element.h"
@@ -228,6 +229,25 @@ void attention_backward(Context& context, const AttentionShape& shape, const Ten
         scale_rows(floats(dk_at), nullptr, l.sequence, l.head_dim, rows_at(dqkv, first, k_col));
         scale_rows(floats(dv_at), nullptr, l.sequence, l.head_dim, rows_at(dqkv, first, v_col));
     });
+}
+
+std::string attention_library(Device device) {
+    if constexpr (kHasCuda) {
+        if (device == Device::cuda) return cuda::attention_library();
+    }
+    return {};
+}
+
+std::string attention_description(Device device, const AttentionShape& shape, DType activations) {
+    if constexpr (kHasCuda) {
+        if (device == Device::cuda)
+            return cuda::cudnn_takes_attention(shape, activations)
+                       ? fmt::format("{}{}", cuda::attention_library(),
+                                     shape.deterministic ? ", deterministic" : "")
+                       : "kernels of nibble, sums in f32";
+    }
+    const bool is_bf16 = activations == DType::bf16 && bf16_product_dtype() == DType::bf16;
+    return fmt::format("products in {}, sums in f32", is_bf16 ? "bf16" : "f32");
 }
 
 }  // namespace nibble

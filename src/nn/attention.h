@@ -23,4 +23,10 @@ void attention_forward(Context& context, const AttentionShape& shape, const Tens
 void attention_backward(Context& context, const AttentionShape& shape, const Tensor& dout, const Tensor& qkv,
                         const Tensor& out, const Tensor& logsumexp, const Tensor& dqkv);
 
+// What computes it on that device, for a person: "cuDNN 9.19.0, deterministic".
+std::string attention_description(Device device, const AttentionShape& shape, DType activations);
+// The library that a GPU's attention comes from, "cuDNN 9.19.0"; empty on a CPU, whose products are those of
+// matmul_description().
+std::string attention_library(Device device);
+
 }  // namespace nibble

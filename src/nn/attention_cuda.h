@@ -24,4 +24,7 @@ void cudnn_attention_backward(Context& context, const AttentionShape& shape, con
 // most 256 on Hopper and 128 on other GPUs (what its backward pass takes).
 bool cudnn_takes_attention(const AttentionShape& shape, DType activations);
 
+// "cuDNN 9.19.0".
+std::string attention_library();
+
 }  // namespace nibble::cuda

@@ -234,6 +234,8 @@ float* logsumexp_at(const AttentionShape& shape, const Tensor& logsumexp, int64_
 
 }  // namespace
 
+std::string attention_library() { return release(); }
+
 bool cudnn_takes_attention(const AttentionShape& shape, DType activations) {
     int major = 9;
     if (has_gpu())

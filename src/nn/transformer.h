@@ -75,9 +75,10 @@ class Transformer {
         // In which the gradients of the linear layers' weights add up. BF16: each micro-batch's, FP32 sums,
         // is added in FP32 and the result rounded to nearest.
         DType gradients = DType::f32;
-        DType logits = DType::f32;     // of the loss; or BF16, where activations are
-        AllowedProducts allowed = {};  // ways of multiplying on a GPU beside exact ones
-        bool allocates = true;         // false: tensors have shapes alone, for planning passes
+        DType logits = DType::f32;            // of the loss; or BF16, where activations are
+        AllowedProducts allowed = {};         // ways of multiplying on a GPU beside exact ones
+        bool deterministic_attention = true;  // AttentionShape::deterministic
+        bool allocates = true;                // false: tensors have shapes alone, for planning passes
     };
     // Whose forward a step uses: the recipe's, or bf16 in every layer (evaluation).
     enum class Execution : uint8_t { recipe, bf16 };

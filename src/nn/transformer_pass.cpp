@@ -310,7 +310,8 @@ void Transformer::block_backward(Context& context, const Pass& pass, int block) 
 }
 
 AttentionShape Transformer::attention_shape(const Pass& pass) const {
-    return {pass.sequence, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim};
+    return {pass.sequence, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim,
+            options_.deterministic_attention};
 }
 
 HeadLoss Transformer::forward_backward(Context& context, const Tensor& tokens, const Tensor& targets,

@@ -119,7 +119,7 @@ AdamW::AdamW(std::vector<OptimizedTensor> tensors, const AdamWOptions& options)
         fail_usage("moments are offloaded from a GPU; on the cpu they are in the host's memory already");
     std::byte* next = nullptr;
     if (options.offload) {
-        host_memory_ = HostBuffer(bytes);
+        host_memory_ = HostBuffer(bytes, "turn the offload off");
         next = host_memory_.data();
     } else {
         memory_ = Buffer(bytes, device);

@@ -74,6 +74,7 @@ struct RunConfig {
     } checkpoint;
     struct {
         std::string kind = "cpu";
+        std::string attention = "deterministic";
         Device device() const { return kind == name_of(Device::cuda) ? Device::cuda : Device::cpu; }
         int64_t threads = 0, memory = 0;
         std::vector<std::string> allow;

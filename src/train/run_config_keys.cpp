@@ -192,6 +192,13 @@ const std::vector<ConfigKey>& config_keys() {
          0,
          0,
          {kAllowedNames.begin(), kAllowedNames.end()}},
+        {"device.attention",
+         NIBBLE_SLOT(device.attention),
+         "whether a gpu's backward of attention gives the same bits in every run, or adds in any order",
+         kFree,
+         0,
+         0,
+         {"deterministic", "any-order"}},
 
         {"output.dir", NIBBLE_SLOT(output.dir),
          "folder of the log, the checkpoints, the model and the report"},

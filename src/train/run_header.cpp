@@ -3,6 +3,8 @@
 #include <fmt/chrono.h>
 #include <hwy/targets.h>
 
+#include <algorithm>
+#include <array>
 #include <ctime>
 #include <fstream>
 
@@ -41,15 +43,15 @@ std::string format_of(const OperandSpec& operand) {
 }
 
 // What multiplies the operands (nn/quant_linear.h, gemm/matmul.h). `forward`: what b is made from, if it is.
-std::string executed(Device device, const AllowedProducts& allowed, const OperandSpec& a,
+std::string executed(Device device, const AllowedProducts& allowed, bool is_whole, const OperandSpec& a,
                      const OperandSpec& b, const QuantSpec& forward = {}) {
     const ProductWay way = product_way(a, b, allowed, device);
     if (way != ProductWay::emulated)
         return fmt::format(
-            "{}: {} on fp8 tensor cores, {} (emulated in bf16 where a size is no multiple of 16)",
-            way == ProductWay::fp8 ? "fp8" : "fp8-folded",
+            "{}: {} on fp8 tensor cores, {}{}", way == ProductWay::fp8 ? "fp8" : "fp8-folded",
             way == ProductWay::fp8 ? "codes" : "scales folded into fp8 codes",
-            allowed.fp8_fast_accumulation ? "fp8-fast-accumulation: narrow sums" : "sums narrower than f32");
+            allowed.fp8_fast_accumulation ? "fp8-fast-accumulation: narrow sums" : "sums narrower than f32",
+            is_whole ? "" : " (emulated in bf16 where a size is no multiple of 16)");
     const bool quantized = a.spec.is_quantized() || b.spec.is_quantized();
     const bool reads_forward = b.source != Source::original && !b.spec.is_quantized();
     const bool has_fp32_scales =
@@ -87,18 +89,19 @@ Json describe_machine(Device device) {
     if (device == Device::cuda) {
         machine["gpu"] = cuda_devices().front().name;
         machine["cuda"] = cuda_version();
+        machine["attention"] = attention_library(device);
     }
     return machine;
 }
 
-Json describe_products(const Recipe& recipe, DType activations, Device device,
-                       const AllowedProducts& allowed) {
+Json describe_products(const Recipe& recipe, DType activations, Device device, const AllowedProducts& allowed,
+                       bool is_whole) {
     Json all = Json::array();
     const auto add = [&](const char* product, const OperandSpec& a, const OperandSpec& b,
                          const QuantSpec& forward = {}) {
         all.push_back({{"product", product},
                        {"requested", fmt::format("{} x {}", format_of(a), format_of(b))},
-                       {"executed", executed(device, allowed, a, b, forward)}});
+                       {"executed", executed(device, allowed, is_whole, a, b, forward)}});
     };
     add("fprop", recipe.fprop_x, recipe.fprop_w);
     if (recipe.outliers) {  // nn/outliers.h
@@ -115,6 +118,13 @@ Json describe_products(const Recipe& recipe, DType activations, Device device,
     add("lm_head", head, head);
     if (has_fp8_head) all.back()["requested"] = "fp8:e4m3 x fp8:e4m3, gradient fp8:e5m2";
     return all;
+}
+
+bool are_whole(const ModelConfig& shape, int64_t tokens) {
+    return std::ranges::all_of(
+        std::array<int64_t, 6>{tokens, shape.hidden_size, shape.qkv_size(), shape.attention_size(),
+                               shape.intermediate_size, shape.vocab_size},
+        [](int64_t size) { return size % 16 == 0; });
 }
 
 Json describe(const Phase& phase) {
@@ -156,7 +166,12 @@ Json make_header(const HeaderParts& parts) {
           {"toml", to_toml(recipe)}}},
         {"phases", phases},
         {"gemms", describe_products(recipe, model.options().activations, model.options().device,
-                                    model.options().allowed)},
+                                    model.options().allowed,
+                                    are_whole(shape, sequence * parts.config.train.micro_batch_size))},
+        {"attention", attention_description(model.options().device,
+                                            {sequence, shape.num_attention_heads, shape.num_key_value_heads,
+                                             shape.head_dim, model.options().deterministic_attention},
+                                            model.options().activations)},
         {"kept_blocks", kept},
         {"model",
          {{"config", Json::parse(to_json(shape))},
@@ -186,6 +201,16 @@ std::string phase_text(const Json& phase) {
     return text;
 }
 
+std::string recipe_text(const std::string& table, const Json& products) {
+    std::string text = table;
+    if (!text.ends_with('\n')) text += '\n';
+    for (const Json& product : products)
+        text += fmt::format("{:<8} requested {}, executed {}\n", product.at("product").get<std::string>(),
+                            product.at("requested").get<std::string>(),
+                            product.at("executed").get<std::string>());
+    return text;
+}
+
 std::string to_text(const Json& header) {
     const Json &model = header.at("model"), &data = header.at("data"), &memory = header.at("memory"),
                &machine = header.at("machine");
@@ -194,16 +219,13 @@ std::string to_text(const Json& header) {
     std::string text = fmt::format("{}: {} parameters, {} steps of {} tokens\n",
                                    header.at("name").get<std::string>(), model.at("parameters").dump(),
                                    header.at("steps").dump(), header.at("tokens_per_step").dump());
-    text += header.at("recipe").at("table").get<std::string>();
-    if (!text.ends_with('\n')) text += '\n';
-    for (const Json& gemm : header.at("gemms"))
-        text += fmt::format("{:<8} requested {}, executed {}\n", gemm.at("product").get<std::string>(),
-                            gemm.at("requested").get<std::string>(), gemm.at("executed").get<std::string>());
+    text += recipe_text(header.at("recipe").at("table").get<std::string>(), header.at("gemms"));
+    text += fmt::format("attention executed {}\n", header.at("attention").get<std::string>());
     for (const Json& phase : header.at("phases")) text += fmt::format("phase    {}\n", phase_text(phase));
     if (!header.at("kept_blocks").empty())
-        text +=
-            fmt::format("blocks   {} kept: requested bf16 x bf16, executed {}\n",
-                        header.at("kept_blocks").dump(), executed(device, {}, OperandSpec{}, OperandSpec{}));
+        text += fmt::format("blocks   {} kept: requested bf16 x bf16, executed {}\n",
+                            header.at("kept_blocks").dump(),
+                            executed(device, {}, true, OperandSpec{}, OperandSpec{}));
     text += fmt::format("device   {} \"{}\", {} threads, {}, {}; bf16 products: {:.0f} GFLOP/s\n",
                         header.at("device").at("kind").get<std::string>(),
                         machine.value("gpu", header.at("device").at("cpu").get<std::string>()),

@@ -19,9 +19,11 @@ std::string cpu_name();
 nlohmann::ordered_json describe_machine(Device device = Device::cpu);
 
 // For each product of the linear layers, and the LM head: {"product", "requested", "executed"}. `allowed`: as
-// the run allows it (device.allow).
+// the run allows it (device.allow). is_whole: all sizes of these products are multiples of 16, as FP8 tensor
+// cores need them (are_whole()); if not, that is said.
 nlohmann::ordered_json describe_products(const Recipe& recipe, DType activations, Device device = Device::cpu,
-                                         const AllowedProducts& allowed = {});
+                                         const AllowedProducts& allowed = {}, bool is_whole = false);
+bool are_whole(const ModelConfig& shape, int64_t tokens);
 
 struct HeaderParts {
     const RunConfig& config;
@@ -39,6 +41,8 @@ nlohmann::ordered_json describe(const Phase& phase);
 nlohmann::ordered_json make_header(const HeaderParts& parts);
 // A phase as describe() gives it, in one line for a person.
 std::string phase_text(const nlohmann::ordered_json& phase);
+// A recipe's table, and a line for each product as describe_products() gives them.
+std::string recipe_text(const std::string& table, const nlohmann::ordered_json& products);
 // Some lines for a person.
 std::string to_text(const nlohmann::ordered_json& header);
 

@@ -160,12 +160,15 @@ void Trainer::enter_phase() {
         {"name", phase.recipe.name}, {"table", to_table(phase.recipe)}, {"toml", to_toml(phase.recipe)}};
     if (phase.is_conditional()) record["gradient_to_noise"] = phase.gradient_to_noise;
     record["steps"] = steps_;
-    record["gemms"] =
-        describe_products(phase.recipe, model_->options().activations, device(), model_->options().allowed);
+    record["gemms"] = describe_products(
+        phase.recipe, model_->options().activations, device(), model_->options().allowed,
+        are_whole(model_->config(), config_.data.sequence_length * config_.train.micro_batch_size));
     record["time"] = elapsed();
     log_->write(record);
+    std::string recipe = recipe_text(to_table(phase.recipe), record.at("gemms"));
+    recipe.pop_back();  // the last end of a line
     status_.note(fmt::format("step {} of {}: phase {} of {}, {}\n{}", step_ + 1, steps_, phase_ + 1,
-                             phases_.size(), phase_text(describe(phase)), to_table(phase.recipe)));
+                             phases_.size(), phase_text(describe(phase)), recipe));
 }
 
 void Trainer::decide_phase() {

@@ -6,6 +6,7 @@
 
 #include "core/cuda.h"
 #include "train/model_directory.h"
+#include "train/self_check.h"
 #include "train/speed_of_light.h"
 #include "train/trainer.h"
 
@@ -27,6 +28,7 @@ Transformer::Options model_options(const RunConfig& config) {
     options.allowed = parse_allowed(config.device.allow);
     options.recompute = parse_recompute(config.train.recompute);
     options.gradients = dtype_named(config.train.gradients);
+    options.deterministic_attention = config.device.attention == "deterministic";
     return options;
 }
 
@@ -85,7 +87,14 @@ void Trainer::check_device() {
     if (device() == Device::cpu && config_.optimizer.offload != "none")
         fail_usage("optimizer.offload = \"{}\" takes memory of a GPU; leave it out for device.kind = \"cpu\"",
                    config_.optimizer.offload);
-    if (device() == Device::cuda) require_cuda();
+    if (device() == Device::cuda) {
+        require_cuda();
+        const AllowedProducts allowed = parse_allowed(config_.device.allow);
+        std::vector<KernelCheck> checks = check_kernels(dtype_named(config_.precision.activations));
+        checks.push_back(check_update());
+        for (const Phase& phase : phases_) checks.push_back(check_layer(phase.recipe, allowed));
+        require_well(checks);
+    }
     replay_.emplace(context_);
     if (device() == Device::cpu) return;
     fault_ = Buffer(DType::u32, {1}, device());
@@ -119,7 +128,7 @@ void Trainer::allocate_batches() {
         batch_memory_ = Buffer(2 * bytes);
         next = batch_memory_.data();
     } else {
-        host_batch_memory_ = HostBuffer(4 * bytes);
+        host_batch_memory_ = HostBuffer(4 * bytes, "make train.batch_size smaller");
         next = host_batch_memory_.data();
         micro_batch_memory_ = Buffer(DType::i32, {2, micro[0], micro[1]}, device());
         const Tensor both = micro_batch_memory_.tensor();

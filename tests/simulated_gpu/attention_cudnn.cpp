@@ -21,6 +21,8 @@ void move_logsumexp(const AttentionShape& s, int64_t rows, float* of_gpu, float*
 
 }  // namespace
 
+std::string attention_library() { return "cuDNN, simulated"; }
+
 bool cudnn_takes_attention(const AttentionShape& shape, DType activations) {
     const bool is_of_tests =
         shape.head_dim <= 16;  // cuDNN would not take all of these; our kernels are slow here

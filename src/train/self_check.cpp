@@ -1,0 +1,243 @@
+#include "train/self_check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "core/cuda.h"
+#include "nn/bias.h"
+#include "nn/nn.h"
+#include "nn/qk_norm.h"
+#include "numerics/philox.h"
+#include "optim/optim.h"
+
+namespace nibble {
+
+namespace {
+
+constexpr int64_t kSequence = 64, kTokens = 2 * kSequence;
+constexpr AttentionShape kAttention = {.sequence = kSequence, .heads = 4, .kv_heads = 2, .head_dim = 64};
+constexpr int64_t kHeads = kAttention.heads + 2 * kAttention.kv_heads;
+
+// Numbers of about one, the same on both devices.
+Tensor random(const Context& context, DType dtype, Shape shape, uint64_t seed) {
+    const Tensor there = context.arena.allocate(dtype, shape);
+    if (context.planning()) return there;
+    const Buffer here(dtype, shape);
+    with_elements(here.tensor(), [&](auto* values) {
+        for (int64_t i = 0; i < shape.count(); ++i) {
+            const Philox draw = philox_draw(seed, Purpose::sampling, static_cast<uint64_t>(i));
+            float sum = -2;
+            for (const uint32_t word : draw.word) sum += static_cast<float>(word) * 0x1p-32f;
+            if constexpr (std::is_same_v<decltype(values), Bf16*>)
+                values[i] = bf16_encode(sum);
+            else
+                values[i] = sum;
+        }
+    });
+    copy(context, here.tensor(), there);
+    return there;
+}
+Tensor random_integers(const Context& context, int64_t count, uint32_t limit) {
+    const Tensor there = context.arena.allocate(DType::i32, {count});
+    std::vector<int32_t> here;
+    for (int64_t i = 0; i < count; ++i)
+        here.push_back(static_cast<int32_t>(
+            philox_draw(9, Purpose::sampling, static_cast<uint64_t>(i)).word[0] % limit));
+    if (!context.planning()) copy(context, view_of(here, {count}), there);
+    return there;
+}
+Tensor zeros(const Context& context, DType dtype, Shape shape) {
+    const Tensor there = context.arena.allocate(dtype, shape);
+    if (!context.planning()) fill_zero(context, there);
+    return there;
+}
+
+// Makes its input, calls what is checked, and returns what that left.
+using Work = std::function<std::vector<Tensor>(Context&)>;
+
+std::vector<std::vector<double>> results_of(Device device, const Work& work) {
+    Arena arena(device);
+    Context context{arena};
+    context.seed = 1;
+    {
+        const ArenaScope scope(arena);
+        work(context);
+    }
+    arena.commit();
+    std::vector<std::vector<double>> results;
+    for (const Tensor& result : work(context)) {
+        synchronize(context);
+        const OnCpu here(result);
+        std::vector<double> values;
+        if (result.dtype == DType::f64) {
+            const auto all = here.tensor().span<double>();
+            values.assign(all.begin(), all.end());
+        } else {
+            with_elements(here.tensor(), [&](const auto* all) {
+                for (int64_t i = 0; i < result.count(); ++i) values.push_back(double{to_float(all[i])});
+            });
+        }
+        results.push_back(std::move(values));
+    }
+    return results;
+}
+
+KernelCheck compare(std::string name, double most, const Work& work) {
+    KernelCheck check{std::move(name), 0, most};
+    const auto expected = results_of(Device::cpu, work), found = results_of(Device::cuda, work);
+    for (size_t r = 0; r < expected.size(); ++r) {
+        double largest = 0, difference = 0;
+        for (size_t i = 0; i < expected[r].size(); ++i) {
+            largest = std::max(largest, std::fabs(expected[r][i]));
+            const double d = std::fabs(found[r][i] - expected[r][i]);
+            difference = std::isnan(d) ? std::numeric_limits<double>::infinity() : std::max(difference, d);
+        }
+        check.error = std::max(check.error, difference == 0 ? 0 : difference / largest);
+    }
+    return check;
+}
+
+}  // namespace
+
+std::vector<KernelCheck> check_kernels(DType activations) {
+    const DType type = activations;
+    const bool is_bf16 = type == DType::bf16;
+    // What is wrong is wrong by much more; another order of sums gives 5e-6, and in BF16 6e-3.
+    const double most = is_bf16 ? 0x1p-5 : 1e-4;
+    constexpr int64_t kWidth = 384, kVocabulary = 1000;
+    std::vector<KernelCheck> checks;
+    const auto add = [&](const char* name, const Work& work) {
+        checks.push_back(compare(fmt::format("{}, {}", name, is_bf16 ? "bf16" : "f32"), most, work));
+    };
+    const auto heads = [&](Context& c, uint64_t seed) {
+        return random(c, type, {kTokens, kHeads * kAttention.head_dim}, seed);
+    };
+
+    add("embedding", [&](Context& c) {
+        const Tensor tokens = random_integers(c, kTokens, kVocabulary),
+                     weight = random(c, DType::f32, {kVocabulary, kWidth}, 1),
+                     dy = random(c, type, {kTokens, kWidth}, 2), y = zeros(c, type, {kTokens, kWidth}),
+                     dweight = zeros(c, DType::f32, {kVocabulary, kWidth});
+        embedding_forward(c, tokens, weight, y);
+        embedding_backward(c, dy, tokens, dweight);
+        return std::vector{y, dweight};
+    });
+    add("rmsnorm", [&](Context& c) {
+        const Shape shape = {kTokens, kWidth};
+        const Tensor x = random(c, type, shape, 1), delta = random(c, type, shape, 2),
+                     weight = random(c, DType::f32, {kWidth}, 3), dy = random(c, type, shape, 4),
+                     sum = zeros(c, type, shape), y = zeros(c, type, shape), dx = random(c, type, shape, 5),
+                     rstd = zeros(c, DType::f32, {kTokens}), dweight = zeros(c, DType::f32, {kWidth});
+        rmsnorm_forward(c, x, delta, weight, 1e-5f, sum, y, rstd);
+        rmsnorm_backward(c, dy, sum, weight, rstd, dx, dx, dweight);
+        return std::vector{sum, y, dx, dweight};
+    });
+    add("bias and rope", [&](Context& c) {
+        const int64_t half = kAttention.head_dim / 2;
+        const Tensor qkv = heads(c, 1), dqkv = heads(c, 2), bias = random(c, DType::f32, {qkv.cols()}, 3),
+                     cos = random(c, DType::f32, {kSequence, half}, 4),
+                     sin = random(c, DType::f32, {kSequence, half}, 5),
+                     dbias = zeros(c, DType::f32, {qkv.cols()});
+        rope_forward(c, RopeLayout::half_split, qkv, kSequence, kAttention.heads, kAttention.kv_heads, cos,
+                     sin, bias);
+        rope_backward(c, RopeLayout::half_split, dqkv, kSequence, kAttention.heads, kAttention.kv_heads, cos,
+                      sin);
+        bias_backward(c, dqkv, dbias);
+        return std::vector{qkv, dqkv, dbias};
+    });
+    add("norms of queries and keys", [&](Context& c) {
+        const int64_t size = kAttention.head_dim, normed = kAttention.heads + kAttention.kv_heads;
+        const Tensor qkv = heads(c, 1), dqkv = heads(c, 2), q = random(c, DType::f32, {size}, 3),
+                     k = random(c, DType::f32, {size}, 4), x = zeros(c, type, {kTokens, normed * size}),
+                     rstd = zeros(c, DType::f32, {kTokens, normed}), dq = zeros(c, DType::f32, {size}),
+                     dk = zeros(c, DType::f32, {size});
+        qk_norm_forward(c, kAttention, qkv, q, k, 1e-5f, x, rstd);
+        qk_norm_backward(c, kAttention, dqkv, q, k, x, rstd, dq, dk);
+        return std::vector{qkv, dqkv, dq, dk};
+    });
+    add("attention", [&](Context& c) {
+        const Shape out_shape = {kTokens, kAttention.heads * kAttention.head_dim};
+        const Tensor qkv = heads(c, 1), dqkv = zeros(c, type, qkv.shape), out = zeros(c, type, out_shape),
+                     dout = random(c, type, out_shape, 2),
+                     logsumexp = zeros(c, DType::f32, {kTokens, kAttention.heads});
+        attention_forward(c, kAttention, qkv, out, logsumexp);
+        attention_backward(c, kAttention, dout, qkv, out, logsumexp, dqkv);
+        return std::vector{out, dqkv};
+    });
+    add("swiglu", [&](Context& c) {
+        const Tensor gate_up = random(c, type, {kTokens, 2 * kWidth}, 1),
+                     dh = random(c, type, {kTokens, kWidth}, 2), h = zeros(c, type, {kTokens, kWidth}),
+                     dgate_up = zeros(c, type, gate_up.shape);
+        swiglu_forward(c, gate_up, h);
+        swiglu_backward(c, dh, gate_up, dgate_up);
+        return std::vector{h, dgate_up};
+    });
+    const auto add_head = [&](const char* name, const HeadOptions& options) {
+        add(name, [&](Context& c) {
+            const Tensor x = random(c, type, {kTokens, kWidth}, 1),
+                         weight = random(c, DType::f32, {kVocabulary, kWidth}, 2),
+                         targets = random_integers(c, kTokens, kVocabulary),
+                         dx = zeros(c, type, {kTokens, kWidth}),
+                         dweight = zeros(c, DType::f32, {kVocabulary, kWidth}),
+                         totals = zeros(c, DType::f64, {2});
+            head_loss_backward(c, x, weight, targets, 1.0f / kTokens, dx, dweight, totals, options);
+            return std::vector{totals, dx, dweight};
+        });
+    };
+    add_head("head and loss", {});
+    add_head("head in fp8 and loss", {.operands = HeadOperands::fp8});
+    if (is_bf16) add_head("head and loss of logits in bf16", {.logits = DType::bf16});
+    return checks;
+}
+
+KernelCheck check_update() {
+    return compare("norm of gradients, clipping and adamw", 1e-6, [](Context& c) {
+        const Tensor master = random(c, DType::f32, {300, 77}, 1),
+                     gradient = random(c, DType::f32, {300, 77}, 2), norm = zeros(c, DType::f64, {2}),
+                     losses = zeros(c, DType::f64, {2}), factor = zeros(c, DType::f32, {1});
+        global_norm(c, std::span(&gradient, 1), norm);
+        if (c.planning()) return std::vector<Tensor>();
+        clip_factor(c, norm, losses, 1.0, factor);
+        AdamW optimizer({{"w", master, gradient, true}}, {});
+        optimizer.begin_update(c, 1, 1e-2);
+        optimizer.finish_update(c, factor);
+        synchronize(c);  // its moments end here
+        return std::vector{norm, factor, master};
+    });
+}
+
+KernelCheck check_layer(const Recipe& recipe, const AllowedProducts& allowed) {
+    constexpr int64_t kIn = 256, kOut = 384;
+    // Operands have the same bytes: what is left is the order of FP32 sums, or the narrower ones of FP8.
+    const bool is_narrow = allowed.fp8 || allowed.fp8_folded;
+    const double most = !is_narrow ? 1e-4 : allowed.fp8_fast_accumulation ? 1e-1 : 2e-2;
+    const QuantLinear layer(recipe, kIn, kOut, 3, allowed);
+    return compare("linear layer of " + recipe.name, most, [&](Context& c) {
+        const Tensor w = random(c, DType::f32, {kOut, kIn}, 1), x = random(c, DType::bf16, {kTokens, kIn}, 2),
+                     dy = random(c, DType::bf16, {kTokens, kOut}, 3),
+                     y = zeros(c, DType::f32, {kTokens, kOut}), dx = zeros(c, DType::f32, {kTokens, kIn}),
+                     dw = zeros(c, DType::f32, {kOut, kIn});
+        const Tensor history = c.arena.allocate(DType::f32, {2, 6});
+        std::vector<float> amaxes(12, 4.0f);
+        if (!c.planning()) copy(c, view_of(amaxes, {2, 6}), history);
+        const QuantLinear::Weight weight =
+            layer.prepare(c, w, layer.needs_history() ? static_cast<AmaxHistory*>(history.data) : nullptr);
+        const QuantLinear::Saved saved = layer.forward(c, weight, x, y);
+        layer.backward(c, weight, saved, dy, dx, dw);
+        return std::vector{y, dx, dw};
+    });
+}
+
+void require_well(std::span<const KernelCheck> checks) {
+    const auto bad = std::ranges::find_if_not(checks, &KernelCheck::is_well);
+    if (bad == checks.end()) return;
+    fail(
+        "{}: its kernels are off by {:.1e} of the largest number on this GPU, {:.1e} at most is rounding; "
+        "train "
+        "elsewhere, and see what `nibble doctor` says",
+        bad->name, bad->error, bad->most);
+}
+
+}  // namespace nibble
