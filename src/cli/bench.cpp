@@ -13,6 +13,7 @@
 #include "nn/nn.h"
 #include "numerics/philox.h"
 #include "optim/optim.h"
+#include "train/about_normal.h"
 #include "train/memory_plan.h"
 #include "train/run_header.h"
 #include "train/self_check.h"
@@ -79,19 +80,7 @@ double seconds_of(Device device, Work&& work) {
 // About normal numbers.
 Buffer random_tensor(DType dtype, Shape shape, Device device, uint64_t seed) {
     Buffer here(dtype, shape);
-    with_elements(here.tensor(), [&]<typename T>(T* values) {
-        parallel_for(shape.count(), 1 << 14, [=](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-                const Philox draw = philox_draw(seed, Purpose::sampling, static_cast<uint64_t>(i));
-                float sum = -2;
-                for (const uint32_t word : draw.word) sum += static_cast<float>(word) * 0x1p-32f;
-                if constexpr (std::is_same_v<T, Bf16>)
-                    values[i] = bf16_encode(sum);
-                else
-                    values[i] = sum;
-            }
-        });
-    });
+    fill_about_normal(here.tensor(), seed);
     if (device == Device::cpu) return here;
     Buffer there(dtype, shape, device);
     copy(here.tensor(), there.tensor());

@@ -140,10 +140,16 @@ bool print_products(Device device) {
 
 // Kernels of the GPU that are not quantisers or products alone, against the CPU.
 bool print_kernels() {
-    std::vector<KernelCheck> checks = {check_update()};
+    std::vector<KernelCheck> checks = {check_update(), check_modifiers()};
     for (const DType activations : {DType::f32, DType::bf16})
         for (KernelCheck& check : check_kernels(activations)) checks.push_back(std::move(check));
     for (const Recipe& recipe : builtin_recipes()) checks.push_back(check_layer(recipe));
+    for (const char* recipe : {"fp8", "quartet"}) {
+        if (!has_fp8_products(Device::cuda)) break;
+        for (const bool fast : {false, true})
+            checks.push_back(check_layer(find_recipe(recipe),
+                                         {.fp8 = true, .fp8_folded = true, .fp8_fast_accumulation = fast}));
+    }
     bool is_well = true;
     for (const KernelCheck& check : checks) {
         fmt::print("kernel      {}: off by {:.1e} of the largest number: {}\n", check.name, check.error,

@@ -1,5 +1,7 @@
 #include "gemm/matmul_shape.h"
 
+#include <mutex>
+
 namespace nibble {
 
 namespace {
@@ -49,6 +51,15 @@ MatmulShape shape_of_matmul(const Operand& a, const Operand& b, const Tensor& c,
     const bool rounds = options.compute == DType::bf16;
     const bool is_narrow = rounds && !has_fp32_values(a) && !has_fp32_values(b);
     return {of_a.rows, of_b.rows, of_a.k, is_narrow ? DType::bf16 : DType::f32, rounds};
+}
+
+void warn_of_emulation(const std::string& library, const MatmulShape& shape) {
+    static std::once_flag once;
+    std::call_once(once, [&] {
+        log()->warn(
+            "{} has no FP8 product of [{}, {}] and [{}, {}]: it, and others like it, are made in bf16",
+            library, shape.m, shape.k, shape.n, shape.k);
+    });
 }
 
 }  // namespace nibble

@@ -9,8 +9,10 @@
 #include "nn/bias.h"
 #include "nn/nn.h"
 #include "nn/qk_norm.h"
+#include "nn/smooth_swiglu.h"
 #include "numerics/philox.h"
 #include "optim/optim.h"
+#include "train/about_normal.h"
 
 namespace nibble {
 
@@ -20,22 +22,12 @@ constexpr int64_t kSequence = 64, kTokens = 2 * kSequence;
 constexpr AttentionShape kAttention = {.sequence = kSequence, .heads = 4, .kv_heads = 2, .head_dim = 64};
 constexpr int64_t kHeads = kAttention.heads + 2 * kAttention.kv_heads;
 
-// Numbers of about one, the same on both devices.
+// The same numbers on both devices.
 Tensor random(const Context& context, DType dtype, Shape shape, uint64_t seed) {
     const Tensor there = context.arena.allocate(dtype, shape);
     if (context.planning()) return there;
     const Buffer here(dtype, shape);
-    with_elements(here.tensor(), [&](auto* values) {
-        for (int64_t i = 0; i < shape.count(); ++i) {
-            const Philox draw = philox_draw(seed, Purpose::sampling, static_cast<uint64_t>(i));
-            float sum = -2;
-            for (const uint32_t word : draw.word) sum += static_cast<float>(word) * 0x1p-32f;
-            if constexpr (std::is_same_v<decltype(values), Bf16*>)
-                values[i] = bf16_encode(sum);
-            else
-                values[i] = sum;
-        }
-    });
+    fill_about_normal(here.tensor(), seed);
     copy(context, here.tensor(), there);
     return there;
 }
@@ -208,13 +200,39 @@ KernelCheck check_update() {
     });
 }
 
+KernelCheck check_modifiers() {
+    return compare("modifiers", 1e-6, [](Context& c) {
+        constexpr int64_t kRows = 64, kCols = 512;
+        const QuantSpec spec = parse_spec("nvfp4 1x16");
+        const Shape shape = {kRows, kCols};
+        const Tensor w = random(c, DType::f32, shape, 1), step = random(c, DType::f32, shape, 2),
+                     average = zeros(c, DType::f32, shape), divided = zeros(c, DType::f32, shape),
+                     hidden = random(c, DType::bf16, shape, 3), scales = zeros(c, DType::f32, {kCols});
+        const Oscillation seen = {zeros(c, DType::f32, shape), zeros(c, DType::f32, shape),
+                                  zeros(c, DType::f32, shape)};
+        oscireset_begin(c, w, seen);
+        cage_update(c, spec, {.seed = 1}, 0.01, w);
+        qema_update(c, 0.9, true, w, average);
+        qema_update(c, 0.9, false, step, average);
+        oscireset_watch(c, spec, {}, w, seen);
+        oscireset_reset(c, spec, {}, 2.0, w, seen);
+        channel_scales(c, {}, hidden, scales);
+        multiply_columns(c, hidden, scales);
+        divide_columns(c, w, scales, divided);
+        return std::vector{w, average, seen.weight_path, seen.quantized_path, hidden, divided};
+    });
+}
+
 KernelCheck check_layer(const Recipe& recipe, const AllowedProducts& allowed) {
     constexpr int64_t kIn = 256, kOut = 384;
     // Operands have the same bytes: what is left is the order of FP32 sums, or the narrower ones of FP8.
     const bool is_narrow = allowed.fp8 || allowed.fp8_folded;
     const double most = !is_narrow ? 1e-4 : allowed.fp8_fast_accumulation ? 1e-1 : 2e-2;
     const QuantLinear layer(recipe, kIn, kOut, 3, allowed);
-    return compare("linear layer of " + recipe.name, most, [&](Context& c) {
+    const char* const how = !is_narrow                      ? ""
+                            : allowed.fp8_fast_accumulation ? ", fp8 with fast sums"
+                                                            : ", fp8";
+    return compare(fmt::format("linear layer of {}{}", recipe.name, how), most, [&](Context& c) {
         const Tensor w = random(c, DType::f32, {kOut, kIn}, 1), x = random(c, DType::bf16, {kTokens, kIn}, 2),
                      dy = random(c, DType::bf16, {kTokens, kOut}, 3),
                      y = zeros(c, DType::f32, {kTokens, kOut}), dx = zeros(c, DType::f32, {kTokens, kIn}),

@@ -24,6 +24,8 @@ struct KernelCheck {
 std::vector<KernelCheck> check_kernels(DType activations);
 // The norm of gradients, clipping and AdamW.
 KernelCheck check_update();
+// The stateful parts that a recipe may add: cage, qema, oscireset, smooth-swiglu.
+KernelCheck check_modifiers();
 // A linear layer under a recipe: its operands, all three products, and what finishes them. `allowed`: as in
 // the run.
 KernelCheck check_layer(const Recipe& recipe, const AllowedProducts& allowed = {});

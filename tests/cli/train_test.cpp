@@ -82,6 +82,7 @@ TEST_F(FinishedRun, SaysInTheHeaderWhatRanOnWhatWithWhat) {
     EXPECT_TRUE(
         header.at("gemms")[0].at("executed").get<std::string>().starts_with("emulated: exact products in "));
     EXPECT_EQ(header.at("gemms")[3].at("product"), "lm_head");
+    EXPECT_TRUE(header.at("attention").get<std::string>().starts_with("products in "));
     EXPECT_GT(header.at("machine").at("threads"), 0);
     EXPECT_GT(header.at("device").at("gemm_peak").get<double>(), 1e6);
     EXPECT_EQ(header.at("data").at("train").at("hash").get<std::string>().size(), 16u);

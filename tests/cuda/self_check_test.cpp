@@ -14,6 +14,7 @@ TEST_F(SelfCheckOnGpu, FindsTheKernelsOfPassLossAndUpdateWell) {
     for (const DType activations : {DType::f32, DType::bf16})
         for (const KernelCheck& check : check_kernels(activations)) expect_well(check);
     expect_well(check_update());
+    expect_well(check_modifiers());
 }
 
 TEST_F(SelfCheckOnGpu, FindsTheLayersOfEveryRecipeWell) {
