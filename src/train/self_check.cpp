@@ -100,9 +100,10 @@ std::vector<KernelCheck> check_kernels(DType activations) {
     const double most = is_bf16 ? 0x1p-5 : 1e-4;
     constexpr int64_t kWidth = 384, kVocabulary = 1000;
     std::vector<KernelCheck> checks;
-    const auto add = [&](const char* name, const Work& work) {
-        checks.push_back(compare(fmt::format("{}, {}", name, is_bf16 ? "bf16" : "f32"), most, work));
+    const auto add_within = [&](double most_here, const char* name, const Work& work) {
+        checks.push_back(compare(fmt::format("{}, {}", name, is_bf16 ? "bf16" : "f32"), most_here, work));
     };
+    const auto add = [&](const char* name, const Work& work) { add_within(most, name, work); };
     const auto heads = [&](Context& c, uint64_t seed) {
         return random(c, type, {kTokens, kHeads * kAttention.head_dim}, seed);
     };
@@ -167,7 +168,9 @@ std::vector<KernelCheck> check_kernels(DType activations) {
         return std::vector{h, dgate_up};
     });
     const auto add_head = [&](const char* name, const HeadOptions& options) {
-        add(name, [&](Context& c) {
+        // A gradient of E5M2 that falls to the other side of a tie differs by an eighth of itself.
+        const bool is_fp8 = options.operands == HeadOperands::fp8;
+        add_within(is_fp8 ? 0.15 : most, name, [&](Context& c) {
             const Tensor x = random(c, type, {kTokens, kWidth}, 1),
                          weight = random(c, DType::f32, {kVocabulary, kWidth}, 2),
                          targets = random_integers(c, kTokens, kVocabulary),
@@ -237,11 +240,11 @@ KernelCheck check_layer(const Recipe& recipe, const AllowedProducts& allowed) {
                      dy = random(c, DType::bf16, {kTokens, kOut}, 3),
                      y = zeros(c, DType::f32, {kTokens, kOut}), dx = zeros(c, DType::f32, {kTokens, kIn}),
                      dw = zeros(c, DType::f32, {kOut, kIn});
-        const Tensor history = c.arena.allocate(DType::f32, {2, 6});
+        const Buffer history(DType::f32, {2, 6}, c.device);  // there in planning passes, too
         std::vector<float> amaxes(12, 4.0f);
-        if (!c.planning()) copy(c, view_of(amaxes, {2, 6}), history);
-        const QuantLinear::Weight weight =
-            layer.prepare(c, w, layer.needs_history() ? static_cast<AmaxHistory*>(history.data) : nullptr);
+        copy(view_of(amaxes, {2, 6}), history.tensor());
+        const QuantLinear::Weight weight = layer.prepare(
+            c, w, layer.needs_history() ? reinterpret_cast<AmaxHistory*>(history.data()) : nullptr);
         const QuantLinear::Saved saved = layer.forward(c, weight, x, y);
         layer.backward(c, weight, saved, dy, dx, dw);
         return std::vector{y, dx, dw};

@@ -21,6 +21,12 @@ TEST_F(SelfCheckOnGpu, FindsTheLayersOfEveryRecipeWell) {
     for (const Recipe& recipe : builtin_recipes()) expect_well(check_layer(recipe));
 }
 
+TEST_F(SelfCheckOnGpu, FindsALayerWellThatScalesByTheStepBefore) {
+    Recipe recipe = find_recipe("nvidia");
+    operand(recipe, "fprop.x").spec.tensor = TensorScale::delayed;
+    expect_well(check_layer(recipe));
+}
+
 TEST_F(SelfCheckOnGpu, FindsLayersInFp8Near) {
     for (const char* recipe : {"fp8", "quartet"}) {
         expect_well(check_layer(find_recipe(recipe), {.fp8 = true, .fp8_folded = true}));
