@@ -12,8 +12,14 @@ parts=(
 )
 with_attention=('CudaAttention.*' 'StepReplays.*:TransformerOnGpu.*')
 failed=0
+nvidia-smi -L || exit 1
 check() {  # check TOOL FILTER
     printf '%s  %s\n' "$1" "$2"
+    if ! "$tests" --gtest_list_tests --gtest_filter="$2" | grep -q '^  '; then
+        echo "no test has such a name"
+        failed=1
+        return
+    fi
     compute-sanitizer --tool "$1" --error-exitcode 9 "$tests" --gtest_brief=1 --gtest_filter="$2" || failed=1
 }
 for tool in memcheck initcheck racecheck; do

@@ -309,7 +309,8 @@ void bench_layer(const BenchOptions& options) {
                 {{"recipe", recipe.name},
                  {"seconds", seconds},
                  {"of_bf16", reference / seconds},
-                 {"of_peak", of_peak}},
+                 {"of_peak", of_peak},
+                 {"gemm_peak", peak}},
                 fmt::format("{:<20} {:>8.3f} ms  {:>7.1f} TFLOP/s  {:.2f} of bf16  {:.2f} of the products",
                             recipe.name, seconds * 1e3, flops / seconds * 1e-12, reference / seconds,
                             of_peak));

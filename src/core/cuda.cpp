@@ -17,19 +17,22 @@ std::string cuda_version() {
 void require_cuda() {
     require(kHasCuda, "this build of nibble has no CUDA; build the preset hopper, or choose the device cpu");
     if constexpr (kHasCuda) {
-        static const std::string reason = reason_against(cuda::state());
+        static const std::string reason = reason_against(cuda::machine_state());
         if (!reason.empty()) fail("{}", reason);
     }
 }
 
+std::string cuda_version_text(int version) {
+    return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
 std::string reason_against(const CudaState& state) {
-    const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
     if (state.driver == 0) return "there is no NVIDIA driver on this machine; choose the device cpu";
     if (state.driver_is_too_old)
         return fmt::format(
             "the NVIDIA driver of this machine serves CUDA {}, nibble was built with CUDA {}; install a "
             "newer driver",
-            version(state.driver), version(state.built_with));
+            cuda_version_text(state.driver), cuda_version_text(state.built_with));
     if (state.gpus == 0) return "this machine shows no NVIDIA GPU to nibble; choose the device cpu";
     const CudaDevice& gpu = state.first;
     const std::string kind = fmt::format("{} is an sm_{}{}", gpu.name, gpu.major, gpu.minor);

@@ -4,8 +4,6 @@ namespace nibble::cuda {
 
 namespace {
 
-std::string version_text(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
-
 int driver_version() {
     int version = 0;
     check(cudaDriverGetVersion(&version), "version of the GPU's driver");
@@ -41,22 +39,24 @@ std::vector<CudaDevice> devices() {
 std::string version() {
     int runtime = 0;
     check(cudaRuntimeGetVersion(&runtime), "version of the CUDA runtime");
-    return fmt::format("{}, driver {}", version_text(runtime),
-                       driver_version() == 0 ? "none" : version_text(driver_version()));
+    return fmt::format("{}, driver {}", cuda_version_text(runtime),
+                       driver_version() == 0 ? "none" : cuda_version_text(driver_version()));
 }
 
-CudaState state() {
+CudaState machine_state() {
     CudaState state{.driver = driver_version(), .built_with = CUDART_VERSION};
     if (state.driver == 0) return state;
     const cudaError_t status = cudaGetDeviceCount(&state.gpus);
     state.driver_is_too_old = status == cudaErrorInsufficientDriver;
-    if (status == cudaErrorNoDevice) state.gpus = 0;
-    if (state.driver_is_too_old || state.gpus == 0) return state;
+    if (state.driver_is_too_old || status == cudaErrorNoDevice) return state;
     check(status, "search for GPUs");
+    if (state.gpus == 0) return state;
     state.first = devices().front();
     cudaFuncAttributes attributes;
-    state.has_kernels = cudaFuncGetAttributes(&attributes, empty_kernel) == cudaSuccess;
+    const cudaError_t found = cudaFuncGetAttributes(&attributes, empty_kernel);
     cudaGetLastError();  // or the next launch would report it
+    state.has_kernels = found != cudaErrorNoKernelImageForDevice && found != cudaErrorInvalidDeviceFunction;
+    if (state.has_kernels) check(found, "search for kernels");
     return state;
 }
 

@@ -33,9 +33,6 @@ struct CudaDevice {
 std::vector<CudaDevice> cuda_devices();
 // "13.0, driver 13.0"; empty in a build without CUDA.
 std::string cuda_version();
-// Throws Error, one line that says why, unless nibble can run on the first GPU: this build has no CUDA, or
-// reason_against() what the machine says. It is asked once a process.
-void require_cuda();
 // What a machine says of its GPUs.
 struct CudaState {
     int driver = 0;  // the CUDA version that it serves, 13000 for 13.0; 0: there is none
@@ -47,6 +44,11 @@ struct CudaState {
 };
 // Why nibble cannot run on the first GPU, in one line; empty: it can.
 std::string reason_against(const CudaState& state);
+// Throws Error with the reason, one line, if this build has no CUDA or reason_against() finds one. The
+// machine is asked once a process.
+void require_cuda();
+// "13.0" of 13000.
+std::string cuda_version_text(int version);
 
 // to <- from, of one dtype and count, on any devices, after what the context's stream holds already. Returns
 // when it is done if one of them is the CPU's.
@@ -74,7 +76,7 @@ void synchronize(const Context& context);
 namespace cuda {
 std::vector<CudaDevice> devices();
 std::string version();
-CudaState state();
+CudaState machine_state();
 std::byte* allocate_zeroed(size_t bytes);
 void free(std::byte* p);
 void copy(const Context& context, const Tensor& from, const Tensor& to);

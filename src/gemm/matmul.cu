@@ -177,7 +177,7 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
         of_product.fast_sums = *options.fp8 == Fp8Sums::fast;
         complete(has_lines);
         product = GpuProduct::find(of_product, context.planning());
-        if (product == nullptr) warn_of_emulation(gpu_product_description(), shape);
+        if (product == nullptr) warn_of_emulation(shape);
     }
     if (product == nullptr) {
         of_product = {};

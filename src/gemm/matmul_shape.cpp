@@ -53,12 +53,14 @@ MatmulShape shape_of_matmul(const Operand& a, const Operand& b, const Tensor& c,
     return {of_a.rows, of_b.rows, of_a.k, is_narrow ? DType::bf16 : DType::f32, rounds};
 }
 
-void warn_of_emulation(const std::string& library, const MatmulShape& shape) {
+void warn_of_emulation(const MatmulShape& shape) {
     static std::once_flag once;
     std::call_once(once, [&] {
         log()->warn(
-            "{} has no FP8 product of [{}, {}] and [{}, {}]: it, and others like it, are made in bf16",
-            library, shape.m, shape.k, shape.n, shape.k);
+            "cuBLASLt has no FP8 product of [{}, {}] and [{}, {}]: it, and others like it, are made in bf16; "
+            "the "
+            "header's fp8 does not hold for them",
+            shape.m, shape.k, shape.n, shape.k);
     });
 }
 

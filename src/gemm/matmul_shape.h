@@ -45,8 +45,8 @@ inline Tensor row_scales_of(const Operand& operand) {
     return has_scales ? operand.quantized->fp32_scales : Tensor{};
 }
 
-// Says once in a process that the library of a GPU has no FP8 product of such a shape, which is made in BF16
-// then: a run's header says FP8.
-void warn_of_emulation(const std::string& library, const MatmulShape& shape);
+// Warns, once in a process, that cuBLASLt has no FP8 product of such a shape, which is made in BF16 then,
+// whatever a run's header says.
+void warn_of_emulation(const MatmulShape& shape);
 
 }  // namespace nibble

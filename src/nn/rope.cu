@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(const Rotation r, Elem
 template <typename Element, int kWidth, bool kInterleaved>
 void launch_rotation(Context& context, const Rotation& rotation, Element* qkv) {
     const int64_t threads = rotation.rows * Share<kWidth, kInterleaved>::threads_of_row(rotation);
-    require(threads < int64_t{1} << 31, "rope: {} rows of {} heads are too many", rotation.rows,
+    require(threads < int64_t{1} << 31,
+            "rope: {} rows of {} heads are too many; make the micro-batch smaller", rotation.rows,
             rotation.all_heads);
     launch(context, rotate_kernel<Element, kWidth, kInterleaved>,
            static_cast<unsigned>(divide_up<int64_t>(threads, kThreads)), kThreads, 0, rotation, qkv);

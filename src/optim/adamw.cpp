@@ -181,7 +181,8 @@ void AdamW::begin_update(const Context& context, int64_t update, double lr, doub
 
 void AdamW::finish_update(Context& context, const Tensor& gradient_factor) {
     if (context.planning()) return;
-    const auto* const factor = static_cast<const float*>(gradient_factor.data);
+    require(factors_.update > 0, "an update of AdamW is finished that has not begun");
+    const float* const factor = gradient_factor.as<float>();
     NIBBLE_ON_CUDA(context, adamw_update(context, cuda_chunks_, cuda_factors(), factor, options_.moments));
     AdamWFactors factors = factors_;
     if (factor != nullptr) factors.gradient *= *factor;

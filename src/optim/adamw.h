@@ -59,9 +59,9 @@ class AdamW {
     // Update number `update` (1 is the first), with gradients multiplied by `gradient_factor` (see
     // clip_factor). BF16 moments are rounded by the context's seed. A factor of NaN changes nothing.
     void update(Context& context, int64_t update, double lr, double gradient_factor = 1.0);
-    // The same in two parts. What differs between updates is written to where the tensors are, and the other
-    // part finds it there: it is queued alike every time, as a Recording needs it. gradient_factor: F32 [1]
-    // on the tensors' device, another factor of the gradients, or none.
+    // The same in two parts. begin_update() first: it puts what this update multiplies by where the tensors
+    // are. finish_update() updates, and is queued alike every time, so that a Recording may hold it.
+    // gradient_factor: F32 [1] on the tensors' device, another factor of the gradients, or none.
     void begin_update(const Context& context, int64_t update, double lr, double gradient_factor = 1.0);
     void finish_update(Context& context, const Tensor& gradient_factor);
 

@@ -25,9 +25,9 @@ GradientNorm read_norm(const Context& context, const Tensor& result);
 // What gradients are multiplied by so that their norm is at most `limit`: limit / norm, or 1 when the norm is
 // below. limit = 0: no clipping.
 double clip_factor(double norm, double limit);
-// The same where the norm is, without waiting: factor, F32 [1], for AdamW::update(). It is NaN, which leaves
-// everything as it is, if the norm (global_norm()) or the sum of losses (head_loss_backward()) is not finite,
-// or Context::fault is raised.
+// The same where the norm is, without waiting: factor, F32 [1], for AdamW::finish_update(). It is NaN, which
+// leaves everything as it is, if the norm (global_norm()) or the sum of losses (head_loss_backward()) is not
+// finite, or Context::fault is raised.
 void clip_factor(const Context& context, const Tensor& norm, const Tensor& losses, double limit,
                  const Tensor& factor);
 

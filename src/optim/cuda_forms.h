@@ -9,6 +9,7 @@ namespace nibble::cuda {
 
 // The table that adamw_update() reads: the tensors and their moments in chunks.
 Buffer adamw_chunks(std::span<const OptimizedTensor> tensors, std::span<const AdamW::State> state);
+// *there <- factors; there: on the GPU.
 void set_adamw_factors(const Context& context, const AdamWFactors& factors, AdamWFactors* there);
 // adamw_reference() of every element of every tensor; `keep` is that of tensors that decay, 1 for others.
 // factors, gradient_factor: on the GPU; the second multiplies factors->gradient, NaN: nothing is done,

@@ -43,7 +43,7 @@ std::string format_of(const OperandSpec& operand) {
 }
 
 // What multiplies the operands (nn/quant_linear.h, gemm/matmul.h). `forward`: what b is made from, if it is.
-std::string executed(Device device, const AllowedProducts& allowed, bool is_whole, const OperandSpec& a,
+std::string executed(Device device, const AllowedProducts& allowed, bool fits_fp8, const OperandSpec& a,
                      const OperandSpec& b, const QuantSpec& forward = {}) {
     const ProductWay way = product_way(a, b, allowed, device);
     if (way != ProductWay::emulated)
@@ -51,7 +51,7 @@ std::string executed(Device device, const AllowedProducts& allowed, bool is_whol
             "{}: {} on fp8 tensor cores, {}{}", way == ProductWay::fp8 ? "fp8" : "fp8-folded",
             way == ProductWay::fp8 ? "codes" : "scales folded into fp8 codes",
             allowed.fp8_fast_accumulation ? "fp8-fast-accumulation: narrow sums" : "sums narrower than f32",
-            is_whole ? "" : " (emulated in bf16 where a size is no multiple of 16)");
+            fits_fp8 ? "" : " (emulated in bf16 where a size is no multiple of 16)");
     const bool quantized = a.spec.is_quantized() || b.spec.is_quantized();
     const bool reads_forward = b.source != Source::original && !b.spec.is_quantized();
     const bool has_fp32_scales =
@@ -95,13 +95,13 @@ Json describe_machine(Device device) {
 }
 
 Json describe_products(const Recipe& recipe, DType activations, Device device, const AllowedProducts& allowed,
-                       bool is_whole) {
+                       bool fits_fp8) {
     Json all = Json::array();
     const auto add = [&](const char* product, const OperandSpec& a, const OperandSpec& b,
                          const QuantSpec& forward = {}) {
         all.push_back({{"product", product},
                        {"requested", fmt::format("{} x {}", format_of(a), format_of(b))},
-                       {"executed", executed(device, allowed, is_whole, a, b, forward)}});
+                       {"executed", executed(device, allowed, fits_fp8, a, b, forward)}});
     };
     add("fprop", recipe.fprop_x, recipe.fprop_w);
     if (recipe.outliers) {  // nn/outliers.h
@@ -120,11 +120,10 @@ Json describe_products(const Recipe& recipe, DType activations, Device device, c
     return all;
 }
 
-bool are_whole(const ModelConfig& shape, int64_t tokens) {
-    return std::ranges::all_of(
-        std::array<int64_t, 6>{tokens, shape.hidden_size, shape.qkv_size(), shape.attention_size(),
-                               shape.intermediate_size, shape.vocab_size},
-        [](int64_t size) { return size % 16 == 0; });
+bool fit_fp8(const ModelConfig& shape) {
+    const std::array<int64_t, 5> columns = {shape.hidden_size, shape.qkv_size(), shape.attention_size(),
+                                            shape.intermediate_size, shape.vocab_size};
+    return std::ranges::all_of(columns, [](int64_t size) { return size % 16 == 0; });
 }
 
 Json describe(const Phase& phase) {
@@ -166,8 +165,7 @@ Json make_header(const HeaderParts& parts) {
           {"toml", to_toml(recipe)}}},
         {"phases", phases},
         {"gemms", describe_products(recipe, model.options().activations, model.options().device,
-                                    model.options().allowed,
-                                    are_whole(shape, sequence * parts.config.train.micro_batch_size))},
+                                    model.options().allowed, fit_fp8(shape))},
         {"attention", attention_description(model.options().device,
                                             {sequence, shape.num_attention_heads, shape.num_key_value_heads,
                                              shape.head_dim, model.options().deterministic_attention},

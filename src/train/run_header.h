@@ -19,11 +19,11 @@ std::string cpu_name();
 nlohmann::ordered_json describe_machine(Device device = Device::cpu);
 
 // For each product of the linear layers, and the LM head: {"product", "requested", "executed"}. `allowed`: as
-// the run allows it (device.allow). is_whole: all sizes of these products are multiples of 16, as FP8 tensor
-// cores need them (are_whole()); if not, that is said.
+// the run allows it (device.allow). fits_fp8: fit_fp8() of the model; if not, that is said.
 nlohmann::ordered_json describe_products(const Recipe& recipe, DType activations, Device device = Device::cpu,
-                                         const AllowedProducts& allowed = {}, bool is_whole = false);
-bool are_whole(const ModelConfig& shape, int64_t tokens);
+                                         const AllowedProducts& allowed = {}, bool fits_fp8 = false);
+// Whether all outputs of these products have as many columns as FP8 tensor cores take: multiples of 16.
+bool fit_fp8(const ModelConfig& shape);
 
 struct HeaderParts {
     const RunConfig& config;

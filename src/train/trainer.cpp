@@ -160,9 +160,8 @@ void Trainer::enter_phase() {
         {"name", phase.recipe.name}, {"table", to_table(phase.recipe)}, {"toml", to_toml(phase.recipe)}};
     if (phase.is_conditional()) record["gradient_to_noise"] = phase.gradient_to_noise;
     record["steps"] = steps_;
-    record["gemms"] = describe_products(
-        phase.recipe, model_->options().activations, device(), model_->options().allowed,
-        are_whole(model_->config(), config_.data.sequence_length * config_.train.micro_batch_size));
+    record["gemms"] = describe_products(phase.recipe, model_->options().activations, device(),
+                                        model_->options().allowed, fit_fp8(model_->config()));
     record["time"] = elapsed();
     log_->write(record);
     std::string recipe = recipe_text(to_table(phase.recipe), record.at("gemms"));

@@ -90,9 +90,19 @@ void Trainer::check_device() {
     if (device() == Device::cuda) {
         require_cuda();
         const AllowedProducts allowed = parse_allowed(config_.device.allow);
-        std::vector<KernelCheck> checks = check_kernels(dtype_named(config_.precision.activations));
-        checks.push_back(check_update());
-        for (const Phase& phase : phases_) checks.push_back(check_layer(phase.recipe, allowed));
+        const bool has_fp8_head = allowed.fp8 && std::ranges::any_of(phases_, [](const Phase& phase) {
+                                      return phase.recipe.lm_head == "fp8";
+                                  });
+        std::vector<KernelCheck> checks = check_kernels(
+            {dtype_named(config_.precision.activations), config_.device.attention == "deterministic",
+             has_fp8_head ? std::optional(allowed.sums()) : std::nullopt});
+        checks.push_back(
+            check_update(dtype_named(config_.train.gradients), dtype_named(config_.optimizer.moments)));
+        checks.push_back(check_layer(find_recipe("bf16")));  // of blocks that are kept, and of evaluation
+        for (const Phase& phase : phases_) {
+            checks.push_back(check_layer(phase.recipe, allowed));
+            if (!phase.recipe.modifiers.empty()) checks.push_back(check_modifiers());
+        }
         require_well(checks);
     }
     replay_.emplace(context_);
@@ -300,7 +310,7 @@ void Trainer::resume() {
         }
         const Json machine = describe_machine(device());
         for (const auto& [key, now] : machine.items())
-            if (state.at("machine").value(key, Json()) != now)
+            if (state.at("machine").contains(key) && state.at("machine").at(key) != now)
                 log()->warn("{} was {} before, now it is {}: the run goes on, but not to the bit", key,
                             state.at("machine").value(key, Json()).dump(), now.dump());
         earlier_seconds_ = state.at("seconds").get<double>();

@@ -12,8 +12,10 @@ void expect_well(const KernelCheck& check) { EXPECT_LE(check.error, check.most) 
 
 TEST_F(SelfCheckOnGpu, FindsTheKernelsOfPassLossAndUpdateWell) {
     for (const DType activations : {DType::f32, DType::bf16})
-        for (const KernelCheck& check : check_kernels(activations)) expect_well(check);
-    expect_well(check_update());
+        for (const bool deterministic : {true, false})
+            for (const KernelCheck& check : check_kernels({activations, deterministic, Fp8Sums::precise}))
+                expect_well(check);
+    for (const DType dtype : {DType::f32, DType::bf16}) expect_well(check_update(dtype, dtype));
     expect_well(check_modifiers());
 }
 

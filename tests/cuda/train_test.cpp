@@ -83,6 +83,19 @@ TEST_F(TrainOnAGpu, LearnsWhatItLearnsOnACpu) {
     }
 }
 
+TEST_F(TrainOnAGpu, SaysInItsHeaderWhetherAttentionRepeatsToTheBit) {
+    const TinyRun run;
+    std::string model = read_text(run / "model.json");  // with heads that cuDNN takes
+    model.replace(model.find("\"head_dim\": 10"), 14, "\"head_dim\": 16");
+    write_text(run / "model.json", model);
+    const auto attention = [&](const std::string& order) {
+        TinyRun::expect_success(train(run, order, {"--until", "1", "--set", "device.attention=" + order}));
+        return run.log(order).header.at("attention").get<std::string>();
+    };
+    EXPECT_TRUE(attention("deterministic").ends_with(", deterministic"));
+    EXPECT_FALSE(attention("any-order").ends_with(", deterministic"));
+}
+
 TEST_F(TrainOnAGpu, IsMonitoredWithoutChangingABit) {
     for (const std::string noise : {"predicted", "two-pass"}) {
         const TinyRun run;

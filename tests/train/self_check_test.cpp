@@ -16,6 +16,23 @@ std::string refusal(std::vector<KernelCheck> checks) {
     return "";
 }
 
+TEST(SelfCheck, MeasuresDifferencesByTheLargestNumber) {
+    using Numbers = std::vector<double>;
+    EXPECT_EQ(largest_difference(Numbers{}, Numbers{}), 0);
+    EXPECT_EQ(largest_difference(Numbers{0, 0}, Numbers{0, 0}), 0);
+    EXPECT_EQ(largest_difference(Numbers{1, -4}, Numbers{1, -4}), 0);
+    EXPECT_EQ(largest_difference(Numbers{1, -4}, Numbers{2, -4}), 0.25);
+    EXPECT_EQ(largest_difference(Numbers{0, 0}, Numbers{0, 1}), std::numeric_limits<double>::infinity());
+    for (const double bad :
+         {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+        EXPECT_EQ(largest_difference(Numbers{1, bad}, Numbers{1, 2}),
+                  std::numeric_limits<double>::infinity());
+        EXPECT_EQ(largest_difference(Numbers{1, 2}, Numbers{1, bad}),
+                  std::numeric_limits<double>::infinity());
+        EXPECT_EQ(largest_difference(Numbers{bad}, Numbers{bad}), std::numeric_limits<double>::infinity());
+    }
+}
+
 TEST(SelfCheck, LetsTrainingBeginWhereAllIsWithinRounding) {
     EXPECT_EQ(refusal({}), "");
     EXPECT_EQ(refusal({{"rmsnorm, bf16", 0, 0.01}, {"swiglu, bf16", 0.01, 0.01}}), "");

@@ -205,7 +205,14 @@ constexpr auto max(A a, B b) {
 
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
-enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation, cudaErrorNoDevice, cudaErrorInsufficientDriver };
+enum cudaError_t {
+    cudaSuccess,
+    cudaErrorMemoryAllocation,
+    cudaErrorNoDevice,
+    cudaErrorInsufficientDriver,
+    cudaErrorNoKernelImageForDevice,
+    cudaErrorInvalidDeviceFunction
+};
 enum cudaMemcpyKind {
     cudaMemcpyDefault,
     cudaMemcpyHostToDevice,
