@@ -11,10 +11,9 @@
 #include "core/cuda.h"
 #include "gemm/matmul.h"
 #include "nn/nn.h"
-#include "numerics/philox.h"
 #include "optim/optim.h"
-#include "train/about_normal.h"
 #include "train/memory_plan.h"
+#include "train/random_numbers.h"
 #include "train/run_header.h"
 #include "train/self_check.h"
 #include "train/speed_of_light.h"
@@ -284,9 +283,8 @@ void bench_layer(const BenchOptions& options) {
     double reference = 0;
     const double peak = measure_gemm_peak(device, 1.0);
     fmt::print(
-        "{} tokens, {} to {} features, forward and backward with one preparation of the weight; products in "
-        "bf16 "
-        "{:.1f} TFLOP/s\n",
+        "{} tokens, {} to {} features, forward and backward with one preparation of the weight; "
+        "products in bf16 {:.1f} TFLOP/s\n",
         t, k, n, peak * 1e-12);
     const auto measure = [&](const Recipe& recipe) {
         const QuantLinear layer(recipe, k, n, 0, parse_allowed(options.allow));
@@ -389,12 +387,7 @@ class Training {
     Buffer random_tokens(uint64_t seed) const {
         const Shape shape = {options_.batch, options_.sequence};
         const Buffer here(DType::i32, shape);
-        const std::span<int32_t> all = here.tensor().span<int32_t>();
-        const auto vocabulary = static_cast<uint32_t>(model_.config().vocab_size);
-        int64_t i = 0;
-        for (int32_t& token : all)
-            token = static_cast<int32_t>(
-                philox_draw(seed, Purpose::sampling, static_cast<uint64_t>(i++)).word[0] % vocabulary);
+        fill_below(here.tensor(), model_.config().vocab_size, seed);
         Buffer there(DType::i32, shape, options_.device());
         copy(here.tensor(), there.tensor());
         return there;

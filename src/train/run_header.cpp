@@ -201,9 +201,9 @@ std::string phase_text(const Json& phase) {
 
 std::string recipe_text(const std::string& table, const Json& products) {
     std::string text = table;
-    if (!text.ends_with('\n')) text += '\n';
+    if (text.ends_with('\n')) text.pop_back();
     for (const Json& product : products)
-        text += fmt::format("{:<8} requested {}, executed {}\n", product.at("product").get<std::string>(),
+        text += fmt::format("\n{:<8} requested {}, executed {}", product.at("product").get<std::string>(),
                             product.at("requested").get<std::string>(),
                             product.at("executed").get<std::string>());
     return text;
@@ -218,7 +218,7 @@ std::string to_text(const Json& header) {
                                    header.at("name").get<std::string>(), model.at("parameters").dump(),
                                    header.at("steps").dump(), header.at("tokens_per_step").dump());
     text += recipe_text(header.at("recipe").at("table").get<std::string>(), header.at("gemms"));
-    text += fmt::format("attention executed {}\n", header.at("attention").get<std::string>());
+    text += fmt::format("\nattention executed {}\n", header.at("attention").get<std::string>());
     for (const Json& phase : header.at("phases")) text += fmt::format("phase    {}\n", phase_text(phase));
     if (!header.at("kept_blocks").empty())
         text += fmt::format("blocks   {} kept: requested bf16 x bf16, executed {}\n",

@@ -41,7 +41,7 @@ nlohmann::ordered_json describe(const Phase& phase);
 nlohmann::ordered_json make_header(const HeaderParts& parts);
 // A phase as describe() gives it, in one line for a person.
 std::string phase_text(const nlohmann::ordered_json& phase);
-// A recipe's table, and a line for each product as describe_products() gives them.
+// A recipe's table, and a line for each product as describe_products() gives them; the last line has no end.
 std::string recipe_text(const std::string& table, const nlohmann::ordered_json& products);
 // Some lines for a person.
 std::string to_text(const nlohmann::ordered_json& header);

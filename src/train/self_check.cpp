@@ -10,9 +10,8 @@
 #include "nn/nn.h"
 #include "nn/qk_norm.h"
 #include "nn/smooth_swiglu.h"
-#include "numerics/philox.h"
 #include "optim/optim.h"
-#include "train/about_normal.h"
+#include "train/random_numbers.h"
 
 namespace nibble {
 
@@ -31,13 +30,12 @@ Tensor random(const Context& context, DType dtype, Shape shape, uint64_t seed) {
     copy(context, here.tensor(), there);
     return there;
 }
-Tensor random_integers(const Context& context, int64_t count, uint32_t limit) {
+Tensor random_integers(const Context& context, int64_t count, int64_t limit) {
     const Tensor there = context.arena.allocate(DType::i32, {count});
-    std::vector<int32_t> here;
-    for (int64_t i = 0; i < count; ++i)
-        here.push_back(static_cast<int32_t>(
-            philox_draw(9, Purpose::sampling, static_cast<uint64_t>(i)).word[0] % limit));
-    if (!context.planning()) copy(context, view_of(here, {count}), there);
+    if (context.planning()) return there;
+    const Buffer here(DType::i32, {count});
+    fill_below(here.tensor(), limit, 9);
+    copy(context, here.tensor(), there);
     return there;
 }
 Tensor zeros(const Context& context, DType dtype, Shape shape) {
@@ -273,8 +271,7 @@ void require_well(std::span<const KernelCheck> checks) {
     if (bad == checks.end()) return;
     fail(
         "{}: its kernels are off by {:.1e} of the largest number on this GPU, {:.1e} at most is rounding; "
-        "train "
-        "elsewhere, and see what `nibble doctor` says",
+        "train elsewhere, and see what `nibble doctor` says",
         bad->name, bad->error, bad->most);
 }
 

@@ -164,10 +164,9 @@ void Trainer::enter_phase() {
                                         model_->options().allowed, fit_fp8(model_->config()));
     record["time"] = elapsed();
     log_->write(record);
-    std::string recipe = recipe_text(to_table(phase.recipe), record.at("gemms"));
-    recipe.pop_back();  // the last end of a line
     status_.note(fmt::format("step {} of {}: phase {} of {}, {}\n{}", step_ + 1, steps_, phase_ + 1,
-                             phases_.size(), phase_text(describe(phase)), recipe));
+                             phases_.size(), phase_text(describe(phase)),
+                             recipe_text(to_table(phase.recipe), record.at("gemms"))));
 }
 
 void Trainer::decide_phase() {

@@ -99,10 +99,9 @@ void Trainer::check_device() {
         checks.push_back(
             check_update(dtype_named(config_.train.gradients), dtype_named(config_.optimizer.moments)));
         checks.push_back(check_layer(find_recipe("bf16")));  // of blocks that are kept, and of evaluation
-        for (const Phase& phase : phases_) {
-            checks.push_back(check_layer(phase.recipe, allowed));
-            if (!phase.recipe.modifiers.empty()) checks.push_back(check_modifiers());
-        }
+        for (const Phase& phase : phases_) checks.push_back(check_layer(phase.recipe, allowed));
+        if (std::ranges::any_of(phases_, [](const Phase& p) { return !p.recipe.modifiers.empty(); }))
+            checks.push_back(check_modifiers());
         require_well(checks);
     }
     replay_.emplace(context_);
@@ -310,7 +309,7 @@ void Trainer::resume() {
         }
         const Json machine = describe_machine(device());
         for (const auto& [key, now] : machine.items())
-            if (state.at("machine").contains(key) && state.at("machine").at(key) != now)
+            if (state.at("machine").value(key, Json()) != now)
                 log()->warn("{} was {} before, now it is {}: the run goes on, but not to the bit", key,
                             state.at("machine").value(key, Json()).dump(), now.dump());
         earlier_seconds_ = state.at("seconds").get<double>();

@@ -34,9 +34,8 @@ TEST(Cuda, ReasonAgainstAGpuSaysWhatToDo) {
     EXPECT_EQ(with([&](CudaState& s) { of_kind(s, "NVIDIA A100", 8, 0, true); }), "");
     EXPECT_EQ(reason_against({}), "there is no NVIDIA driver on this machine; choose the device cpu");
     EXPECT_EQ(with([](CudaState& s) { s.driver = 12040, s.driver_is_too_old = true; }),
-              "the NVIDIA driver of this machine serves CUDA 12.4, nibble was built with CUDA 13.0; install "
-              "a newer "
-              "driver");
+              "the NVIDIA driver of this machine serves CUDA 12.4, nibble was built with CUDA 13.0; "
+              "install a newer driver");
     EXPECT_EQ(with([](CudaState& s) { s.gpus = 0; }),
               "this machine shows no NVIDIA GPU to nibble; choose the device cpu");
     EXPECT_EQ(with([&](CudaState& s) { of_kind(s, "Tesla T4", 7, 5, false); }),

@@ -1,4 +1,4 @@
-// Numbers for measurements and self-checks.
+// Numbers for measurements and self-checks: the same for a seed whatever the machine.
 #pragma once
 
 #include "core/core.h"
@@ -7,8 +7,7 @@
 
 namespace nibble {
 
-// Fills a tensor of the CPU, BF16 or F32, with sums of four uniform numbers: mean 0, between -2 and 2. The
-// same for a seed whatever the machine.
+// Fills a tensor of the CPU, BF16 or F32, with sums of four uniform numbers: mean 0, between -2 and 2.
 inline void fill_about_normal(const Tensor& here, uint64_t seed) {
     with_elements(here, [&]<typename T>(T* values) {
         parallel_for(here.count(), 1 << 14, [=](int64_t begin, int64_t end) {
@@ -23,6 +22,14 @@ inline void fill_about_normal(const Tensor& here, uint64_t seed) {
             }
         });
     });
+}
+
+// Fills an I32 tensor of the CPU with integers from 0 to limit - 1.
+inline void fill_below(const Tensor& here, int64_t limit, uint64_t seed) {
+    uint64_t i = 0;
+    for (int32_t& value : here.span<int32_t>())
+        value = static_cast<int32_t>(philox_draw(seed, Purpose::sampling, i++).word[0] %
+                                     static_cast<uint32_t>(limit));
 }
 
 }  // namespace nibble
