@@ -28,6 +28,7 @@ struct GpuProductShape {
     bool factors_on_device = false;  // alpha and beta are read from memory of the GPU when the product runs;
                                      // not of products in FP8
     bool has_scales = false;         // FP8: A and B may have scales, which are read there when it runs
+    bool has_line_scales = false;    // FP8: a scale for each row of A and for each row of B; likewise
     bool fast_sums = false;          // FP8: partial sums stay in the tensor cores' narrow registers
 
     bool is_fp8() const { return of_a == DType::e4m3 || of_a == DType::e5m2; }
@@ -47,7 +48,8 @@ class GpuProduct {
 
     // What run() needs beside its operands, aligned to 256 bytes.
     static constexpr int64_t kWorkspace = 32 << 20;
-    // scales: of A and of B, factors of alpha; null: 1.
+    // scales: of A and of B, factors of alpha, F32 [1]; null: 1. Of their rows, factors of C's rows and
+    // columns: F32 [m] and [n], at multiples of 16 bytes.
     struct Scales {
         const float *a = nullptr, *b = nullptr;
     };

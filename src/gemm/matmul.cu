@@ -1,6 +1,6 @@
 // Products by cuBLASLt. Quantised operands are expanded first, which is exact, unless FP8 tensor cores may
 // multiply their codes; scales of the whole operands are the product's alpha; factors of rows and columns are
-// applied to FP32 sums afterwards.
+// applied to FP32 sums afterwards, or by the library, where it can: in FP8, on Hopper.
 #include "core/has_gpu.h"
 #include "gemm/cuda_forms.h"
 #include "gemm/gpu_product.h"
@@ -82,6 +82,26 @@ __global__ void form_factors(float alpha, ScaleOf a, ScaleOf b, float beta, Fact
     *out = {static_cast<float>(double{alpha} * a.value() * b.value()), beta};
 }
 
+// What one side's lines of C are multiplied with: the operand's scale, those of its rows, and factors. All
+// but `out` may be null.
+struct LineFactors {
+    int64_t lines;
+    ScaleOf scale;
+    const float *row_scales, *factors;
+    float* out;
+};
+__global__ void form_line_factors(LineFactors a, LineFactors b) {
+    const LineFactors& side = blockIdx.y == 0 ? a : b;
+    const auto scale = static_cast<float>(side.scale.value());
+    for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < side.lines;
+         i += int64_t{gridDim.x} * blockDim.x) {
+        float factor = scale;
+        if (side.row_scales != nullptr) factor *= side.row_scales[i];
+        if (side.factors != nullptr) factor *= side.factors[i];
+        side.out[i] = factor;
+    }
+}
+
 // Sums of products [rows, stride] and what makes C [rows, cols] of them.
 struct Finish {
     const float* sums;
@@ -151,6 +171,7 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
     const Tensor workspace = context.arena.allocate(DType::u8, {GpuProduct::kWorkspace});
 
     Tensor of_a, of_b, sums;  // sums: of which C is made afterwards, if is_finished
+    Tensor of_rows, of_cols;  // factors of C's, where the library applies them
     bool is_finished = false;
     GpuProductShape of_product;  // its k, n and types are given
     const auto complete = [&](bool finishes) {
@@ -162,12 +183,14 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
         of_product.c =
             is_finished ? stored(sums, false) : StoredMatrix{of_product.n, false, address_alignment(c.data)};
         of_product.result = is_finished ? DType::f32 : c.dtype;
-        of_product.has_scales = of_product.is_fp8() && has_scales && !is_finished;
+        of_product.has_line_scales = of_product.is_fp8() && has_lines && !is_finished;
+        of_product.has_scales =
+            of_product.is_fp8() && has_scales && !is_finished && !of_product.has_line_scales;
         of_product.factors_on_device = has_scales && !is_finished && !of_product.is_fp8();
     };
     const GpuProduct* product = nullptr;
     if (options.fp8 && cuda::has_fp8_products() && are_multiplied_as_codes(a, b, shape) &&
-        (has_lines || address_alignment(c.data) >= 16)) {
+        address_alignment(c.data) >= 16) {
         of_a = a.quantized->codes;
         of_b = b.quantized->codes;
         of_product.n = shape.n;
@@ -175,8 +198,12 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
         of_product.of_a = *fp8_type(a);
         of_product.of_b = *fp8_type(b);
         of_product.fast_sums = *options.fp8 == Fp8Sums::fast;
-        complete(has_lines);
+        complete(false);
         product = GpuProduct::find(of_product, context.planning());
+        if (product == nullptr && has_lines) {  // not on Hopper
+            complete(true);
+            product = GpuProduct::find(of_product, context.planning());
+        }
         if (product == nullptr) warn_of_emulation(shape);
     }
     if (product == nullptr) {
@@ -190,12 +217,31 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
                  (c.dtype == DType::bf16 && shape.operands == DType::f32));
         if (has_gpu()) product = &GpuProduct::get(of_product, context.planning());
     }
+    if (of_product.has_line_scales) {
+        of_rows = context.arena.allocate(DType::f32, {shape.m});
+        of_cols = context.arena.allocate(DType::f32, {shape.n});
+    }
     if (context.planning()) return;
 
     const float alpha = options.alpha.value_or(1.0f), beta = options.accumulate ? 1.0f : 0.0f;
     auto* const on_device = reinterpret_cast<Factors*>(factors.data);
     if (of_product.factors_on_device || is_finished)
         launch(context, form_factors, 1, 1, 0, alpha, ScaleOf(a), ScaleOf(b), beta, on_device);
+    if (of_product.has_line_scales) {
+        const auto lines = [](const Operand& operand, const Tensor& scales, const float* factors,
+                              const Tensor& out) {
+            return LineFactors{out.count(), ScaleOf(operand), static_cast<const float*>(scales.data), factors,
+                               out.as<float>()};
+        };
+        constexpr int kThreads = 256;
+        launch(context, form_line_factors,
+               dim3(static_cast<unsigned>(divide_up<int64_t>(std::max(shape.m, shape.n), kThreads)), 2),
+               kThreads, 0, lines(a, row_scales, options.alpha_row, of_rows),
+               lines(b, col_scales, options.alpha_col, of_cols));
+        product->run(context, &alpha, of_a.data, of_b.data, &beta, c.data, workspace,
+                     {of_rows.as<float>(), of_cols.as<float>()});
+        return;
+    }
     if (!is_finished) {
         const bool are_there = of_product.factors_on_device;
         product->run(

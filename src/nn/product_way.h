@@ -15,8 +15,9 @@ struct AllowedProducts {
     bool fp8 = false;                    // "fp8": FP8 operands on FP8 tensor cores
     bool fp8_folded = false;             // "fp8-folded": MXFP4 operands there, their scales folded into FP8
     bool fp8_fast_accumulation = false;  // "fp8-fast-accumulation": of these with the fast sums
-    // Where folding counts the blocks that it rounds (quant/fp8_codes.h): U32 on the GPU; null: nowhere.
-    uint32_t* rounded_blocks = nullptr;
+    // Where products of folded operands are counted that were made in BF16, because the scales of an operand
+    // did not fit: U32 on the GPU; null: nowhere.
+    uint32_t* unfolded_products = nullptr;
 
     Fp8Sums sums() const { return fp8_fast_accumulation ? Fp8Sums::fast : Fp8Sums::precise; }
 };
@@ -28,7 +29,7 @@ AllowedProducts parse_allowed(std::span<const std::string> names);
 enum class ProductWay : uint8_t {
     emulated,  // values that are exact in BF16, or in F32 where they have FP32 scales
     fp8,       // the operands' codes
-    folded,    // FP8 codes into which the scales are folded
+    folded,    // FP8 codes into which the scales are folded; emulated where these do not fit
 };
 ProductWay product_way(const OperandSpec& a, const OperandSpec& b, const AllowedProducts& allowed,
                        Device device);

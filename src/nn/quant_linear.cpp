@@ -4,6 +4,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "core/choice.h"
 #include "core/cuda.h"
 #include "nn/dge.h"
 #include "nn/outliers.h"
@@ -44,10 +45,11 @@ bool is_fresh_each_call(const QuantSpec& spec) { return spec.has_signs() && spec
 
 // One side of a product as it is multiplied: quantised, or plain with the tensor scale that its values lack.
 struct Factor {
-    std::optional<QuantizedMatrix> quantized;
-    Tensor plain;
+    std::optional<QuantizedMatrix> quantized = {};
+    std::optional<FoldedMatrix> folded = {};  // of it, for a product in FP8
+    Tensor plain = {};
     bool is_transposed = false;  // plain is stored [contraction, rows]
-    Tensor scale;                // F32 [1]; no shape: 1
+    Tensor scale = {};           // F32 [1]; no shape: 1
 
     int64_t rows() const { return quantized ? quantized->rows : is_transposed ? plain.cols() : plain.rows(); }
     int64_t contraction() const {
@@ -100,15 +102,17 @@ class QuantLinear::Execution {
         known_amax_[kDgradDy] = found;
         known_amax_[kWgradDy] = found + 1;
     }
-    // Whether one kernel makes both copies of dy: as values that emulation multiplies, with nobody looking.
+    // Whether one kernel makes both copies of dy: as values that emulation multiplies, or as bytes to be
+    // folded into FP8; with nobody looking.
     bool quantizes_both_of_gradient(const Tensor& dy) const {
         if (!quantizes(kDgradDy) || !quantizes(kWgradDy) || layer_.observer_) return false;
-        if (way(kDgradDy) != ProductWay::emulated || way(kWgradDy) != ProductWay::emulated) return false;
+        if (way(kDgradDy) != way(kWgradDy)) return false;
+        const Keep keep = way(kDgradDy) == ProductWay::emulated ? Keep::operand : Keep::bytes;
         const QuantSpec &rows = at(kDgradDy).spec, &columns = at(kWgradDy).spec;
         // MXFP4 has no tensor scale made of an amax.
         const bool knows_amaxes = knows_amaxes_of_gradient_ || (rows.is_mx() && columns.is_mx());
         return knows_amaxes && padded_contraction(kDgradDy, dy.cols()) == rows.padded(dy.cols()) &&
-               can_quantize_both(context_, dy.dtype, rows, columns);
+               can_quantize_both(context_, dy.dtype, rows, columns, keep);
     }
     // The first that of dgrad. They exist at once: x is read once.
     std::pair<QuantizedMatrix, QuantizedMatrix> quantize_both_of_gradient(const Tensor& dy) const {
@@ -138,12 +142,14 @@ class QuantLinear::Execution {
     bool transposes_codes(Place place) const {
         return reads_bytes(place) && !quantizes(place) && way(place) == ProductWay::fp8;
     }
-    // What the product reads of an operand that was quantised for it: itself, or its scales folded into FP8.
-    // The operand with the wider range is that of the gradient, or of x.
-    QuantizedMatrix for_product(Place place, const QuantizedMatrix& q) const {
-        if (way(place) != ProductWay::folded) return q;
-        const Element element = place % 2 == 0 ? Element::e5m2 : Element::e4m3;
-        return folded_to_fp8(context_, q, element, layer_.allowed_.rounded_blocks);
+    // An operand that was quantised for a product, its scales folded into FP8 where that reads them so: the
+    // wider range is that of the gradient, or of x.
+    std::optional<FoldedMatrix> folded(Place place, const QuantizedMatrix& q) const {
+        if (way(place) != ProductWay::folded) return {};
+        return folded_to_fp8(context_, q, place % 2 == 0 ? Element::e5m2 : Element::e4m3);
+    }
+    Factor quantized_factor(Place place, const QuantizedMatrix& q) const {
+        return {.quantized = q, .folded = folded(place, q)};
     }
 
     // On a GPU an operand is written as the values that emulation multiplies; its bytes, where products are
@@ -267,7 +273,7 @@ class QuantLinear::Execution {
     void dgrad(const Weight& weight, const Saved& saved, const Tensor& dy,
                const std::optional<QuantizedMatrix>& made, const Tensor& dx) const {
         const ArenaScope scope(context_.arena);
-        const Factor a = made ? Factor{*made, {}, false, {}} : gradient_factor(kDgradDy, dy, false);
+        const Factor a = made ? quantized_factor(kDgradDy, *made) : gradient_factor(kDgradDy, dy, false);
         const Factor b = dgrad_w_factor(weight);
         const Tensor mask = finish_dx(recipe_).mask ? saved.fprop_x.mask : Tensor{};
         with_result(recipe_.dgrad_dx, "dgrad.dx", dx, [&](const Tensor& out) {
@@ -278,7 +284,7 @@ class QuantLinear::Execution {
     void wgrad(const Weight& weight, const Saved& saved, const Tensor& dy,
                const std::optional<QuantizedMatrix>& made, const Tensor& dw) const {
         const ArenaScope scope(context_.arena);
-        const Factor a = made ? Factor{*made, {}, false, {}} : gradient_factor(kWgradDy, dy, true);
+        const Factor a = made ? quantized_factor(kWgradDy, *made) : gradient_factor(kWgradDy, dy, true);
         const Factor b = wgrad_x_factor(saved);
         const Tensor mask = finish_dw(recipe_).mask ? weight.fprop.mask : Tensor{};
         multiply_and_finish(kWgradDy, a, b, finish_dw(recipe_), mask, kFpropW, dw, true, weight.master);
@@ -324,7 +330,12 @@ class QuantLinear::Execution {
         options.accumulate = accumulate;
         options.compute = compute(place);
         if (way(place) != ProductWay::emulated) options.fp8 = layer_.allowed_.sums();
-        matmul(context_, a.operand(), b.operand(), out, options);
+        if (!a.folded) return matmul(context_, a.operand(), b.operand(), out, options);
+        choose(
+            context_, a.folded->rounded_blocks(), b.folded->rounded_blocks(),
+            layer_.allowed_.unfolded_products,
+            [&] { matmul(context_, *a.quantized, *b.quantized, out, options); },
+            [&] { matmul(context_, a.folded->codes, b.folded->codes, out, options); });
     }
 
     // The amax of an operand, for the next step; a second forward finds the same again.
@@ -416,17 +427,18 @@ class QuantLinear::Execution {
         QuantizedMatrix q =
             transpose ? allocate(place, dy.cols(), dy.rows()) : allocate(place, dy.rows(), dy.cols());
         quantize_into(place, Draw::each_call, dy, q, transpose);
-        return {for_product(place, q), {}, false, {}};
+        return quantized_factor(place, q);
     }
 
     Factor dgrad_w_factor(const Weight& weight) const {
         if (quantizes(kDgradW)) {
-            if (!is_fresh_each_call(at(kDgradW).spec)) return {weight.for_dgrad, {}, false, {}};
+            if (!is_fresh_each_call(at(kDgradW).spec))
+                return {.quantized = weight.dgrad, .folded = weight.folded_dgrad};
             QuantizedMatrix q = allocate(kDgradW, rows_of_dgrad_w(weight), layer_.out_);
             make_dgrad_w(weight, Draw::each_call, q);
-            return {for_product(kDgradW, q), {}, false, {}};
+            return quantized_factor(kDgradW, q);
         }
-        if (transposes_codes(kDgradW)) return {weight.for_dgrad, {}, false, {}};
+        if (transposes_codes(kDgradW)) return {.quantized = weight.dgrad};
         if (reads_bytes(kDgradW)) return forward_factor(weight.fprop);
         const bool of_fp32 = at(is_of_forward(kDgradW) ? kFpropW : kDgradW).spec.format == Format::fp32;
         return plain_factor(kDgradW, of_fp32 ? weight.master : weight.bf16, true);
@@ -434,12 +446,12 @@ class QuantLinear::Execution {
 
     Factor wgrad_x_factor(const Saved& saved) const {
         if (quantizes(kWgradX)) {
-            if (!is_of_forward(kWgradX)) return {for_product(kWgradX, saved.wgrad_x), {}, false, {}};
+            if (!is_of_forward(kWgradX)) return quantized_factor(kWgradX, saved.wgrad_x);
             QuantizedMatrix q = allocate(kWgradX, rows_of_wgrad_x(saved), saved_rows(saved));
             make_wgrad_x(saved, q);
-            return {for_product(kWgradX, q), {}, false, {}};
+            return quantized_factor(kWgradX, q);
         }
-        if (transposes_codes(kWgradX)) return {saved.wgrad_x, {}, false, {}};
+        if (transposes_codes(kWgradX)) return {.quantized = saved.wgrad_x};
         if (reads_bytes(kWgradX)) return forward_factor(saved.fprop_x);
         return plain_factor(kWgradX, plain_wgrad_x(saved), true);
     }
@@ -453,12 +465,13 @@ class QuantLinear::Execution {
         if (q.spec.has_fp32_scales()) {
             const Tensor values = context_.arena.allocate(DType::f32, {q.padded_cols, q.rows});
             dequantize_operand_transposed(context_, q, values);
-            return {std::nullopt, values, false, q.tensor_scale};
+            return {.plain = values, .scale = q.tensor_scale};
         }
-        if (q.operand.shape.rank() > 0) return {std::nullopt, q.operand, true, q.tensor_scale};
+        if (q.operand.shape.rank() > 0)
+            return {.plain = q.operand, .is_transposed = true, .scale = q.tensor_scale};
         const Tensor values = context_.arena.allocate(DType::bf16, {q.rows, q.padded_cols});
         dequantize_operand(context_, q, values);
-        return {std::nullopt, values, true, q.tensor_scale};
+        return {.plain = values, .is_transposed = true, .scale = q.tensor_scale};
     }
 
     // `of`: dW is multiplied by the slope of this weight's quantiser, where the recipe says so.
@@ -534,13 +547,13 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
         weight.fprop = run.allocate(kFpropW, out_, in_, keeps_both ? Keep::both : keep);
         run.quantize_into(kFpropW, Draw::once, master, weight.fprop, false, {}, amax_of(kFpropW),
                           round_target);
-        weight.for_fprop = run.for_product(kFpropW, weight.fprop);
+        weight.folded_fprop = run.folded(kFpropW, weight.fprop);
     }
-    if (run.transposes_codes(kDgradW)) weight.for_dgrad = transposed_codes(context, weight.fprop);
+    if (run.transposes_codes(kDgradW)) weight.dgrad = transposed_codes(context, weight.fprop);
     if (run.quantizes(kDgradW) && !is_fresh_each_call(dgrad_w.spec)) {
         weight.dgrad = run.allocate(kDgradW, run.rows_of_dgrad_w(weight), out_, keep_of(kDgradW));
         run.make_dgrad_w(weight, Draw::once, weight.dgrad, amax_of(kDgradW));
-        weight.for_dgrad = run.for_product(kDgradW, weight.dgrad);
+        weight.folded_dgrad = run.folded(kDgradW, weight.dgrad);
     }
     if (recipe_->outliers) {
         const DType dtype = recipe_->outliers->product.format == Format::fp32 ? DType::f32 : DType::bf16;
@@ -578,7 +591,7 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     }
     if (!wants_y && !keeps_bytes && transpose == nullptr) return saved;
     const ArenaScope scope(context.arena);
-    Factor a = {std::nullopt, x, false, {}}, b = {std::nullopt, {}, false, {}};
+    Factor a, b;
     Tensor range;
     if (run.quantizes(kFpropX)) {
         if (keeps_bytes) {
@@ -595,14 +608,13 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
             clamp(context, x, range, narrow);
         }
         run.quantize_into(kFpropX, Draw::each_call, narrow, quantized, false, {}, nullptr, {}, transpose);
-        a.quantized = quantized;
     } else {
         a = run.plain_factor(kFpropX, x, false);
     }
     if (!wants_y) return saved;
-    if (a.quantized) a.quantized = run.for_product(kFpropX, quantized);
+    if (run.quantizes(kFpropX)) a = run.quantized_factor(kFpropX, quantized);
     if (run.quantizes(kFpropW)) {
-        b.quantized = weight.for_fprop;
+        b = {.quantized = weight.fprop, .folded = weight.folded_fprop};
     } else {
         const bool exact = recipe_->fprop_w.spec.format == Format::fp32;
         b = run.plain_factor(kFpropW, exact ? weight.master : weight.bf16, false);

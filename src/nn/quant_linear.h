@@ -21,6 +21,7 @@
 #include "gemm/matmul.h"
 #include "nn/amax_history.h"
 #include "nn/product_way.h"
+#include "quant/fp8_codes.h"
 #include "quant/quant.h"
 #include "recipe/recipe.h"
 
@@ -45,9 +46,10 @@ class QuantLinear {
         Tensor master;          // F32 [N, K]
         Tensor bf16;            // the rounded master, where an operand is plain
         QuantizedMatrix fprop;  // [N, K], where the forward quantises
-        QuantizedMatrix dgrad;  // [K, N]; unused when it is made afresh in each micro-step
-        // What the products read of them: these, or FP8 codes made of them (product_way.h).
-        QuantizedMatrix for_fprop, for_dgrad;
+        QuantizedMatrix dgrad;  // [K, N]; unused when it is made afresh in each micro-step; or the codes of
+                                // fprop in its place, transposed for a product in FP8
+        // For products in FP8 their scales, folded (product_way.h).
+        std::optional<FoldedMatrix> folded_fprop, folded_dgrad;
         Tensor outlier_product;  // BF16 or F32 [K, N], what outliers of x are multiplied with
         AmaxHistory* history = nullptr;
         Tensor amax;  // F32 [6], what this step's history will receive when it is trained; no shape: none

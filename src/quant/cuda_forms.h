@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/cuda.h"
+#include "quant/fp8_codes.h"
 #include "quant/quant.h"
 
 namespace nibble::cuda {
@@ -28,8 +29,7 @@ bool quantize_with_transpose(Context& context, const QuantSpec& spec, const Tens
 // The work of transposed_codes() and folded_to_fp8() (quant/fp8_codes.h). The latter's outputs are allocated,
 // its scratch is not.
 void transpose_codes(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out);
-void fold_to_fp8(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out,
-                 uint32_t* rounded_blocks);
+void fold_to_fp8(Context& context, const QuantizedMatrix& q, const FoldedMatrix& out);
 // The steps of quantize_rotated_rows() around the rotation (quant/rotate_rows.cpp).
 void widen(Context& context, const Tensor& x, const Tensor& out);
 void round_to_bf16(Context& context, const Tensor& x);

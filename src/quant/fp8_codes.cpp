@@ -26,30 +26,33 @@ void transpose_codes(Context& context, const QuantizedMatrix& q, const Quantized
     });
 }
 
-void fold_to_fp8(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out,
-                 uint32_t* rounded_blocks) {
-    NIBBLE_ON_CUDA(context, fold_to_fp8(context, q, out, rounded_blocks));
-    if (context.planning()) return;
-    const std::span<const uint8_t> scales = q.scales.span<uint8_t>();
-    const int top = fold_range(out.spec.element).top;
-    const int largest = std::max<int>(scales.empty() ? 0 : *std::ranges::max_element(scales), top + 1);
-    *out.tensor_scale_ptr() = *q.tensor_scale_ptr() * power_of_two(largest - 127 - top);
+void fold_to_fp8(Context& context, const QuantizedMatrix& q, const FoldedMatrix& out) {
+    NIBBLE_ON_CUDA(context, fold_to_fp8(context, q, out));
+    const Element element = out.codes.spec.element;
+    const int top = fold_range(element).top;
+    const int64_t blocks = q.padded_cols / kMxfp4Block;
+    const auto *const codes = q.codes.as<uint8_t>(), *const scales = q.scales.as<uint8_t>();
+    auto* const to = out.codes.codes.as<uint8_t>();
     std::atomic<uint32_t> rounded{0};
-    const auto* const codes = q.codes.as<uint8_t>();
-    auto* const to = out.codes.as<uint8_t>();
-    parallel_for(q.scales.count(), 64, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block) {
-            const int below = largest - scales[static_cast<size_t>(block)];
-            bool is_exact = true;
-            for (int64_t i = block * kMxfp4Block; i < (block + 1) * kMxfp4Block; ++i) {
-                const auto code = static_cast<uint8_t>(codes[i / 2] >> (i % 2 * 4) & 15);
-                to[i] = folded_code(out.spec.element, code, below);
-                is_exact = is_exact && is_folded_exactly(out.spec.element, code, below);
+    parallel_for(q.rows, rows_per_task(q.padded_cols), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            const std::span of_row(scales + row * blocks, static_cast<size_t>(blocks));
+            const int largest =
+                std::max<int>(of_row.empty() ? 0 : *std::ranges::max_element(of_row), top + 1);
+            out.codes.fp32_scales.as<float>()[row] = power_of_two(largest - 127 - top);
+            for (int64_t block = row * blocks; block < (row + 1) * blocks; ++block) {
+                const int below = largest - scales[block];
+                bool is_exact = true;
+                for (int64_t i = block * kMxfp4Block; i < (block + 1) * kMxfp4Block; ++i) {
+                    const auto code = static_cast<uint8_t>(codes[i / 2] >> (i % 2 * 4) & 15);
+                    to[i] = folded_code(element, code, below);
+                    is_exact = is_exact && is_folded_exactly(element, code, below);
+                }
+                if (!is_exact) ++rounded;
             }
-            if (!is_exact) ++rounded;
         }
     });
-    if (rounded_blocks != nullptr) *rounded_blocks += rounded;
+    *out.rounded.as<uint32_t>() = rounded;
 }
 
 }  // namespace
@@ -91,18 +94,19 @@ void quantize_with_transpose(Context& context, const QuantSpec& spec, const Tens
     if (!context.planning()) transpose_codes(context, out, transpose);
 }
 
-QuantizedMatrix folded_to_fp8(Context& context, const QuantizedMatrix& q, Element element,
-                              uint32_t* rounded_blocks) {
+FoldedMatrix folded_to_fp8(Context& context, const QuantizedMatrix& q, Element element) {
     require(q.spec.format == Format::mxfp4 && q.codes.shape.rank() > 0,
             "a {} matrix has no codes whose scales fold into FP8", to_string(q.spec));
     require(element == Element::e4m3 || element == Element::e5m2, "scales fold into E4M3 or E5M2");
-    QuantizedMatrix out;
-    out.spec = spec_of_fp8(element);
-    out.rows = q.rows;
-    out.cols = out.padded_cols = q.padded_cols;  // where q rotates, its padding holds numbers
-    out.codes = context.arena.allocate(DType::u8, {out.rows, out.padded_cols});
-    out.tensor_scale = context.arena.allocate(DType::f32, {1});
-    fold_to_fp8(context, q, out, rounded_blocks);
+    FoldedMatrix out;
+    out.codes.spec = parse_spec(element == Element::e5m2 ? "fp8:e5m2 row" : "fp8:e4m3 row");
+    out.codes.rows = q.rows;
+    out.codes.cols = out.codes.padded_cols = q.padded_cols;  // where q rotates, its padding holds numbers
+    out.codes.codes = context.arena.allocate(DType::u8, {q.rows, q.padded_cols});
+    out.codes.fp32_scales = context.arena.allocate(DType::f32, {q.rows, 1});
+    out.codes.tensor_scale = q.tensor_scale;
+    out.rounded = context.arena.allocate(DType::u32, {1});
+    if (!context.planning()) fold_to_fp8(context, q, out);
     return out;
 }
 

@@ -133,26 +133,8 @@ dim3 grid_of_tiles(int64_t rows, int64_t cols) {
 
 // --- folding ---
 
-constexpr int kBelow = 64;  // binades under the largest scale that the table has
-
-__device__ inline uint32_t largest_byte(uint32_t word) {
-    return max(max(word & 255u, word >> 8 & 255u), max(word >> 16 & 255u, word >> 24));
-}
-
-// *largest (0 before): the largest of the bytes.
-__global__ void __launch_bounds__(kThreads)
-    largest_scale_kernel(const uint8_t* scales, int64_t count, uint32_t* largest) {
-    const auto* const vectors = reinterpret_cast<const uint4*>(scales);
-    const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x, step = int64_t{gridDim.x} * kThreads;
-    uint32_t most = 0;
-    for (int64_t i = first; i < count / 16; i += step) {
-        const uint4 v = vectors[i];
-        most = __vmaxu4(most, __vmaxu4(__vmaxu4(v.x, v.y), __vmaxu4(v.z, v.w)));
-    }
-    for (int64_t i = count / 16 * 16 + first; i < count; i += step) most = __vmaxu4(most, scales[i]);
-    most = __reduce_max_sync(0xffffffffu, largest_byte(most));
-    if (threadIdx.x % kWarp == 0) atomicMax(largest, most);
-}
+constexpr int kRows = kThreads / kWarp;  // of a thread block at a time
+constexpr int kBelow = 64;               // binades under the largest scale that the table has
 
 // The FP8 codes of E2M1's magnitudes in blocks of one scale, and bit m set where that of m is not exact.
 struct FoldedMagnitudes {
@@ -160,15 +142,12 @@ struct FoldedMagnitudes {
     uint32_t rounded;
 };
 
-// A thread folds a block.
+// A warp folds a row, a thread of it a block.
 __global__ void __launch_bounds__(kThreads)
-    fold_kernel(const uint4* codes, const uint8_t* scales, int64_t blocks, Element element,
-                const float* q_scale, const uint32_t* largest_scale, uint4* out, float* tensor_scale,
-                uint32_t* rounded_blocks) {
+    fold_kernel(const uint4* codes, const uint8_t* scales, int64_t rows, int blocks, Element element,
+                uint4* out, float* row_scales, uint32_t* rounded_blocks) {
     __shared__ FoldedMagnitudes table[kBelow];
     const int top = fold_range(element).top;
-    const int largest = max(static_cast<int>(*largest_scale), top + 1);
-    if (blockIdx.x == 0 && threadIdx.x == 0) *tensor_scale = *q_scale * power_of_two(largest - 127 - top);
     for (int below = static_cast<int>(threadIdx.x); below < kBelow; below += kThreads) {
         FoldedMagnitudes entry{};
         for (int m = 0; m < 8; ++m) {
@@ -179,34 +158,39 @@ __global__ void __launch_bounds__(kThreads)
         table[below] = entry;
     }
     __syncthreads();
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
     uint32_t rounded = 0;
-    for (int64_t block = int64_t{blockIdx.x} * kThreads + threadIdx.x; block < blocks;
-         block += int64_t{gridDim.x} * kThreads) {
-        const uint4 in = codes[block];
-        const FoldedMagnitudes& entry = table[min(largest - static_cast<int>(scales[block]), kBelow - 1)];
-        const uint32_t words[4] = {in.x, in.y, in.z, in.w};
-        uint32_t results[8];
+    for (int64_t row = int64_t{blockIdx.x} * kRows + threadIdx.x / kWarp; row < rows;
+         row += int64_t{gridDim.x} * kRows) {
+        const uint8_t* const of_row = scales + row * blocks;
+        uint32_t most = static_cast<uint32_t>(top + 1);
+        for (int block = lane; block < blocks; block += kWarp) most = max(most, uint32_t{of_row[block]});
+        const int largest = static_cast<int>(__reduce_max_sync(0xffffffffu, most));
+        if (lane == 0) row_scales[row] = power_of_two(largest - 127 - top);
+        for (int block = lane; block < blocks; block += kWarp) {
+            const uint4 in = codes[row * blocks + block];
+            const FoldedMagnitudes& entry = table[min(largest - static_cast<int>(of_row[block]), kBelow - 1)];
+            const uint32_t words[4] = {in.x, in.y, in.z, in.w};
+            uint32_t results[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const uint32_t four = words[i / 2] >> (i % 2 * 16);
-            const uint32_t signs =
-                (four & 0x8u) << 4 | (four & 0x80u) << 8 | (four & 0x800u) << 12 | (four & 0x8000u) << 16;
-            results[i] = __byte_perm(entry.codes[0], entry.codes[1], four & 0x7777u) | signs;
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t four = words[i / 2] >> (i % 2 * 16);
+                const uint32_t signs =
+                    (four & 0x8u) << 4 | (four & 0x80u) << 8 | (four & 0x800u) << 12 | (four & 0x8000u) << 16;
+                results[i] = __byte_perm(entry.codes[0], entry.codes[1], four & 0x7777u) | signs;
+            }
+            uint4* const to = out + 2 * (row * blocks + block);
+            to[0] = {results[0], results[1], results[2], results[3]};
+            to[1] = {results[4], results[5], results[6], results[7]};
+            if (entry.rounded == 0) continue;
+            uint32_t is_rounded = 0;
+            for (const uint32_t word : words) {
+                for (int i = 0; i < 8; ++i) is_rounded |= entry.rounded >> (word >> (i * 4) & 7u) & 1u;
+            }
+            rounded += is_rounded;
         }
-        out[2 * block] = {results[0], results[1], results[2], results[3]};
-        out[2 * block + 1] = {results[4], results[5], results[6], results[7]};
-        if (entry.rounded == 0) continue;
-        uint32_t is_rounded = 0;
-        for (const uint32_t word : words) {
-            for (int i = 0; i < 8; ++i) is_rounded |= entry.rounded >> (word >> (i * 4) & 7u) & 1u;
-        }
-        rounded += is_rounded;
     }
-    if (rounded_blocks != nullptr && rounded > 0) atomicAdd(rounded_blocks, rounded);
-}
-
-unsigned blocks_for(int64_t pieces) {
-    return std::max(resident_blocks(divide_up<int64_t>(pieces, kThreads), kThreads), 1u);
+    if (rounded > 0) atomicAdd(rounded_blocks, rounded);
 }
 
 }  // namespace
@@ -228,19 +212,13 @@ void quantize_with_transpose(const Context& context, const Job& job, uint8_t* tr
            grid_of_tiles(to_cols, job.padded_cols), dim3(kThreads), 0, job, transpose, to_cols);
 }
 
-void fold_to_fp8(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out,
-                 uint32_t* rounded_blocks) {
-    const ArenaScope scope(context.arena);
-    const Tensor largest = context.arena.allocate(DType::u32, {1});
-    if (context.planning()) return;
-    cuda::fill_zero(context, largest);
-    const int64_t blocks = q.scales.count();
-    launch(context, largest_scale_kernel, dim3(blocks_for(blocks / 16)), dim3(kThreads), 0,
-           q.scales.as<uint8_t>(), blocks, largest.as<uint32_t>());
-    launch(context, fold_kernel, dim3(blocks_for(blocks)), dim3(kThreads), 0,
-           reinterpret_cast<const uint4*>(q.codes.as<uint8_t>()), q.scales.as<uint8_t>(), blocks,
-           out.spec.element, q.tensor_scale_ptr(), largest.as<uint32_t>(),
-           reinterpret_cast<uint4*>(out.codes.as<uint8_t>()), out.tensor_scale_ptr(), rounded_blocks);
+void fold_to_fp8(Context& context, const QuantizedMatrix& q, const FoldedMatrix& out) {
+    cuda::fill_zero(context, out.rounded);
+    launch(context, fold_kernel, dim3(resident_blocks(divide_up<int64_t>(q.rows, kRows), kThreads)),
+           dim3(kThreads), 0, reinterpret_cast<const uint4*>(q.codes.as<uint8_t>()), q.scales.as<uint8_t>(),
+           q.rows, static_cast<int>(q.padded_cols / kMxfp4Block), out.codes.spec.element,
+           reinterpret_cast<uint4*>(out.codes.codes.as<uint8_t>()), out.codes.fp32_scales.as<float>(),
+           out.rounded.as<uint32_t>());
 }
 
 }  // namespace nibble::cuda

@@ -19,8 +19,9 @@ void quantize_with_transpose(Context& context, const QuantSpec& spec, const Tens
                              QuantizedMatrix& out, const QuantizedMatrix& transpose,
                              const QuantizeOptions& options = {});
 
-// The exponents that blocks of MXFP4 are given inside FP8: 2^top for the largest scale, so that 6 times it is
-// an element, down to the last one times which all E2M1 numbers are elements, `exact` binades below.
+// The exponents that blocks of MXFP4 are given inside FP8: 2^top for the largest scale of a row, so that 6
+// times it is an element, down to the last one times which all E2M1 numbers are elements, `exact` binades
+// below.
 struct FoldRange {
     int top, exact;
 };
@@ -28,19 +29,23 @@ NIBBLE_HD constexpr FoldRange fold_range(Element element) {
     return element == Element::e5m2 ? FoldRange{13, 28} : FoldRange{6, 14};
 }
 
-// An MXFP4 matrix as fp8 codes with one scale, in the arena: the scales of the blocks are folded into their
-// elements. With b the largest scale byte of q (at least top + 1),
+// An MXFP4 matrix as FP8 codes with one scale for each row, in the arena: the scales of the blocks are folded
+// into their elements. With b the largest scale byte of the row (at least top + 1),
 //
-//   code = nearest(e2m1 * 2^(byte - b + top)),   tensor_scale = fl(q.tensor_scale * 2^(b - 127 - top))
+//   code = nearest(e2m1 * 2^(byte - b + top)),   scale of the row = 2^(b - 127 - top)
 //
-// Exact for every block whose scale lies within `exact` binades of the largest; elements of smaller blocks
-// are rounded to multiples of the element's smallest subnormal, an error of at most 2^-18 (E4M3) or 2^-32
-// (E5M2) of the largest value of such a matrix. The blocks that this changed are added to *rounded_blocks,
-// U32 on the context's device; null: they are not counted. `element`: e4m3 or e5m2.
-QuantizedMatrix folded_to_fp8(Context& context, const QuantizedMatrix& q, Element element,
-                              uint32_t* rounded_blocks = nullptr);
+// Exact for every block whose scale lies within `exact` binades of the row's largest; elements of smaller
+// blocks may be rounded.
+struct FoldedMatrix {
+    QuantizedMatrix codes;  // "fp8:e4m3 row" or "fp8:e5m2 row", with the tensor scale of the MXFP4 matrix
+    Tensor rounded;         // U32 [1]: its blocks that folding changed; 0: it is the MXFP4 matrix
 
-// One element whose block's scale lies `below` binades under the largest: its value in the units of FP8
+    const uint32_t* rounded_blocks() const { return static_cast<const uint32_t*>(rounded.data); }
+};
+// element: e4m3 or e5m2. Throws Error for another one, and where q is not MXFP4.
+FoldedMatrix folded_to_fp8(Context& context, const QuantizedMatrix& q, Element element);
+
+// One element whose block's scale lies `below` binades under the row's largest: its value in the units of FP8
 // (unchanged from 63 on, where it is less than half the smallest of them), its code, and whether that is
 // exact.
 NIBBLE_HD float folded_value(Element element, uint8_t e2m1_code, int below) {

@@ -7,6 +7,15 @@
 
 namespace nibble {
 
+namespace {
+
+Keep kept_of(const QuantizedMatrix& q) {
+    if (q.operand.shape.rank() == 0) return Keep::bytes;
+    return q.codes.shape.rank() == 0 ? Keep::operand : Keep::both;
+}
+
+}  // namespace
+
 bool has_exact_operand(const QuantSpec& spec) {
     return !spec.has_fp32_groups() && spec.tensor != TensorScale::posthoc;
 }
@@ -110,15 +119,17 @@ bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows
     return false;
 }
 
-bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& rows, const QuantSpec& columns) {
-    NIBBLE_ON_CUDA(context, can_quantize_both(dtype, rows, columns));
+bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& rows, const QuantSpec& columns,
+                       Keep keep) {
+    NIBBLE_ON_CUDA(context, can_quantize_both(dtype, rows, columns, keep));
     return false;
 }
 
 void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
                    const OperandOfBoth& columns) {
     const QuantizedMatrix &of_rows = *rows.out, &of_columns = *columns.out;
-    require(can_quantize_both(context, x.dtype, of_rows.spec, of_columns.spec),
+    require(kept_of(of_rows) == kept_of(of_columns) &&
+                can_quantize_both(context, x.dtype, of_rows.spec, of_columns.spec, kept_of(of_rows)),
             "{}: there is no kernel for \"{}\" along the rows and \"{}\" along the columns", rows.name,
             to_string(of_rows.spec), to_string(of_columns.spec));
     require(of_rows.rows == x.rows() && of_rows.cols == x.cols() && of_columns.rows == x.cols() &&

@@ -139,10 +139,10 @@ __global__ void __launch_bounds__(kStreamThreads)
 
 // The host says how large it is: nothing in it may be laid out otherwise there, as empty members are with
 // [[no_unique_address]].
-template <typename OfRows, typename OfColumns>
+template <typename OfRows, typename OfColumns, bool kOperandOnly>
 struct SharedOfQuantisers {
-    using Rows = Quantiser<OfRows, true>;
-    using Columns = Quantiser<OfColumns, true>;
+    using Rows = Quantiser<OfRows, kOperandOnly>;
+    using Columns = Quantiser<OfColumns, kOperandOnly>;
     using SquareOf = Square<OfRows::kSpec.rotation != 0, OfColumns::kSpec.rotation != 0>;
 
     typename SquareOf::Shared square;
@@ -152,11 +152,11 @@ struct SharedOfQuantisers {
 };
 
 // A thread block has `steps` squares, one below the other.
-template <typename OfRows, typename OfColumns>
+template <typename OfRows, typename OfColumns, bool kOperandOnly>
 __global__ void __launch_bounds__(kStreamThreads, 3)
     quantize_both_kernel(const __grid_constant__ Job rows, const __grid_constant__ Job columns,
                          const __grid_constant__ Squares squares, unsigned steps) {
-    using Shared = SharedOfQuantisers<OfRows, OfColumns>;
+    using Shared = SharedOfQuantisers<OfRows, OfColumns, kOperandOnly>;
     auto& shared = *dynamic_shared<Shared>();
     typename Shared::SquareOf square(rows, columns, shared.square);
     typename Shared::Rows of_rows(rows, shared.rows, shared.far);
@@ -212,16 +212,20 @@ size_t pair_of(const KernelSpec& rows, const KernelSpec& columns) {
     return i;
 }
 
-template <size_t kIndex>
+// Whether there is a kernel that writes bytes: where folding reads them (quant/fp8_codes.h).
+constexpr bool has_bytes_kernel(size_t pair) { return OfRows::kSpecs[pair].format == Format::mxfp4; }
+
+template <size_t kIndex, bool kOperandOnly>
 void launch_both(const Context& context, const Job& rows, const Job& columns) {
     using Rows = SpecOf<OfRows, kIndex>;
     using Columns = SpecOf<OfColumns, kIndex>;
     constexpr unsigned kManyBlocks = 2048, kMostSteps = 4;
     const Squares squares(rows, columns);
     const unsigned steps = std::clamp(squares.across * squares.down / kManyBlocks, 1u, kMostSteps);
-    launch_with_shared(context, quantize_both_kernel<Rows, Columns>,
+    launch_with_shared(context, quantize_both_kernel<Rows, Columns, kOperandOnly>,
                        int64_t{squares.across} * divide_up(squares.down, steps),
-                       sizeof(SharedOfQuantisers<Rows, Columns>), rows, columns, squares, steps);
+                       sizeof(SharedOfQuantisers<Rows, Columns, kOperandOnly>), rows, columns, squares,
+                       steps);
 }
 
 }  // namespace
@@ -253,14 +257,20 @@ void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& co
     of_row_rotation.template operator()<128>();
 }
 
-bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns) {
-    return pair_of(rows, columns) < kPairs;
+bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns, Keep keep) {
+    const size_t pair = pair_of(rows, columns);
+    if (pair == kPairs) return false;
+    return keep == Keep::operand || (keep == Keep::bytes && has_bytes_kernel(pair));
 }
 
 void quantize_both_hot(const Context& context, const Job& rows, const Job& columns) {
     const size_t pair = pair_of(rows.spec, columns.spec);
     const auto of = [&]<size_t kIndex>() {
-        if (pair == kIndex) launch_both<kIndex>(context, rows, columns);
+        if (pair != kIndex) return;
+        if constexpr (has_bytes_kernel(kIndex)) {
+            if (rows.operand == nullptr) return launch_both<kIndex, false>(context, rows, columns);
+        }
+        launch_both<kIndex, true>(context, rows, columns);
     };
     [&]<size_t... kIndex>(std::index_sequence<kIndex...>) { (of.template operator()<kIndex>(), ...); }
     (std::make_index_sequence<kPairs>());

@@ -243,7 +243,7 @@ void quantize_with_transpose(const Context& context, const Job& job, uint8_t* tr
 bool has_both_kernel(const Job& rows, const Job& columns);
 void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns, float* amaxes);
 // Both operands, without bytes, of x in BF16.
-bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns);
+bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns, Keep keep);
 void quantize_both_hot(const Context& context, const Job& rows, const Job& columns);
 
 }  // namespace nibble::cuda

@@ -3,7 +3,8 @@
 //   header      command, configuration, recipe table, requested and executed products, device, data. A
 //               resumed run appends another, with "resumed_from": earlier steps beyond it no longer count.
 //   step        step (1 is the first), tokens so far, loss, lr, grad_norm, tokens_per_s, sol, time; with
-//               device.allow = ["fp8-folded"] rounded_blocks: of 32 elements, which FP8 did not hold exactly
+//               device.allow = ["fp8-folded"] unfolded_products: made in BF16, for FP8 did not hold an
+//               operand
 //   eval        step, tokens, forward (the recipe's name or "bf16"), loss, bits_per_byte, time
 //   health      step, noise, gradient_to_noise, layers with their operands (train/monitor.h), tokens, time
 //   phase       step, phase (1 is the first [[phase]]), after_step, recipe, what else it changes, steps, time

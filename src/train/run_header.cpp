@@ -51,7 +51,11 @@ std::string executed(Device device, const AllowedProducts& allowed, bool fits_fp
             "{}: {} on fp8 tensor cores, {}{}", way == ProductWay::fp8 ? "fp8" : "fp8-folded",
             way == ProductWay::fp8 ? "codes" : "scales folded into fp8 codes",
             allowed.fp8_fast_accumulation ? "fp8-fast-accumulation: narrow sums" : "sums narrower than f32",
-            fits_fp8 ? "" : " (emulated in bf16 where a size is no multiple of 16)");
+            way == ProductWay::folded
+                ? fmt::format(" (emulated in bf16 where scales of a row lie too far apart{})",
+                              fits_fp8 ? "" : " or a size is no multiple of 16")
+            : fits_fp8 ? ""
+                       : " (emulated in bf16 where a size is no multiple of 16)");
     const bool quantized = a.spec.is_quantized() || b.spec.is_quantized();
     const bool reads_forward = b.source != Source::original && !b.spec.is_quantized();
     const bool has_fp32_scales =

@@ -230,7 +230,7 @@ void Trainer::log_step(const StepResult& result, double seconds) {
                    {"grad_norm", result.grad_norm},
                    {"tokens_per_s", tokens_per_s},
                    {"sol", sol}};
-    if (rounded_blocks_.data() != nullptr) record["rounded_blocks"] = blocks_rounded();
+    if (unfolded_products_.data() != nullptr) record["unfolded_products"] = products_unfolded();
     record["time"] = elapsed();
     log_->write(record);
     if (result.resets)
@@ -391,10 +391,10 @@ bool Trainer::has_fault() const {
     return fault != 0;
 }
 
-uint32_t Trainer::blocks_rounded() {
-    const OnCpu all(rounded_blocks_.tensor());
+uint32_t Trainer::products_unfolded() {
+    const OnCpu all(unfolded_products_.tensor());
     const uint32_t now = *all.tensor().as<uint32_t>();
-    return now - std::exchange(rounded_blocks_then_, now);
+    return now - std::exchange(unfolded_products_then_, now);
 }
 
 double Trainer::elapsed() const { return earlier_seconds_ + seconds_since(start_); }

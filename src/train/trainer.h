@@ -86,7 +86,7 @@ class Trainer {
     void take_step();
     void log_step(const StepResult& result, double seconds);
     // Since it was last asked.
-    uint32_t blocks_rounded();
+    uint32_t products_unfolded();
     void log_health();
     void log_evaluation(Transformer::Execution execution);
     void save_checkpoint();
@@ -142,9 +142,9 @@ class Trainer {
     Arena arena_;
     Context context_{arena_};
     std::optional<StepReplay> replay_;
-    Buffer fault_;                      // of a GPU: Context::fault
-    Buffer rounded_blocks_;             // of a GPU, where scales are folded: AllowedProducts::rounded_blocks
-    uint32_t rounded_blocks_then_ = 0;  // when the last step was logged
+    Buffer fault_;              // of a GPU: Context::fault
+    Buffer unfolded_products_;  // of a GPU, where scales are folded: AllowedProducts::unfolded_products
+    uint32_t unfolded_products_then_ = 0;  // when the last step was logged
     MemoryPlan memory_;
 
     std::optional<Monitor> monitor_;  // unless monitor.every is 0

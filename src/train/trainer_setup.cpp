@@ -108,7 +108,8 @@ void Trainer::check_device() {
     if (device() == Device::cpu) return;
     fault_ = Buffer(DType::u32, {1}, device());
     context_.fault = fault_.tensor().as<uint32_t>();
-    if (parse_allowed(config_.device.allow).fp8_folded) rounded_blocks_ = Buffer(DType::u32, {1}, device());
+    if (parse_allowed(config_.device.allow).fp8_folded)
+        unfolded_products_ = Buffer(DType::u32, {1}, device());
 }
 
 void Trainer::read_data() {
@@ -165,7 +166,7 @@ void Trainer::make_model() {
             shape.max_position_embeddings, where);
     require_memory(shape);
     Transformer::Options options = model_options(config_);
-    options.allowed.rounded_blocks = static_cast<uint32_t*>(rounded_blocks_.tensor().data);
+    options.allowed.unfolded_products = static_cast<uint32_t*>(unfolded_products_.tensor().data);
     model_ = std::make_unique<Transformer>(shape, phases_.front().recipe, options);
     if (config_.model.init.empty())
         model_->initialize(context_.seed);

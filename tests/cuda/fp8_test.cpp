@@ -308,17 +308,18 @@ TEST_F(Fp8OnAGpu, FoldedCodesAndTheirCountAreThoseOfTheCpu) {
                                 there = allocate_quantized(gpu().arena, here.spec, rows, cols);
                 quantize(cpu, here.spec, x, {}, here);
                 quantize(gpu(), here.spec, put(x), {}, there);
-                uint32_t rounded = 0;
-                const Tensor rounded_there = allocate(DType::u32, {1});
-                fill_zero(gpu(), rounded_there);
-                const QuantizedMatrix expected = folded_to_fp8(cpu, here, element, &rounded),
-                                      found =
-                                          folded_to_fp8(gpu(), there, element, rounded_there.as<uint32_t>());
-                EXPECT_TRUE(std::ranges::equal(get<uint8_t>(found.codes), expected.codes.span<uint8_t>()))
-                    << rows << " " << cols << " " << spread;
-                EXPECT_EQ(get<float>(found.tensor_scale)[0], *expected.tensor_scale_ptr());
-                EXPECT_EQ(get<uint32_t>(rounded_there)[0], rounded) << spread;
-                EXPECT_EQ(rounded > 0, rows > 1 && spread > 12) << spread;
+                const FoldedMatrix expected = folded_to_fp8(cpu, here, element),
+                                   found = folded_to_fp8(gpu(), there, element);
+                const auto where = fmt::format("{} x {}, {} binades", rows, cols, spread);
+                EXPECT_TRUE(
+                    std::ranges::equal(get<uint8_t>(found.codes.codes), expected.codes.codes.span<uint8_t>()))
+                    << where;
+                EXPECT_TRUE(std::ranges::equal(get<float>(found.codes.fp32_scales),
+                                               expected.codes.fp32_scales.span<float>()))
+                    << where;
+                const uint32_t rounded = *expected.rounded_blocks();
+                EXPECT_EQ(get<uint32_t>(found.rounded)[0], rounded) << where;
+                EXPECT_EQ(rounded > 0, rows > 1 && spread > fold_range(element).exact) << where;
             }
         }
     }
@@ -368,27 +369,40 @@ TEST_F(Fp8OnAGpu, LayersOfOtherFormatsStayExact) {
         expect_near_the_cpu(recipe, {"fp8", "fp8-folded"}, 2e-6);
 }
 
-// A weight whose rows differ by 20 binades, of which E4M3 holds 14.
-TEST_F(Fp8OnAGpu, LayersCountTheBlocksThatFoldingRounds) {
+// Weights with numbers that lie 20 binades apart, of which E4M3 holds 14: along the rows, which the forward's
+// blocks share with a scale, along the columns, which dgrad's do, and a whole weight.
+TEST_F(Fp8OnAGpu, LayersMakeProductsInBf16WhereScalesOfARowLieTooFarApart) {
     constexpr int64_t kTokens = 128, kIn = 96, kOut = 64;
     const Recipe recipe = find_recipe("tetrajet");
-    for (const bool is_wide : {false, true}) {
+    const auto run = [&](auto&& is_small, uint32_t* unfolded) {
         std::vector<float> w = test::normals(kOut * kIn, 2);
-        if (is_wide) {
-            for (size_t i = 0; i < w.size() / 2; ++i) w[i] = std::ldexp(w[i], -20);
-        }
+        for (int64_t i = 0; i < kOut * kIn; ++i)
+            if (is_small(i / kIn, i % kIn)) w[static_cast<size_t>(i)] *= 0x1p-20f;
         const test::LinearInput input = {
             test::Matrix(DType::bf16, kTokens, kIn, test::normals(kTokens * kIn, 1)),
             test::Matrix(DType::f32, kOut, kIn, w),
             test::Matrix(DType::bf16, kTokens, kOut, test::normals(kTokens * kOut, 3))};
-        const Tensor rounded = allocate(DType::u32, {1});
-        fill_zero(gpu(), rounded);
         AllowedProducts allowed;
-        allowed.fp8_folded = true;
-        allowed.rounded_blocks = rounded.as<uint32_t>();
-        test::run_linear(QuantLinear(recipe, kIn, kOut, 7, allowed), input, {}, 1, nullptr, Device::cuda);
-        EXPECT_EQ(get<uint32_t>(rounded)[0] > 0, is_wide);
-    }
+        allowed.fp8_folded = unfolded != nullptr;
+        const Tensor count = allocate(DType::u32, {1});
+        fill_zero(gpu(), count);
+        allowed.unfolded_products = count.as<uint32_t>();
+        const test::LinearOutput output =
+            test::run_linear(QuantLinear(recipe, kIn, kOut, 7, allowed), input, {}, 1, nullptr, Device::cuda);
+        if (unfolded != nullptr) *unfolded = get<uint32_t>(count)[0];
+        return output;
+    };
+    uint32_t unfolded = 0;
+    const auto in_a_row = [](int64_t, int64_t col) { return col < kIn / 2; };
+    const test::LinearOutput exact = run(in_a_row, nullptr), found = run(in_a_row, &unfolded);
+    EXPECT_EQ(unfolded, 1u);
+    EXPECT_EQ(found.y, exact.y);
+    const auto in_a_column = [](int64_t row, int64_t) { return row < kOut / 2; };
+    const test::LinearOutput exact_too = run(in_a_column, nullptr), found_too = run(in_a_column, &unfolded);
+    EXPECT_EQ(unfolded, 1u);
+    EXPECT_EQ(found_too.dx, exact_too.dx);
+    run([](int64_t, int64_t) { return true; }, &unfolded);
+    EXPECT_EQ(unfolded, 0u);
 }
 
 // ||got - expected|| / ||expected||.
@@ -460,8 +474,8 @@ TEST_F(Fp8OnAGpu, RunsSayWhatTheyAllowAndExecute) {
     EXPECT_TRUE(executed(folded).starts_with("fp8-folded: ")) << executed(folded);
     EXPECT_NEAR(fp8.evals.back().loss, exact.evals.back().loss, 0.05);
     const std::string log = read_text(run / "folded/log.jsonl");
-    EXPECT_NE(log.find("\"rounded_blocks\":"), std::string::npos);
-    EXPECT_EQ(read_text(run / "exact/log.jsonl").find("\"rounded_blocks\":"), std::string::npos);
+    EXPECT_NE(log.find("\"unfolded_products\":"), std::string::npos);
+    EXPECT_EQ(read_text(run / "exact/log.jsonl").find("\"unfolded_products\":"), std::string::npos);
     train("again", "fp8", "['fp8']");
     expect_same_training(run, "fp8", "again");
 }

@@ -17,6 +17,7 @@ class StepReplays : public BothDevices {
         std::vector<std::vector<uint32_t>> masters;  // their bits
         std::vector<double> losses;
         int64_t replays = 0;
+        uint32_t unfolded = 0;  // products
     };
     struct Plan {
         int steps = 5;
@@ -24,6 +25,9 @@ class StepReplays : public BothDevices {
         std::vector<int> interrupted = {};   // given up after their beginning, and made again
         std::vector<int> of_another_scale = {};
         std::vector<int> forgotten = {};  // what was recorded before them
+        bool folds = false;               // MXFP4 into FP8
+        // Before which half of each linear layer's inputs receive weights too small for that.
+        std::optional<int> far_apart = {};
     };
     static Trained train(const Recipe& recipe, bool replays, const Plan& plan) {
         Arena arena(Device::cuda);
@@ -32,7 +36,11 @@ class StepReplays : public BothDevices {
         StepReplay replay(context);
         const Buffer fault(DType::u32, {1}, Device::cuda);
         context.fault = fault.tensor().as<uint32_t>();
-        Transformer model(testing_models::small_config(), recipe, {.device = Device::cuda});
+        const Buffer unfolded(DType::u32, {1}, Device::cuda);
+        const AllowedProducts allowed{.fp8_folded = plan.folds,
+                                      .unfolded_products = unfolded.tensor().as<uint32_t>()};
+        Transformer model(testing_models::small_config(), recipe,
+                          {.device = Device::cuda, .allowed = allowed});
         model.initialize(3);
         std::vector<OptimizedTensor> tensors;
         std::vector<Tensor> gradients;
@@ -84,6 +92,10 @@ class StepReplays : public BothDevices {
         arena.commit();
         for (int i = 0; i < plan.steps; ++i) {
             const bool as_replay = replays && !has(plan.call_by_call, i);
+            if (plan.far_apart == i) {
+                for (const Parameter& p : model.parameters())
+                    if (p.master.shape.rank() == 2) make_half_of_each_row_small(context, p.master);
+            }
             if (has(plan.interrupted, i)) step(i, as_replay, true);
             step(i, as_replay);
         }
@@ -93,7 +105,15 @@ class StepReplays : public BothDevices {
             result.masters.emplace_back();
             for (const float v : values) result.masters.back().push_back(std::bit_cast<uint32_t>(v));
         }
+        result.unfolded = *OnCpu(unfolded.tensor()).tensor().as<uint32_t>();
         return result;
+    }
+    static void make_half_of_each_row_small(const Context& context, const Tensor& weight) {
+        const OnCpu here(weight);
+        auto* const values = here.tensor().as<float>();
+        for (int64_t i = 0; i < weight.count(); ++i)
+            if (i % weight.cols() < weight.cols() / 2) values[i] *= 0x1p-24f;
+        copy(context, here.tensor(), weight);
     }
 };
 
@@ -122,6 +142,23 @@ TEST_F(StepReplays, BeginAnewWhereAStepIsOfAnotherKind) {
     expect("given up while it was replayed", {.interrupted = {3}}, 4);
     expect("another scale", {.steps = 7, .of_another_scale = {3}}, 2);
     expect("forgotten", {.steps = 7, .forgotten = {3}}, 3);
+}
+
+// Also where products stop to fit after the recording was made.
+TEST_F(StepReplays, ChooseAmongFoldedAndExactProductsAsStepsCallByCallDo) {
+    const Recipe recipe = find_recipe("quartet-sr");
+    std::vector<uint32_t> unfolded;
+    for (const std::optional<int> far_apart : {std::optional<int>(), std::optional(3), std::optional(0)}) {
+        const Plan plan{.folds = true, .far_apart = far_apart};
+        const Trained expected = train(recipe, false, plan), got = train(recipe, true, plan);
+        EXPECT_EQ(got.replays, 3);
+        EXPECT_EQ(got.losses, expected.losses);
+        EXPECT_TRUE(got.masters == expected.masters);
+        EXPECT_EQ(got.unfolded, expected.unfolded);
+        unfolded.push_back(got.unfolded);
+    }
+    EXPECT_LT(unfolded[0], unfolded[1]);  // a gradient or two may not fit, either
+    EXPECT_LT(unfolded[1], unfolded[2]);
 }
 
 TEST_F(StepReplays, AreNotOfRecipesWhoseForwardIsTurnedBackByOtherSignsInEachStep) {

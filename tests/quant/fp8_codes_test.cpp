@@ -101,10 +101,9 @@ TEST_F(Fp8Codes, FoldedHaveTheValuesOfTheMatrixWhereItsScalesLieCloseEnough) {
                     values[i] = std::ldexp(values[i] < 0 ? -1.3f : 0.9f,
                                            -static_cast<int>(i / kMxfp4Block * 7) % spread);
                 const Quantized q(spec, view_of(values, {kRows, kCols}));
-                uint32_t rounded = 5;
-                const QuantizedMatrix folded = folded_to_fp8(context_, q.matrix(), element, &rounded);
-                EXPECT_EQ(rounded, 5u) << spec << ", " << spread;
-                EXPECT_EQ(values_of(folded), q.values()) << spec << ", " << spread;
+                const FoldedMatrix folded = folded_to_fp8(context_, q.matrix(), element);
+                EXPECT_EQ(*folded.rounded_blocks(), 0u) << spec << ", " << spread;
+                EXPECT_EQ(values_of(folded.codes), q.values()) << spec << ", " << spread;
             }
         }
     }
@@ -117,10 +116,9 @@ TEST_F(Fp8Codes, FoldedCountTheBlocksThatTheyRound) {
             return static_cast<uint8_t>(200 - exact - below_exact);
         };
         const QuantizedMatrix q = blocks_with({200, byte(0), byte(1), 195, byte(9), 190, 0});
-        uint32_t rounded = 0;
-        const QuantizedMatrix folded = folded_to_fp8(context_, q, element, &rounded);
-        EXPECT_EQ(rounded, 3u);
-        const std::vector<float> expected = values_of(q), found = values_of(folded);
+        const FoldedMatrix folded = folded_to_fp8(context_, q, element);
+        EXPECT_EQ(*folded.rounded_blocks(), 3u);
+        const std::vector<float> expected = values_of(q), found = values_of(folded.codes);
         const double largest = std::ldexp(6.0, 200 - 127),
                      bound = element == Element::e4m3 ? 0x1p-18 : 0x1p-32;
         for (size_t i = 0; i < expected.size(); ++i)
@@ -132,22 +130,20 @@ TEST_F(Fp8Codes, FoldedBlocksOfZerosAreExactWhateverTheirScale) {
     const QuantizedMatrix q = blocks_with({200, 0, 100});
     std::fill_n(q.codes.as<uint8_t>() + kMxfp4Block / 2, kMxfp4Block / 2, uint8_t{0x80});  // 0 and -0
     std::fill_n(q.codes.as<uint8_t>() + kMxfp4Block, kMxfp4Block / 2, uint8_t{0x08});
-    uint32_t rounded = 0;
-    const QuantizedMatrix folded = folded_to_fp8(context_, q, Element::e4m3, &rounded);
-    EXPECT_EQ(rounded, 0u);
-    EXPECT_EQ(folded.codes.as<uint8_t>()[kMxfp4Block], 0x00);
-    EXPECT_EQ(folded.codes.as<uint8_t>()[kMxfp4Block + 1], 0x80);
+    const FoldedMatrix folded = folded_to_fp8(context_, q, Element::e4m3);
+    EXPECT_EQ(*folded.rounded_blocks(), 0u);
+    EXPECT_EQ(folded.codes.codes.as<uint8_t>()[kMxfp4Block], 0x00);
+    EXPECT_EQ(folded.codes.codes.as<uint8_t>()[kMxfp4Block + 1], 0x80);
 }
 
 TEST_F(Fp8Codes, FoldedTensorsOfTheSmallestAndLargestScalesKeepTheirValues) {
     for (const Element element : kElements) {
         for (const uint8_t byte : std::initializer_list<uint8_t>{0, 1, 10, 250, 252}) {
             const QuantizedMatrix q = blocks_with({byte, byte});
-            uint32_t rounded = 0;
-            const QuantizedMatrix folded = folded_to_fp8(context_, q, element, &rounded);
-            EXPECT_EQ(rounded, 0u) << int{byte};
-            EXPECT_EQ(values_of(folded), values_of(q)) << int{byte};
-            EXPECT_GE(*folded.tensor_scale_ptr(), 0x1p-126f);
+            const FoldedMatrix folded = folded_to_fp8(context_, q, element);
+            EXPECT_EQ(*folded.rounded_blocks(), 0u) << int{byte};
+            EXPECT_EQ(values_of(folded.codes), values_of(q)) << int{byte};
+            EXPECT_GE(folded.codes.fp32_scales.as<float>()[0], 0x1p-126f);
         }
     }
 }

@@ -56,7 +56,8 @@ const GpuProduct& GpuProduct::get(const GpuProductShape& shape, bool measure) {
 
 namespace {
 
-void multiply(const GpuProductShape& s, float alpha, const void* a, const void* b, float beta, void* c) {
+void multiply(const GpuProductShape& s, float alpha, const void* a, const void* b, float beta, void* c,
+              const GpuProduct::Scales& scales) {
     const std::vector<float> of_a = columns_of(s.of_a, a, s.a, s.m, s.k),
                              of_b = columns_of(s.of_b, b, s.b, s.n, s.k);
     const int64_t part_of_k = s.is_fp8() ? 32 : 64;
@@ -75,6 +76,7 @@ void multiply(const GpuProductShape& s, float alpha, const void* a, const void* 
         for (int64_t col = 0; col < s.n; ++col) {
             const int64_t at = row * s.c.stride + col;
             float value = alpha * sums[static_cast<size_t>(col)];
+            if (s.has_line_scales) value *= scales.a[row] * scales.b[col];
             if (beta != 0.0f) value += beta * number_at(s.result, c, at);
             if (s.result == DType::bf16) {
                 static_cast<Bf16*>(c)[at] = bf16_encode(value);
@@ -97,7 +99,7 @@ void GpuProduct::run(const Context&, const float* alpha, const void* a, const vo
         float factor = are_there ? *alpha : alpha_now;
         if (s.has_scales && scales.a != nullptr) factor *= *scales.a;
         if (s.has_scales && scales.b != nullptr) factor *= *scales.b;
-        multiply(s, factor, a, b, are_there ? *beta : beta_now, c);
+        multiply(s, factor, a, b, are_there ? *beta : beta_now, c, scales);
     });
 }
 

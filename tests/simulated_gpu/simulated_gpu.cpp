@@ -312,6 +312,16 @@ void simulated_gpu::queue(Work work) {
     }
 }
 
+bool simulated_gpu::is_recording() { return recording_under_way != nullptr; }
+simulated_gpu::Recording simulated_gpu::record(const Work& work) {
+    auto outer = std::exchange(recording_under_way, std::make_unique<Recording>());
+    work();
+    return std::move(*std::exchange(recording_under_way, std::move(outer)));
+}
+void simulated_gpu::replay(const Recording& recording) {
+    for (const Work& work : recording.work) work();
+}
+
 const char* cudaGetErrorString(cudaError_t status) {
     return status == cudaErrorMemoryAllocation ? "out of memory" : "no error";
 }
@@ -432,7 +442,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsig
     return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
-    for (const simulated_gpu::Work& work : graph->work) work();
+    simulated_gpu::replay(*graph);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {

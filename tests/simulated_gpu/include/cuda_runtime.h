@@ -54,6 +54,10 @@ void queue(Work work);
 struct Recording {
     std::vector<Work> work;
 };
+bool is_recording();
+// What `work` queues, beside the recording that is under way.
+Recording record(const Work& work);
+void replay(const Recording& recording);
 
 }  // namespace simulated_gpu
 

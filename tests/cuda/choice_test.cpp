@@ -1,0 +1,126 @@
+// Choices that a GPU makes: call by call, and in recordings that are replayed.
+#include "core/choice.h"
+
+#include "core/recording.h"
+#include "support/on_gpu.h"
+
+namespace nibble {
+namespace {
+
+// What was done, read from the memory of a device: 1 for `if_any`, 2 for `otherwise`; and what was counted.
+struct Done {
+    uint32_t what, counted;
+    friend bool operator==(const Done&, const Done&) = default;
+};
+void PrintTo(const Done& done, std::ostream* out) { *out << done.what << ", " << done.counted; }
+
+TEST(Choices, OnACpuAreMadeAtOnce) {
+    Arena arena(1 << 10);
+    Context context{arena};
+    uint32_t first = 0, second = 0, counted = 0;
+    const auto what = [&] {
+        uint32_t done = 0;
+        choose(
+            context, &first, &second, &counted, [&] { done += 1; }, [&] { done += 2; });
+        return Done{done, counted};
+    };
+    EXPECT_EQ(what(), (Done{2, 0}));
+    first = 7;
+    EXPECT_EQ(what(), (Done{1, 1}));
+    first = 0, second = 1;
+    EXPECT_EQ(what(), (Done{1, 2}));
+}
+
+TEST(Choices, ArePlannedForBoth) {
+    Arena arena;
+    Context context{arena};
+    const auto takes = [&](int64_t bytes) {
+        return [&, bytes] {
+            const ArenaScope scope(arena);
+            arena.allocate(DType::u8, {bytes});
+        };
+    };
+    choose(context, nullptr, nullptr, nullptr, takes(1 << 10), takes(1 << 20));
+    EXPECT_GE(arena.peak(), size_t{1} << 20);
+    choose(context, nullptr, nullptr, nullptr, takes(1 << 22), takes(1 << 20));
+    EXPECT_GE(arena.peak(), size_t{1} << 22);
+}
+
+class ChoicesOnAGpu : public OnGpu {
+  protected:
+    void SetUp() override {
+        OnGpu::SetUp();
+        if (IsSkipped()) return;
+        numbers_ = allocate(DType::u32, {4});
+        given_ = put(view_of(marks_, {2}));
+    }
+    void ask(uint32_t first, uint32_t second) {
+        std::vector<uint32_t> numbers = {first, second};
+        copy(gpu(), view_of(numbers, {2}), numbers_.slice(0, 2));
+    }
+    void choose_once() {
+        const auto mark = [&](int64_t i) { queue_copy(gpu(), given_.slice(i, i + 1), numbers_.slice(2, 3)); };
+        auto* const numbers = numbers_.as<uint32_t>();
+        choose(
+            gpu(), numbers, numbers + 1, numbers + 3, [=] { mark(0); }, [=] { mark(1); });
+    }
+    Done done() {
+        synchronize(gpu());
+        const std::vector<uint32_t> numbers = get<uint32_t>(numbers_);
+        return {numbers[2], numbers[3]};
+    }
+
+    std::vector<uint32_t> marks_ = {1, 2};
+    Tensor numbers_, given_;  // what is asked, done and counted
+};
+
+TEST_F(ChoicesOnAGpu, AreMadeCallByCall) {
+    fill_zero(gpu(), numbers_);
+    choose_once();
+    EXPECT_EQ(done(), (Done{2, 0}));
+    ask(0, 3);
+    choose_once();
+    EXPECT_EQ(done(), (Done{1, 1}));
+}
+
+TEST_F(ChoicesOnAGpu, AreMadeAnewInEachReplay) {
+    fill_zero(gpu(), numbers_);
+    const Stream stream(Device::cuda);
+    gpu().stream = stream.get();
+    const Recording recording(gpu(), [&] {
+        choose_once();
+        choose_once();  // what follows one is recorded, too
+    });
+    EXPECT_EQ(done(), (Done{0, 0}));  // nothing was done yet
+    const auto replayed = [&](uint32_t first, uint32_t second) {
+        ask(first, second);
+        recording.replay(gpu());
+        return done();
+    };
+    EXPECT_EQ(replayed(0, 0), (Done{2, 0}));
+    EXPECT_EQ(replayed(5, 0), (Done{1, 2}));
+    EXPECT_EQ(replayed(0, 0), (Done{2, 2}));
+    EXPECT_EQ(replayed(0, 1), (Done{1, 4}));
+    gpu().stream = nullptr;
+}
+
+TEST_F(ChoicesOnAGpu, ThatFailWhileTheyAreRecordedLeaveTheStreamAsItWas) {
+    fill_zero(gpu(), numbers_);
+    const Stream stream(Device::cuda);
+    gpu().stream = stream.get();
+    auto* const numbers = numbers_.as<uint32_t>();
+    EXPECT_THROW(Recording(gpu(),
+                           [&] {
+                               choose(
+                                   gpu(), numbers, numbers + 1, nullptr, [] { fail("no"); }, [] {});
+                           }),
+                 Error);
+    EXPECT_EQ(gpu().stream, stream.get());
+    const Recording recording(gpu(), [&] { choose_once(); });
+    recording.replay(gpu());
+    EXPECT_EQ(done(), (Done{2, 0}));
+    gpu().stream = nullptr;
+}
+
+}  // namespace
+}  // namespace nibble
