@@ -22,6 +22,26 @@ __device__ __forceinline__ float magnitude_by_coin(float v, uint32_t word, int h
     return round_by_threshold(a, e2m1_step(a, 0), threshold(word, half));
 }
 
+// The coins of a group's elements; those of a nearest rounding are none.
+template <Rounding kRound>
+struct ElementCoins {
+    __device__ ElementCoins(const Job&, const Places&) {}
+};
+template <>
+struct ElementCoins<Rounding::stochastic> {
+    Philox of_eight[2];
+
+    __device__ __forceinline__ ElementCoins(const Job& job, const Places& places) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            of_eight[i] = job.coins.of_elements(static_cast<uint64_t>(places.first()) / 8 + i);
+    }
+    // Of the i-th value v.
+    __device__ __forceinline__ float magnitude(float v, int i) const {
+        return magnitude_by_coin(v, of_eight[i / 8].word[i % 8 / 2], i % 2);
+    }
+};
+
 // As a pair of BF16 that holds both exactly.
 __device__ __forceinline__ uint32_t upper_halves(float first, float second) {
     return __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x7632);
@@ -159,7 +179,7 @@ class Nvfp4Groups {
             store_four_six(g, amax, places);
         } else {
             const uint8_t byte = nearest_scale(amax * share_ * tensor_.block_factor);
-            const Elements elements = encode(g, amax, byte, places);
+            const Elements elements = encode(g, amax, byte, Coins(job_, places));
             if constexpr (s.correct == Correction::eden) {
                 store_corrected(g, elements, scale_value(byte), places, step);
             } else {
@@ -169,8 +189,10 @@ class Nvfp4Groups {
     }
 
   private:
+    using Coins = ElementCoins<s.round>;
+
     __device__ __forceinline__ Elements encode(const Group& g, float amax, uint8_t byte,
-                                               const Places& places) const {
+                                               const Coins& coins) const {
         const float factor = shared_.factors.of[byte];
         Elements elements;
         elements.signs = byte != 0 ? ~0u : 0u;
@@ -178,13 +200,8 @@ class Nvfp4Groups {
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) v[i] = g.x[i] * factor;
         if constexpr (s.round == Rounding::stochastic) {
-            Philox coins[2];
 #pragma unroll
-            for (int i = 0; i < 2; ++i)
-                coins[i] = job_.coins.of_elements(static_cast<uint64_t>(places.first()) / 8 + i);
-#pragma unroll
-            for (int i = 0; i < kGroup; ++i)
-                elements.magnitude[i] = magnitude_by_coin(v[i], coins[i / 8].word[i % 8 / 2], i % 2);
+            for (int i = 0; i < kGroup; ++i) elements.magnitude[i] = coins.magnitude(v[i], i);
         } else {
             // Only scales that are rounded far down, to small multiples of 2^-9, let elements pass 7.
             if (amax * factor >= 7.0f) {
@@ -231,8 +248,9 @@ class Nvfp4Groups {
             (is_ordinary ? quotient(amax, top, inverse_top_) : divided(amax, top)) * tensor_.encode;
         uint8_t byte = nearest_scale(share);
         const uint8_t four = nearest_scale(share * 1.5f);
-        Elements elements = encode(g, amax, byte, places);
-        const Elements other = encode(g, amax, four, places);
+        const Coins coins(job_, places);  // the same for both
+        Elements elements = encode(g, amax, byte, coins);
+        const Elements other = encode(g, amax, four, coins);
         const float of_six = scale_value(byte), of_four = scale_value(four);
         const bool is_four = is_ordinary
                                  ? ordinary_error(g, other, of_four) < ordinary_error(g, elements, of_six)
@@ -277,7 +295,7 @@ class Nvfp4Groups {
     Shared& shared_;
 };
 
-// The same for MXFP4; rounded to nearest.
+// The same for MXFP4.
 template <typename Spec, bool kOperandOnly>
 struct Mxfp4Groups {
     static __device__ __forceinline__ void quantize(const Job& job, Group& g, float amax,
@@ -288,6 +306,7 @@ struct Mxfp4Groups {
         const float factor = mxfp4_element_factor(byte);
         Elements elements;
         elements.signs = amax > 0.0f ? ~0u : 0u;
+        const ElementCoins<s.round> coins(job, places);
         uint32_t inside = 0;
 #pragma unroll
         for (int i = kGroup - 1; i >= 0; --i) {
@@ -296,7 +315,10 @@ struct Mxfp4Groups {
             const float v = (kFits ? kThreeQuarters * g.x[i] : g.x[i]) * factor;
             // The sign of the difference enters at bit 0.
             if constexpr (s.mask) inside = __funnelshift_l(__float_as_uint(fabsf(v) - kE2M1Max), inside, 1);
-            elements.magnitude[i] = magnitude_to_nearest(kFits ? v : fminf(fabsf(v), kE2M1Max));
+            if constexpr (s.round == Rounding::stochastic)
+                elements.magnitude[i] = coins.magnitude(v, i);
+            else
+                elements.magnitude[i] = magnitude_to_nearest(kFits ? v : fminf(fabsf(v), kE2M1Max));
         }
         if (!places.is_there()) return;
         store_elements<kOperandOnly>(s, job, g, elements, byte, e8m0_decode(byte), places);

@@ -66,6 +66,10 @@ constexpr KernelSpec eden(KernelSpec s) {  // scale=eden rotate=rht:128
     s.scale_round = ScaleRounding::stochastic;
     return s;
 }
+constexpr KernelSpec rounded_up(KernelSpec s) {  // scale=rceil
+    s.scale = ScaleRule::rceil;
+    return s;
+}
 constexpr KernelSpec quest(KernelSpec s) {  // scale=quest:std rotate=hadamard:32 mask=clip
     s = rotated(s, 32);
     s.scale = ScaleRule::quest_std;
@@ -110,7 +114,10 @@ __global__ void __launch_bounds__(kStreamThreads) amax_stream_kernel(const __gri
     give_rotated_amax<kRotation>(job, &job.scalars->amax, largest);
 }
 
-constexpr int blocks_of_multiprocessor(const KernelSpec& s) { return is_four_six(s.scale) ? 2 : 3; }
+// For how many thread blocks a multiprocessor's registers are divided.
+constexpr int blocks_of_multiprocessor(const KernelSpec& s, bool transposed) {
+    return is_four_six(s.scale) || (transposed && s.correct == Correction::eden) ? 2 : 3;
+}
 
 // List::kSpecs: an array of specs, of which this is one.
 template <typename List, size_t kIndex>
@@ -160,11 +167,12 @@ class Quantiser {
 
   private:
     // Blocks of 16 end with a factor of 1/4. In a tensor with ordinary numbers what elements are multiplied
-    // by next has it: an element whose quarter would be rounded becomes 0 in either case.
+    // by next has it: an element whose quarter would be rounded becomes 0 in either case. Four Over Six reads
+    // the elements themselves.
     static __device__ bool prepare(const Job& job, Shared& shared) {
         constexpr KernelSpec s = Spec::kSpec;
         shared.tensor.prepare(s, job);
-        return kIsNvfp4 && s.rotation == kGroup && shared.tensor.amax >= 0x1p-32f &&
+        return kIsNvfp4 && !is_four_six(s.scale) && s.rotation == kGroup && shared.tensor.amax >= 0x1p-32f &&
                shared.tensor.amax <= 0x1p60f;
     }
     __device__ auto groups(Shared& shared) const {
@@ -197,7 +205,7 @@ class Quantiser {
 };
 
 template <typename Spec, typename Stream, bool kOperandOnly>
-__global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(Spec::kSpec))
+__global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(Spec::kSpec, Stream::kTransposed))
     quantize_stream_kernel(const __grid_constant__ Job job) {
     constexpr KernelSpec s = Spec::kSpec;
     __shared__ uint4 shared[kVectorsOf<Stream>];

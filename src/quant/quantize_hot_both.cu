@@ -153,7 +153,7 @@ struct SharedOfQuantisers {
 
 // A thread block has `steps` squares, one below the other.
 template <typename OfRows, typename OfColumns, bool kOperandOnly>
-__global__ void __launch_bounds__(kStreamThreads, 3)
+__global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(OfRows::kSpec, false))
     quantize_both_kernel(const __grid_constant__ Job rows, const __grid_constant__ Job columns,
                          const __grid_constant__ Squares squares, unsigned steps) {
     using Shared = SharedOfQuantisers<OfRows, OfColumns, kOperandOnly>;
@@ -196,12 +196,22 @@ void launch_with_shared(const Context& context, void (*kernel)(Parameters...), i
 
 // The gradients of built-in recipes.
 struct OfRows {
-    static constexpr std::array kSpecs = {eden(kNvfp4), stochastic(kNvfp4), stochastic(kNvfp4),
-                                          rotated(kMxfp4, 32)};
+    static constexpr std::array kSpecs = {eden(kNvfp4),
+                                          stochastic(kNvfp4),
+                                          stochastic(kNvfp4),
+                                          four_six(stochastic(kNvfp4)),
+                                          rotated(kMxfp4, 32),
+                                          rotated(stochastic(kMxfp4), 32),
+                                          rounded_up(stochastic(kMxfp4))};
 };
 struct OfColumns {
-    static constexpr std::array kSpecs = {eden(kNvfp4), stochastic(kNvfp4), rotated(stochastic(kNvfp4), 16),
-                                          rotated(kMxfp4, 32)};
+    static constexpr std::array kSpecs = {eden(kNvfp4),
+                                          stochastic(kNvfp4),
+                                          rotated(stochastic(kNvfp4), 16),
+                                          rotated(four_six(stochastic(kNvfp4)), 16),
+                                          rotated(kMxfp4, 32),
+                                          rotated(stochastic(kMxfp4), 32),
+                                          rounded_up(stochastic(kMxfp4))};
 };
 constexpr size_t kPairs = OfRows::kSpecs.size();
 

@@ -10,7 +10,8 @@ using namespace hot;
 
 struct OfWeights {
     static constexpr std::array kSpecs = {
-        kNvfp4, four_six(kNvfp4), square(kNvfp4), square(four_six(kNvfp4)), quest(kMxfp4), fp8(Element::e4m3),
+        kNvfp4,        four_six(kNvfp4),   square(kNvfp4),     square(four_six(kNvfp4)),
+        quest(kMxfp4), rounded_up(kMxfp4), fp8(Element::e4m3),
     };
 };
 

@@ -131,19 +131,21 @@ std::vector<KernelCheck> check_kernels(const KernelKinds& kinds) {
         rmsnorm_backward(c, dy, sum, weight, rstd, dx, dx, dweight);
         return std::vector{sum, y, dx, dweight};
     });
-    add("bias and rope", [&](Context& c) {
-        const int64_t half = kAttention.head_dim / 2;
-        const Tensor qkv = heads(c, 1), dqkv = heads(c, 2), bias = random(c, DType::f32, {qkv.cols()}, 3),
-                     cos = random(c, DType::f32, {kSequence, half}, 4),
-                     sin = random(c, DType::f32, {kSequence, half}, 5),
-                     dbias = zeros(c, DType::f32, {qkv.cols()});
-        rope_forward(c, RopeLayout::half_split, qkv, kSequence, kAttention.heads, kAttention.kv_heads, cos,
-                     sin, bias);
-        rope_backward(c, RopeLayout::half_split, dqkv, kSequence, kAttention.heads, kAttention.kv_heads, cos,
-                      sin);
-        bias_backward(c, dqkv, dbias);
-        return std::vector{qkv, dqkv, dbias};
-    });
+    const auto add_rope = [&](const char* name, RopeLayout layout) {
+        add(name, [&, layout](Context& c) {
+            const int64_t half = kAttention.head_dim / 2;
+            const Tensor qkv = heads(c, 1), dqkv = heads(c, 2), bias = random(c, DType::f32, {qkv.cols()}, 3),
+                         cos = random(c, DType::f32, {kSequence, half}, 4),
+                         sin = random(c, DType::f32, {kSequence, half}, 5),
+                         dbias = zeros(c, DType::f32, {qkv.cols()});
+            rope_forward(c, layout, qkv, kSequence, kAttention.heads, kAttention.kv_heads, cos, sin, bias);
+            rope_backward(c, layout, dqkv, kSequence, kAttention.heads, kAttention.kv_heads, cos, sin);
+            bias_backward(c, dqkv, dbias);
+            return std::vector{qkv, dqkv, dbias};
+        });
+    };
+    add_rope("bias and rope", RopeLayout::half_split);
+    add_rope("bias and rope of neighbours", RopeLayout::interleaved);
     add("norms of queries and keys", [&](Context& c) {
         const int64_t size = kAttention.head_dim, normed = kAttention.heads + kAttention.kv_heads;
         const Tensor qkv = heads(c, 1), dqkv = heads(c, 2), q = random(c, DType::f32, {size}, 3),

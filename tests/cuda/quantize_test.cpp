@@ -84,7 +84,12 @@ TEST_F(Quantisers, GiveTheOperandOfTensorsOfAnySize) {
         for (const std::string_view text :
              {"nvfp4 1x16", "nvfp4 1x16 round=stochastic", "nvfp4 1x16 rotate=rht:16",
               "nvfp4 1x16 round=stochastic rotate=rht:16", "nvfp4 1x16 scale=four-six:mse",
+              "nvfp4 1x16 scale=four-six:mse rotate=rht:16",
+              "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic",
+              "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic rotate=rht:16",
               "nvfp4 1x16 scale=eden rotate=rht:128", "mxfp4 1x32 scale=three-quarters rotate=rht:32",
+              "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32", "mxfp4 1x32 scale=rceil",
+              "mxfp4 1x32 scale=rceil round=stochastic",
               "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"}) {
             const QuantSpec spec = parse_spec(text);
             for (const bool transposed : {false, true}) {
@@ -152,12 +157,22 @@ TEST_F(Quantisers, MakeBothOrientationsInOneReadAsTwoCallsDo) {
     };
     const std::string_view eden = "nvfp4 1x16 scale=eden rotate=rht:128",
                            stochastic = "nvfp4 1x16 round=stochastic",
-                           quarters = "mxfp4 1x32 scale=three-quarters rotate=rht:32";
-    const Pair pairs[] = {{eden, eden},
-                          {stochastic, stochastic},
-                          {stochastic, "nvfp4 1x16 round=stochastic rotate=rht:16"},
-                          {quarters, quarters},
-                          {quarters, quarters, Keep::bytes}};
+                           quarters = "mxfp4 1x32 scale=three-quarters rotate=rht:32",
+                           quarters_by_coin =
+                               "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32",
+                           up = "mxfp4 1x32 scale=rceil round=stochastic",
+                           four_six = "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic";
+    const Pair pairs[] = {
+        {eden, eden},
+        {stochastic, stochastic},
+        {stochastic, "nvfp4 1x16 round=stochastic rotate=rht:16"},
+        {four_six, "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic rotate=rht:16"},
+        {quarters, quarters},
+        {quarters, quarters, Keep::bytes},
+        {quarters_by_coin, quarters_by_coin},
+        {quarters_by_coin, quarters_by_coin, Keep::bytes},
+        {up, up},
+        {up, up, Keep::bytes}};
     const RandomKey key = {.seed = 4, .step = 9, .micro_step = 2, .layer = 3, .gemm = Gemm::dgrad};
     RandomKey key_of_columns = key;
     key_of_columns.gemm = Gemm::wgrad;
