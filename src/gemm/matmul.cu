@@ -82,24 +82,35 @@ __global__ void form_factors(float alpha, ScaleOf a, ScaleOf b, float beta, Fact
     *out = {static_cast<float>(double{alpha} * a.value() * b.value()), beta};
 }
 
-// What one side's lines of C are multiplied with: the operand's scale, those of its rows, and factors. All
-// but `out` may be null.
+// What one side's lines of C, its rows or its columns, are multiplied with: the operand's scale, the scales
+// of its rows and other factors; the last two may be null. F32 [lines].
 struct LineFactors {
-    int64_t lines;
     ScaleOf scale;
-    const float *row_scales, *factors;
+    const float *row_scales, *others;
+    int64_t lines;
     float* out;
+
+    LineFactors(const Operand& operand, const float* others_, const Tensor& out_)
+        : scale(operand),
+          row_scales(static_cast<const float*>(row_scales_of(operand).data)),
+          others(others_),
+          lines(out_.count()),
+          out(out_.as<float>()) {}
 };
-__global__ void form_line_factors(LineFactors a, LineFactors b) {
-    const LineFactors& side = blockIdx.y == 0 ? a : b;
+__global__ void form_line_factors(LineFactors rows, LineFactors cols) {
+    const LineFactors& side = blockIdx.y == 0 ? rows : cols;
     const auto scale = static_cast<float>(side.scale.value());
-    for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < side.lines;
-         i += int64_t{gridDim.x} * blockDim.x) {
-        float factor = scale;
-        if (side.row_scales != nullptr) factor *= side.row_scales[i];
-        if (side.factors != nullptr) factor *= side.factors[i];
-        side.out[i] = factor;
-    }
+    const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+    if (i >= side.lines) return;
+    float factor = scale;
+    if (side.row_scales != nullptr) factor *= side.row_scales[i];
+    if (side.others != nullptr) factor *= side.others[i];
+    side.out[i] = factor;
+}
+void form_all(const Context& context, const LineFactors& rows, const LineFactors& cols) {
+    constexpr int kThreads = 256;
+    const int64_t blocks = divide_up<int64_t>(std::max(rows.lines, cols.lines), kThreads);
+    launch(context, form_line_factors, dim3(static_cast<unsigned>(blocks), 2), kThreads, 0, rows, cols);
 }
 
 // Sums of products [rows, stride] and what makes C [rows, cols] of them.
@@ -228,16 +239,8 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
     if (of_product.factors_on_device || is_finished)
         launch(context, form_factors, 1, 1, 0, alpha, ScaleOf(a), ScaleOf(b), beta, on_device);
     if (of_product.has_line_scales) {
-        const auto lines = [](const Operand& operand, const Tensor& scales, const float* factors,
-                              const Tensor& out) {
-            return LineFactors{out.count(), ScaleOf(operand), static_cast<const float*>(scales.data), factors,
-                               out.as<float>()};
-        };
-        constexpr int kThreads = 256;
-        launch(context, form_line_factors,
-               dim3(static_cast<unsigned>(divide_up<int64_t>(std::max(shape.m, shape.n), kThreads)), 2),
-               kThreads, 0, lines(a, row_scales, options.alpha_row, of_rows),
-               lines(b, col_scales, options.alpha_col, of_cols));
+        form_all(context, LineFactors(a, options.alpha_row, of_rows),
+                 LineFactors(b, options.alpha_col, of_cols));
         product->run(context, &alpha, of_a.data, of_b.data, &beta, c.data, workspace,
                      {of_rows.as<float>(), of_cols.as<float>()});
         return;

@@ -18,6 +18,7 @@ struct OfActivations {
         rotated(four_six(kNvfp4), 16),
         rotated(four_six(stochastic(kNvfp4)), 16),
         eden(kNvfp4),
+        twice(eden(kNvfp4)),
         rotated(kMxfp4, 32),
         rotated(stochastic(kMxfp4), 32),
         quest(kMxfp4),
@@ -44,16 +45,17 @@ bool has_hot_kernels(const Job& job, bool transposed) {
 
 void find_amax_hot(const Context& context, const Job& job, bool transposed) {
     if (!job.is_bf16) return find_amax_of_weights_hot(context, job, transposed);
-    const auto launch_amax = [&]<int kRotation>() {
-        if (job.spec.rotation != kRotation) return;
+    const auto launch_amax = [&]<int kRotation, int kRounds>() {
+        if (job.spec.rotation != kRotation || job.spec.rounds != kRounds) return;
         with_stream<kRotation != 0>(job, transposed, [&]<typename Stream>() {
-            launch_stream<Stream>(context, amax_stream_kernel<kRotation, Stream>, job);
+            launch_stream<Stream>(context, amax_stream_kernel<kRotation, kRounds, Stream>, job);
         });
     };
-    launch_amax.template operator()<0>();
-    launch_amax.template operator()<16>();
-    launch_amax.template operator()<32>();
-    launch_amax.template operator()<128>();
+    launch_amax.template operator()<0, 0>();
+    launch_amax.template operator()<16, 1>();
+    launch_amax.template operator()<32, 1>();
+    launch_amax.template operator()<128, 1>();
+    launch_amax.template operator()<128, 2>();
 }
 
 void quantize_hot(const Context& context, const Job& job, bool transposed) {

@@ -66,6 +66,10 @@ constexpr KernelSpec eden(KernelSpec s) {  // scale=eden rotate=rht:128
     s.scale_round = ScaleRounding::stochastic;
     return s;
 }
+constexpr KernelSpec twice(KernelSpec s) {  // rotate=rht2:...
+    s.rounds = 2;
+    return s;
+}
 constexpr KernelSpec rounded_up(KernelSpec s) {  // scale=rceil
     s.scale = ScaleRule::rceil;
     return s;
@@ -81,9 +85,25 @@ constexpr KernelSpec quest(KernelSpec s) {  // scale=quest:std rotate=hadamard:3
 template <int kRotation>
 inline constexpr size_t kVectorsOfRotation = kRotation == kTileCols ? FarStages::kBytes / sizeof(uint4) : 1;
 
-// The bits of a thread's largest magnitude after a rotation without its factor. far: of kVectorsOfRotation.
-template <int kRotation>
-__device__ __forceinline__ uint32_t amax_of_group(Group& g, uint4* far) {
+// Between two rounds of a rotation of 128: the factor of the first, the signs of the second.
+__device__ __forceinline__ void begin_second_round(const Job& job, float factor, Group& g) {
+    const int place = static_cast<int>(threadIdx.x) % kGroups * kGroup;
+    const uint32_t signs = job.signs(1, place / 32) >> (place % 32);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i)
+        g.x[i] = __uint_as_float(__float_as_uint(g.x[i] * factor) ^ (signs >> i & 1u) << 31);
+}
+
+// The bits of a thread's largest magnitude after a rotation without its last factor. far: of
+// kVectorsOfRotation.
+template <int kRotation, int kRounds>
+__device__ __forceinline__ uint32_t amax_of_group(const Job& job, Group& g, uint4* far) {
+    static_assert(kRounds < 2 || kRotation == kTileCols);
+    if constexpr (kRounds == 2) {
+        __syncwarp();  // all have read what max_after() left
+        FarStages(far).transform(g.x);
+        begin_second_round(job, job.amax_factor, g);
+    }
     if constexpr (kRotation == kTileCols) return __float_as_uint(FarStages(far).max_after(g.x));
     if constexpr (kRotation == kGroup) {
         stages<1, kGroup / 2>(g.x);
@@ -104,13 +124,13 @@ __device__ __forceinline__ void give_rotated_amax(const Job& job, uint32_t* amax
 template <typename Stream>
 inline constexpr size_t kVectorsOf = std::max<size_t>(Stream::kShared / sizeof(uint4), 1);
 
-// The amax after rotation by blocks of this size; 0: as it is.
-template <int kRotation, typename Stream>
+// The amax after rotation by blocks of this size, once or twice; 0: as it is.
+template <int kRotation, int kRounds, typename Stream>
 __global__ void __launch_bounds__(kStreamThreads) amax_stream_kernel(const __grid_constant__ Job job) {
     __shared__ uint4 shared[kVectorsOf<Stream>], far[kVectorsOfRotation<kRotation>];
     Walk<Stream> walk(job, shared);
     uint32_t largest = 0;
-    walk.each([&](Group& g, int) { largest = max(largest, amax_of_group<kRotation>(g, far)); });
+    walk.each([&](Group& g, int) { largest = max(largest, amax_of_group<kRotation, kRounds>(job, g, far)); });
     give_rotated_amax<kRotation>(job, &job.scalars->amax, largest);
 }
 
@@ -185,6 +205,10 @@ class Quantiser {
     __device__ __forceinline__ void rotate(Group& g) const {
         constexpr int kSize = Spec::kSpec.rotation;
         if constexpr (kSize == 0) return;
+        if constexpr (Spec::kSpec.rounds == 2) {
+            far_stages_.transform(g.x);
+            begin_second_round(job_, job_.factor, g);
+        }
         if constexpr (kSize == kTileCols)
             far_stages_.transform(g.x);
         else

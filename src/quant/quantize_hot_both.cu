@@ -111,7 +111,7 @@ struct SharedOfAmaxes {
     uint4 far[std::max(kVectorsOfRotation<kOfRows>, kVectorsOfRotation<kOfColumns>)];
 };
 
-template <int kOfRows, int kOfColumns>
+template <int kOfRows, int kOfColumns, int kRounds>
 __global__ void __launch_bounds__(kStreamThreads)
     both_amaxes_kernel(const __grid_constant__ Job rows, const __grid_constant__ Job columns,
                        const __grid_constant__ Squares squares, float* amaxes) {
@@ -124,13 +124,13 @@ __global__ void __launch_bounds__(kStreamThreads)
     for (int part = 0; part < kPartsOfSquare; ++part) {
         Group g;
         square.read_row(part, g);
-        of_rows = max(of_rows, amax_of_group<kOfRows>(g, shared.far));
+        of_rows = max(of_rows, amax_of_group<kOfRows, kRounds>(rows, g, shared.far));
     }
 #pragma unroll 1
     for (int part = 0; part < kPartsOfSquare; ++part) {
         Group g;
         square.read_column(part, g);
-        of_columns = max(of_columns, amax_of_group<kOfColumns>(g, shared.far));
+        of_columns = max(of_columns, amax_of_group<kOfColumns, kRounds>(columns, g, shared.far));
     }
     give_rotated_amax<kOfRows>(rows, reinterpret_cast<uint32_t*>(amaxes), of_rows);
     __syncthreads();
@@ -197,6 +197,7 @@ void launch_with_shared(const Context& context, void (*kernel)(Parameters...), i
 // The gradients of built-in recipes.
 struct OfRows {
     static constexpr std::array kSpecs = {eden(kNvfp4),
+                                          twice(eden(kNvfp4)),
                                           stochastic(kNvfp4),
                                           stochastic(kNvfp4),
                                           four_six(stochastic(kNvfp4)),
@@ -206,6 +207,7 @@ struct OfRows {
 };
 struct OfColumns {
     static constexpr std::array kSpecs = {eden(kNvfp4),
+                                          twice(eden(kNvfp4)),
                                           stochastic(kNvfp4),
                                           rotated(stochastic(kNvfp4), 16),
                                           rotated(four_six(stochastic(kNvfp4)), 16),
@@ -240,22 +242,28 @@ void launch_both(const Context& context, const Job& rows, const Job& columns) {
 
 }  // namespace
 
-// Rotations by one round of 16 or 128, or none.
+// Rotations by one round of 16 or 128, or none; or two rounds of 128 in both.
 bool has_both_kernel(const Job& rows, const Job& columns) {
-    return std::ranges::all_of(std::array{&rows, &columns}, [](const Job* job) {
+    const bool are_twice = rows.spec.rounds == 2 && columns.spec.rounds == 2;
+    return std::ranges::all_of(std::array{&rows, &columns}, [&](const Job* job) {
         const int size = job->spec.rotation;
-        return size == 0 ||
-               (job->spec.rounds == 1 && !job->spec.out_bf16 && (size == kGroup || size == kTileCols));
+        if (job->spec.out_bf16) return false;
+        if (are_twice) return size == kTileCols;
+        return size == 0 || (job->spec.rounds == 1 && (size == kGroup || size == kTileCols));
     });
 }
 
 void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns, float* amaxes) {
     const Squares squares(rows, columns);
-    const auto of = [&]<int kOfRows, int kOfColumns>() {
-        if (rows.spec.rotation != kOfRows || columns.spec.rotation != kOfColumns) return;
-        launch_with_shared(context, both_amaxes_kernel<kOfRows, kOfColumns>,
+    const auto launch_kernel = [&]<int kOfRows, int kOfColumns, int kRounds>() {
+        launch_with_shared(context, both_amaxes_kernel<kOfRows, kOfColumns, kRounds>,
                            int64_t{squares.across} * squares.down,
                            sizeof(SharedOfAmaxes<kOfRows, kOfColumns>), rows, columns, squares, amaxes);
+    };
+    if (rows.spec.rounds == 2) return launch_kernel.template operator()<128, 128, 2>();
+    const auto of = [&]<int kOfRows, int kOfColumns>() {
+        if (rows.spec.rotation != kOfRows || columns.spec.rotation != kOfColumns) return;
+        launch_kernel.template operator()<kOfRows, kOfColumns, 1>();
     };
     const auto of_row_rotation = [&]<int kOfRows>() {
         of.template operator()<kOfRows, 0>();

@@ -29,11 +29,11 @@ bool has_hot_kernels_of_weights(const Job& job, bool transposed) {
 }
 
 void find_amax_of_weights_hot(const Context& context, const Job& job, bool transposed) {
-    if (transposed) return launch_stream<Columns>(context, amax_stream_kernel<0, Columns>, job);
+    if (transposed) return launch_stream<Columns>(context, amax_stream_kernel<0, 0, Columns>, job);
     if (job.spec.rotation == 0)
-        return launch_stream<Rows<false>>(context, amax_stream_kernel<0, Rows<false>>, job);
+        return launch_stream<Rows<false>>(context, amax_stream_kernel<0, 0, Rows<false>>, job);
     constexpr int kOfQuest = quest(kMxfp4).rotation;
-    launch_stream<Rows<true>>(context, amax_stream_kernel<kOfQuest, Rows<true>>, job);
+    launch_stream<Rows<true>>(context, amax_stream_kernel<kOfQuest, 1, Rows<true>>, job);
 }
 
 void quantize_weights_hot(const Context& context, const Job& job, bool transposed) {
