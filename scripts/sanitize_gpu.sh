@@ -7,7 +7,7 @@ tests=${1:-build/hopper}/tests/test_cuda
 parts=(
     '*QuantisersOfLarge*' 'Quantisers.*-Quantisers.GiveTheRecorded*'
     '*CrossEntropyOnGpu*:*HeadLossOnGpu*:*ElementwiseOnGpu*:*EmbeddingOnGpu*:*RmsnormOnGpu*:*QkNormOnGpu*:OptimOnGpu*'
-    'Fp8OnAGpu.*Codes*:*LinearPartsOnGpu*:*OutliersOnGpu*:ModifiersOnGpu*:*SmoothSwigluOnGpu*:CudaAttention.OfOther*'
+    'Fp8OnAGpu.*Codes*:*LinearPartsOnGpu*:*OutliersOnGpu*:ModifiersOnGpu*:*SmoothSwigluOnGpu*:CudaAttention.OfOther*:Choices*'
     'Products.*-Products.*WhateverAlgorithm*' 'LinearLayers.*'
 )
 with_attention=('CudaAttention.*' 'StepReplays.*:TransformerOnGpu.*')

@@ -1,5 +1,8 @@
+#include <optional>
+
+#include "core/capture.cuh"
 #include "core/choice.h"
-#include "core/cuda_check.cuh"
+#include "core/recording.h"
 
 namespace nibble::cuda {
 
@@ -40,37 +43,22 @@ struct Place {
     }
 };
 
-// Takes down work as the body of a condition, on a stream that records nothing else.
-class Body {
-  public:
-    Body(Context& context, cudaGraph_t graph) : context_(context), outer_(context.stream) {
-        static const cudaStream_t of_process = [] {
-            cudaStream_t made = nullptr;
-            check(cudaStreamCreate(&made), "a stream of the GPU");
-            return made;
-        }();
-        check(cudaStreamBeginCaptureToGraph(of_process, graph, nullptr, nullptr, 0,
-                                            cudaStreamCaptureModeThreadLocal),
-              "begin of a choice's recording");
-        context.stream = of_process;
-    }
-    ~Body() {
-        if (context_.stream != outer_) end();
-    }
-    Body(const Body&) = delete;
-    Body& operator=(const Body&) = delete;
-
-    void finish() { check(end(), "end of a choice's recording"); }
-
-  private:
-    cudaError_t end() {
-        cudaGraph_t graph = nullptr;
-        return cudaStreamEndCapture(std::exchange(context_.stream, outer_), &graph);
-    }
-
-    Context& context_;
-    cudaStream_t outer_;
-};
+// Takes down what `work` queues as the body of a condition, on a stream that records nothing else.
+void record_body(Context& context, cudaGraph_t graph, const Work& work) {
+    static const cudaStream_t of_process = make_stream();
+    Capture capture(of_process,
+                    cudaStreamBeginCaptureToGraph(of_process, graph, nullptr, nullptr, 0,
+                                                  cudaStreamCaptureModeThreadLocal),
+                    false);
+    struct Restore {
+        Context& context;
+        cudaStream_t stream;
+        ~Restore() { context.stream = stream; }
+    };
+    const Restore restore{context, std::exchange(context.stream, of_process)};
+    work();
+    capture.finish();
+}
 
 void choose_in_recording(Context& context, const uint32_t* first, const uint32_t* second, uint32_t* count,
                          const Work& if_any, const Work& otherwise) {
@@ -87,30 +75,34 @@ void choose_in_recording(Context& context, const uint32_t* first, const uint32_t
     const Place place(context.stream);
     cudaGraphNode_t node = nullptr;
     check(cudaGraphAddNode(&node, place.graph, place.nodes, place.edges, place.count, &choice), "a choice");
-    for (const auto& [index, work] : {std::pair(0, &if_any), std::pair(1, &otherwise)}) {
-        Body body(context, choice.conditional.phGraph_out[index]);
-        (*work)();
-        body.finish();
-    }
+    record_body(context, choice.conditional.phGraph_out[0], if_any);
+    record_body(context, choice.conditional.phGraph_out[1], otherwise);
     check(cudaStreamUpdateCaptureDependencies(context.stream, &node, nullptr, 1,
                                               cudaStreamSetCaptureDependencies),
           "what follows a choice");
+}
+
+// Waits for the answer; in planning passes there is none.
+std::optional<bool> find_any(Context& context, const uint32_t* first, const uint32_t* second,
+                             uint32_t* count) {
+    const ArenaScope scope(context.arena);
+    const Tensor there = context.arena.allocate(DType::u32, {1});
+    if (context.planning()) return {};
+    launch(context, find_kernel, 1, 1, 0, first, second, count, there.as<uint32_t>());
+    uint32_t any = 0;
+    cuda::copy(context, there, {&any, DType::u32, Device::cpu, {1}});
+    return any != 0;
 }
 
 }  // namespace
 
 void choose(Context& context, const uint32_t* first, const uint32_t* second, uint32_t* count,
             const Work& if_any, const Work& otherwise) {
-    if (is_recording(context.stream))
+    if (!context.planning() && is_recording(context.stream))
         return choose_in_recording(context, first, second, count, if_any, otherwise);
-    uint32_t any = 0;
-    {
-        const ArenaScope scope(context.arena);
-        const Tensor there = context.arena.allocate(DType::u32, {1});
-        launch(context, find_kernel, 1, 1, 0, first, second, count, there.as<uint32_t>());
-        cuda::copy(context, there, {&any, DType::u32, Device::cpu, {1}});
-    }
-    any != 0 ? if_any() : otherwise();
+    const std::optional<bool> any = find_any(context, first, second, count);
+    if (any.value_or(true)) if_any();
+    if (!any.value_or(false)) otherwise();
 }
 
 }  // namespace nibble::cuda

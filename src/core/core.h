@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/arena.h"
+#include "core/choice.h"
 #include "core/context.h"
 #include "core/error.h"
 #include "core/file.h"

@@ -1,4 +1,4 @@
-#include "core/cuda_check.cuh"
+#include "core/capture.cuh"
 #include "core/recording.h"
 
 namespace nibble::cuda {
@@ -7,36 +7,6 @@ namespace {
 
 __global__ void set_kernel(StepCounters* there, const StepCounters counters) { *there = counters; }
 __global__ void advance_kernel(StepCounters* there) { ++there->micro_step; }
-
-// Ends a capture, whatever comes of it.
-class Capture {
-  public:
-    explicit Capture(cudaStream_t stream) : stream_(stream) {
-        check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "begin of a recording");
-    }
-    ~Capture() {
-        if (!is_ended_) end();
-        if (graph_ != nullptr) cudaGraphDestroy(graph_);
-        cudaGetLastError();  // of a capture that failed, which the next launch would report
-    }
-    Capture(const Capture&) = delete;
-    Capture& operator=(const Capture&) = delete;
-
-    cudaGraph_t finish() {
-        check(end(), "end of a recording");
-        return graph_;
-    }
-
-  private:
-    cudaError_t end() {
-        is_ended_ = true;
-        return cudaStreamEndCapture(stream_, &graph_);
-    }
-
-    cudaStream_t stream_;
-    cudaGraph_t graph_ = nullptr;
-    bool is_ended_ = false;
-};
 
 }  // namespace
 
@@ -50,7 +20,8 @@ CUstream_st* make_stream() {
 void free_stream(CUstream_st* stream) { cudaStreamDestroy(stream); }
 
 void* record(const Context& context, const std::function<void()>& work) {
-    Capture capture(context.stream);
+    Capture capture(context.stream, cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeThreadLocal),
+                    true);
     work();
     cudaGraphExec_t made = nullptr;
     check(cudaGraphInstantiate(&made, capture.finish(), 0), "making of a recording");

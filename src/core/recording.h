@@ -27,8 +27,9 @@ class Stream {
 class Recording {
   public:
     // Takes down what `work` queues on the context's stream, which is not the default one; none of it is done
-    // yet. `work` has been done before, so that libraries hold what they make at their first use, and waits
-    // for nothing. Throws what `work` throws, and Error where the GPU cannot record it.
+    // yet. `work` has been done before, so that libraries hold what they make at their first use (of choices,
+    // core/choice.h, one piece is enough: what CUDA and cuBLASLt make for the other they can make then), and
+    // waits for nothing. Throws what `work` throws, and Error where the GPU cannot record it.
     Recording(const Context& context, const std::function<void()>& work);
     // Queues all of it.
     void replay(const Context& context) const;

@@ -178,7 +178,8 @@ void GpuProduct::Impl::choose_fastest(const GpuProduct& product, const GpuProduc
                                       std::span<const cublasLtMatmulHeuristicResult_t> found) {
     constexpr int64_t kLarge = int64_t{1} << 34;  // products that take the GPU 50 us
     if (s.of_a == DType::f32 || s.m * s.n * s.k < kLarge || !sums_in_sequence(found.front().algo)) return;
-    if (s.has_line_scales) return;  // the library has one algorithm
+    // A trial has no scales of rows; for products with them the library proposes one algorithm.
+    if (s.factors == FactorsFrom::row_scales) return;
     const auto bytes_of = [](const StoredMatrix& how, int64_t rows, int64_t k, DType dtype) {
         return divide_up<int64_t>(how.stride * (how.is_transposed ? k : rows), 256) * 256 *
                static_cast<int64_t>(size_of(dtype));
@@ -194,7 +195,7 @@ void GpuProduct::Impl::choose_fastest(const GpuProduct& product, const GpuProduc
     auto* const difference = reinterpret_cast<uint32_t*>(on_gpu + 2);
     const float factors[2] = {1.0f, 0.0f};
     check(cudaMemcpy(on_gpu, factors, sizeof(factors), cudaMemcpyHostToDevice), "factors of a trial");
-    const float* const alpha = s.factors_on_device ? on_gpu : factors;
+    const float* const alpha = s.factors == FactorsFrom::gpu ? on_gpu : factors;
     const float* const beta = alpha + 1;
     const Scales scales = {on_gpu, on_gpu};
     Arena none(0);
@@ -243,14 +244,14 @@ GpuProduct::GpuProduct(const GpuProductShape& s, bool measure) : impl_(new Impl)
     check_blas(cublasLtMatmulDescInit(&impl.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product's description");
     set(impl.desc, CUBLASLT_MATMUL_DESC_TRANSA, s.b.is_transposed ? CUBLAS_OP_N : CUBLAS_OP_T);
     set(impl.desc, CUBLASLT_MATMUL_DESC_TRANSB, s.a.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    impl.has_scales = s.has_scales || s.has_line_scales;
-    if (s.has_line_scales) {
+    impl.has_scales = s.factors == FactorsFrom::scales || s.factors == FactorsFrom::row_scales;
+    if (s.factors == FactorsFrom::row_scales) {
         const int32_t of_rows = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
         set(impl.desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, of_rows);
         set(impl.desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, of_rows);
     }
     set(impl.desc, CUBLASLT_MATMUL_DESC_POINTER_MODE,
-        s.factors_on_device ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST);
+        s.factors == FactorsFrom::gpu ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST);
     if (s.is_fp8()) set(impl.desc, CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{s.fast_sums});
     // The search for algorithms wants to know that there will be scales; run() gives them.
     const auto* const somewhere = reinterpret_cast<const float*>(uintptr_t{256});

@@ -17,6 +17,14 @@ struct StoredMatrix {
     auto operator<=>(const StoredMatrix&) const = default;
 };
 
+// Where a product's factors come from. alpha and beta are the host's, unless they are the GPU's.
+enum class FactorsFrom : uint8_t {
+    host,
+    gpu,         // alpha and beta are read from its memory when the product runs; not in FP8
+    scales,      // FP8: beside them A and B may have scales, which are read there
+    row_scales,  // FP8: beside them each row of A and of B has a scale, which is read there
+};
+
 // C[m, n] = alpha * A[m, k] · B[n, k]ᵀ + beta * C, FP32 sums; narrower ones in FP8.
 struct GpuProductShape {
     int64_t m = 0, n = 0, k = 0;
@@ -24,12 +32,9 @@ struct GpuProductShape {
     // Both BF16; both F32, whose products are not rounded to TF32; or E4M3 and E5M2, not both E5M2, neither
     // stored transposed.
     DType of_a = DType::bf16, of_b = DType::bf16;
-    DType result = DType::f32;       // of C: F32; or BF16, with operands other than F32
-    bool factors_on_device = false;  // alpha and beta are read from memory of the GPU when the product runs;
-                                     // not of products in FP8
-    bool has_scales = false;         // FP8: A and B may have scales, which are read there when it runs
-    bool has_line_scales = false;    // FP8: a scale for each row of A and for each row of B; likewise
-    bool fast_sums = false;          // FP8: partial sums stay in the tensor cores' narrow registers
+    DType result = DType::f32;  // of C: F32; or BF16, with operands other than F32
+    FactorsFrom factors = FactorsFrom::host;
+    bool fast_sums = false;  // FP8: partial sums stay in the tensor cores' narrow registers
 
     bool is_fp8() const { return of_a == DType::e4m3 || of_a == DType::e5m2; }
 
@@ -48,8 +53,8 @@ class GpuProduct {
 
     // What run() needs beside its operands, aligned to 256 bytes.
     static constexpr int64_t kWorkspace = 32 << 20;
-    // scales: of A and of B, factors of alpha, F32 [1]; null: 1. Of their rows, factors of C's rows and
-    // columns: F32 [m] and [n], at multiples of 16 bytes.
+    // FactorsFrom::scales: of A and of B, F32 [1]; null: 1. FactorsFrom::row_scales: F32 [m] and [n], at
+    // multiples of 16 bytes, neither null.
     struct Scales {
         const float *a = nullptr, *b = nullptr;
     };

@@ -97,7 +97,7 @@ struct LineFactors {
           lines(out_.count()),
           out(out_.as<float>()) {}
 };
-__global__ void form_line_factors(LineFactors rows, LineFactors cols) {
+__global__ void line_factors_kernel(LineFactors rows, LineFactors cols) {
     const LineFactors& side = blockIdx.y == 0 ? rows : cols;
     const auto scale = static_cast<float>(side.scale.value());
     const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
@@ -107,10 +107,10 @@ __global__ void form_line_factors(LineFactors rows, LineFactors cols) {
     if (side.others != nullptr) factor *= side.others[i];
     side.out[i] = factor;
 }
-void form_all(const Context& context, const LineFactors& rows, const LineFactors& cols) {
+void form_line_factors(const Context& context, const LineFactors& rows, const LineFactors& cols) {
     constexpr int kThreads = 256;
     const int64_t blocks = divide_up<int64_t>(std::max(rows.lines, cols.lines), kThreads);
-    launch(context, form_line_factors, dim3(static_cast<unsigned>(blocks), 2), kThreads, 0, rows, cols);
+    launch(context, line_factors_kernel, dim3(static_cast<unsigned>(blocks), 2), kThreads, 0, rows, cols);
 }
 
 // Sums of products [rows, stride] and what makes C [rows, cols] of them.
@@ -182,7 +182,6 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
     const Tensor workspace = context.arena.allocate(DType::u8, {GpuProduct::kWorkspace});
 
     Tensor of_a, of_b, sums;  // sums: of which C is made afterwards, if is_finished
-    Tensor of_rows, of_cols;  // factors of C's, where the library applies them
     bool is_finished = false;
     GpuProductShape of_product;  // its k, n and types are given
     const auto complete = [&](bool finishes) {
@@ -194,14 +193,15 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
         of_product.c =
             is_finished ? stored(sums, false) : StoredMatrix{of_product.n, false, address_alignment(c.data)};
         of_product.result = is_finished ? DType::f32 : c.dtype;
-        of_product.has_line_scales = of_product.is_fp8() && has_lines && !is_finished;
-        of_product.has_scales =
-            of_product.is_fp8() && has_scales && !is_finished && !of_product.has_line_scales;
-        of_product.factors_on_device = has_scales && !is_finished && !of_product.is_fp8();
+        of_product.factors = is_finished || !(has_lines || has_scales) ? FactorsFrom::host
+                             : !of_product.is_fp8()                    ? FactorsFrom::gpu
+                             : has_lines                               ? FactorsFrom::row_scales
+                                                                       : FactorsFrom::scales;
     };
     const GpuProduct* product = nullptr;
+    const bool is_aligned = address_alignment(c.data) >= 16;
     if (options.fp8 && cuda::has_fp8_products() && are_multiplied_as_codes(a, b, shape) &&
-        address_alignment(c.data) >= 16) {
+        (is_aligned || has_lines)) {
         of_a = a.quantized->codes;
         of_b = b.quantized->codes;
         of_product.n = shape.n;
@@ -209,9 +209,9 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
         of_product.of_a = *fp8_type(a);
         of_product.of_b = *fp8_type(b);
         of_product.fast_sums = *options.fp8 == Fp8Sums::fast;
-        complete(false);
+        complete(!is_aligned);
         product = GpuProduct::find(of_product, context.planning());
-        if (product == nullptr && has_lines) {  // not on Hopper
+        if (product == nullptr && !is_finished && has_lines) {  // not on Hopper
             complete(true);
             product = GpuProduct::find(of_product, context.planning());
         }
@@ -228,29 +228,26 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
                  (c.dtype == DType::bf16 && shape.operands == DType::f32));
         if (has_gpu()) product = &GpuProduct::get(of_product, context.planning());
     }
-    if (of_product.has_line_scales) {
-        of_rows = context.arena.allocate(DType::f32, {shape.m});
-        of_cols = context.arena.allocate(DType::f32, {shape.n});
-    }
+    const bool has_factors_of_rows = of_product.factors == FactorsFrom::row_scales;
+    const Tensor of_rows = context.arena.allocate(DType::f32, {has_factors_of_rows ? shape.m : 0}),
+                 of_cols = context.arena.allocate(DType::f32, {has_factors_of_rows ? shape.n : 0});
     if (context.planning()) return;
 
     const float alpha = options.alpha.value_or(1.0f), beta = options.accumulate ? 1.0f : 0.0f;
     auto* const on_device = reinterpret_cast<Factors*>(factors.data);
-    if (of_product.factors_on_device || is_finished)
+    const bool are_there = of_product.factors == FactorsFrom::gpu;
+    if (are_there || is_finished)
         launch(context, form_factors, 1, 1, 0, alpha, ScaleOf(a), ScaleOf(b), beta, on_device);
-    if (of_product.has_line_scales) {
-        form_all(context, LineFactors(a, options.alpha_row, of_rows),
-                 LineFactors(b, options.alpha_col, of_cols));
-        product->run(context, &alpha, of_a.data, of_b.data, &beta, c.data, workspace,
-                     {of_rows.as<float>(), of_cols.as<float>()});
-        return;
-    }
     if (!is_finished) {
-        const bool are_there = of_product.factors_on_device;
-        product->run(
-            context, are_there ? &on_device->alpha : &alpha, of_a.data, of_b.data,
-            are_there ? &on_device->beta : &beta, c.data, workspace,
-            {static_cast<const float*>(scale_of(a).data), static_cast<const float*>(scale_of(b).data)});
+        GpuProduct::Scales scales = {static_cast<const float*>(scale_of(a).data),
+                                     static_cast<const float*>(scale_of(b).data)};
+        if (has_factors_of_rows) {
+            form_line_factors(context, LineFactors(a, options.alpha_row, of_rows),
+                              LineFactors(b, options.alpha_col, of_cols));
+            scales = {of_rows.as<float>(), of_cols.as<float>()};
+        }
+        product->run(context, are_there ? &on_device->alpha : &alpha, of_a.data, of_b.data,
+                     are_there ? &on_device->beta : &beta, c.data, workspace, scales);
         return;
     }
     constexpr float kOne = 1.0f, kZero = 0.0f;

@@ -34,7 +34,8 @@ struct Operand {
 enum class Fp8Sums : uint8_t { precise, fast };
 
 struct MatmulOptions {
-    std::optional<float> alpha;        // multiplies the operands' scales (product formed in double)
+    // Multiplies the operands' scales: a product formed in double, but by FP8 tensor cores.
+    std::optional<float> alpha;
     bool accumulate = false;           // C += instead of C = (F32 output only)
     const float* alpha_row = nullptr;  // optional factor for each row of C [M]
     const float* alpha_col = nullptr;  // and for each column [N]

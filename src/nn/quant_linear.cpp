@@ -107,12 +107,11 @@ class QuantLinear::Execution {
     bool quantizes_both_of_gradient(const Tensor& dy) const {
         if (!quantizes(kDgradDy) || !quantizes(kWgradDy) || layer_.observer_) return false;
         if (way(kDgradDy) != way(kWgradDy)) return false;
-        const Keep keep = way(kDgradDy) == ProductWay::emulated ? Keep::operand : Keep::bytes;
         const QuantSpec &rows = at(kDgradDy).spec, &columns = at(kWgradDy).spec;
         // MXFP4 has no tensor scale made of an amax.
         const bool knows_amaxes = knows_amaxes_of_gradient_ || (rows.is_mx() && columns.is_mx());
         return knows_amaxes && padded_contraction(kDgradDy, dy.cols()) == rows.padded(dy.cols()) &&
-               can_quantize_both(context_, dy.dtype, rows, columns, keep);
+               can_quantize_both(context_, dy.dtype, rows, columns, kept(kDgradDy));
     }
     // The first that of dgrad. They exist at once: x is read once.
     std::pair<QuantizedMatrix, QuantizedMatrix> quantize_both_of_gradient(const Tensor& dy) const {
@@ -152,12 +151,13 @@ class QuantLinear::Execution {
         return {.quantized = q, .folded = folded(place, q)};
     }
 
+    // What a product reads of an operand on a GPU.
+    Keep kept(Place place) const { return way(place) == ProductWay::emulated ? Keep::operand : Keep::bytes; }
     // On a GPU an operand is written as the values that emulation multiplies; its bytes, where products are
     // made of codes, or they are kept for the backward, or somebody looks at them, or the scales of rows are
     // to be read.
     QuantizedMatrix allocate(Place place, int64_t rows, int64_t contraction) const {
-        const bool reads_values = way(place) == ProductWay::emulated;
-        return allocate(place, rows, contraction, reads_values ? Keep::operand : Keep::bytes);
+        return allocate(place, rows, contraction, kept(place));
     }
     QuantizedMatrix allocate(Place place, int64_t rows, int64_t contraction, Keep on_gpu) const {
         const QuantSpec& spec = at(place).spec;
@@ -171,8 +171,7 @@ class QuantLinear::Execution {
     }
     // For a matrix whose bytes are kept: the values for one product, where it reads them.
     void add_operand(Place place, QuantizedMatrix& q) const {
-        const bool reads_values = way(place) == ProductWay::emulated;
-        if (context_.device == Device::cuda && reads_values && has_exact_operand(q.spec))
+        if (context_.device == Device::cuda && kept(place) == Keep::operand && has_exact_operand(q.spec))
             q.operand = context_.arena.allocate(DType::bf16, {q.rows, q.padded_cols});
     }
 
@@ -331,9 +330,11 @@ class QuantLinear::Execution {
         options.compute = compute(place);
         if (way(place) != ProductWay::emulated) options.fp8 = layer_.allowed_.sums();
         if (!a.folded) return matmul(context_, a.operand(), b.operand(), out, options);
+        // Training's products are counted, each once.
+        const bool is_counted = use_ != Use::evaluate && use_ != Use::second;
         choose(
             context_, a.folded->rounded_blocks(), b.folded->rounded_blocks(),
-            layer_.allowed_.unfolded_products,
+            is_counted ? layer_.allowed_.unfolded_products : nullptr,
             [&] { matmul(context_, *a.quantized, *b.quantized, out, options); },
             [&] { matmul(context_, a.folded->codes, b.folded->codes, out, options); });
     }
@@ -507,9 +508,10 @@ class QuantLinear::Execution {
 
 QuantLinear::QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer,
                          const AllowedProducts& allowed)
-    : recipe_(&recipe), in_(in), out_(out), layer_(layer), allowed_(allowed) {
+    : recipe_(&recipe), in_(in), out_(out), layer_(layer) {
     require(in > 0 && out > 0, "a linear layer from {} to {} features has no weights", in, out);
     validate(recipe);
+    if (in % kFp8Multiple == 0 && out % kFp8Multiple == 0) allowed_ = allowed;
 }
 
 bool QuantLinear::needs_history() const { return has_delayed_scales(*recipe_); }
@@ -538,9 +540,7 @@ QuantLinear::Weight QuantLinear::prepare(Context& context, const Tensor& master,
         weight.bf16 = context.arena.allocate(DType::bf16, master.shape);
         detail::convert(context, master, weight.bf16);
     }
-    const auto keep_of = [&](Place place) {
-        return run.way(place) == ProductWay::emulated ? on_gpu : Keep::bytes;
-    };
+    const auto keep_of = [&](Place place) { return run.kept(place) == Keep::operand ? on_gpu : Keep::bytes; };
     if (run.quantizes(kFpropW)) {
         const Keep keep = keep_of(kFpropW);
         const bool keeps_both = keep == Keep::operand && (has_target || run.transposes_codes(kDgradW));

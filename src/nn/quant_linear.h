@@ -35,7 +35,8 @@ bool is_replayable(const Recipe& recipe);
 class QuantLinear {
   public:
     // `layer` keys the randomness; `recipe` must outlive the layer. `allowed`: ways of multiplying on a GPU
-    // beside exact ones. Throws UsageError as validate() does.
+    // beside exact ones, where in and out are multiples of kFp8Multiple. Throws UsageError as validate()
+    // does.
     QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer,
                 const AllowedProducts& allowed = {});
     QuantLinear(const Recipe&&, int64_t, int64_t, uint16_t, const AllowedProducts& = {}) = delete;
@@ -48,7 +49,7 @@ class QuantLinear {
         QuantizedMatrix fprop;  // [N, K], where the forward quantises
         QuantizedMatrix dgrad;  // [K, N]; unused when it is made afresh in each micro-step; or the codes of
                                 // fprop in its place, transposed for a product in FP8
-        // For products in FP8 their scales, folded (product_way.h).
+        // fprop and dgrad as FP8 codes, where products read them so (product_way.h).
         std::optional<FoldedMatrix> folded_fprop, folded_dgrad;
         Tensor outlier_product;  // BF16 or F32 [K, N], what outliers of x are multiplied with
         AmaxHistory* history = nullptr;

@@ -26,8 +26,7 @@ void transpose(Context& context, const Tensor& x, const Tensor& out);
 bool quantize_with_transpose(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                              QuantizedMatrix& out, const QuantizedMatrix& transpose,
                              const QuantizeOptions& options);
-// The work of transposed_codes() and folded_to_fp8() (quant/fp8_codes.h). The latter's outputs are allocated,
-// its scratch is not.
+// The work of transposed_codes() and folded_to_fp8() (quant/fp8_codes.h); their outputs are allocated.
 void transpose_codes(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out);
 void fold_to_fp8(Context& context, const QuantizedMatrix& q, const FoldedMatrix& out);
 // The steps of quantize_rotated_rows() around the rotation (quant/rotate_rows.cpp).

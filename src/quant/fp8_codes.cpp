@@ -9,8 +9,8 @@ namespace nibble {
 
 namespace {
 
-QuantSpec spec_of_fp8(Element element) {
-    return parse_spec(element == Element::e5m2 ? "fp8:e5m2 tensor" : "fp8:e4m3 tensor");
+QuantSpec spec_of_fp8(Element element, std::string_view block) {
+    return parse_spec(fmt::format("fp8:{} {}", element == Element::e5m2 ? "e5m2" : "e4m3", block));
 }
 
 void transpose_codes(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out) {
@@ -62,7 +62,7 @@ QuantizedMatrix allocate_transpose(Context& context, const QuantizedMatrix& q) {
                 q.codes.shape.rank() > 0,
             "a {} matrix has no codes that can be transposed alone", to_string(q.spec));
     QuantizedMatrix out;
-    out.spec = spec_of_fp8(q.spec.element);
+    out.spec = spec_of_fp8(q.spec.element, "tensor");
     out.rows = q.padded_cols;
     out.cols = q.rows;
     out.padded_cols = out.spec.padded(q.rows);
@@ -99,11 +99,8 @@ FoldedMatrix folded_to_fp8(Context& context, const QuantizedMatrix& q, Element e
             "a {} matrix has no codes whose scales fold into FP8", to_string(q.spec));
     require(element == Element::e4m3 || element == Element::e5m2, "scales fold into E4M3 or E5M2");
     FoldedMatrix out;
-    out.codes.spec = parse_spec(element == Element::e5m2 ? "fp8:e5m2 row" : "fp8:e4m3 row");
-    out.codes.rows = q.rows;
-    out.codes.cols = out.codes.padded_cols = q.padded_cols;  // where q rotates, its padding holds numbers
-    out.codes.codes = context.arena.allocate(DType::u8, {q.rows, q.padded_cols});
-    out.codes.fp32_scales = context.arena.allocate(DType::f32, {q.rows, 1});
+    // Where q rotates, its padding holds numbers.
+    out.codes = allocate_quantized(context.arena, spec_of_fp8(element, "row"), q.rows, q.padded_cols);
     out.codes.tensor_scale = q.tensor_scale;
     out.rounded = context.arena.allocate(DType::u32, {1});
     if (!context.planning()) fold_to_fp8(context, q, out);

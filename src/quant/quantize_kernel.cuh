@@ -242,7 +242,7 @@ void quantize_with_transpose(const Context& context, const Job& job, uint8_t* tr
 // jobs are of the whole of x.
 bool has_both_kernel(const Job& rows, const Job& columns);
 void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns, float* amaxes);
-// Both operands, without bytes, of x in BF16.
+// Both operands of x in BF16: the values that products read, or, of MXFP4, bytes.
 bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns, Keep keep);
 void quantize_both_hot(const Context& context, const Job& rows, const Job& columns);
 

@@ -46,16 +46,17 @@ std::string format_of(const OperandSpec& operand) {
 std::string executed(Device device, const AllowedProducts& allowed, bool fits_fp8, const OperandSpec& a,
                      const OperandSpec& b, const QuantSpec& forward = {}) {
     const ProductWay way = product_way(a, b, allowed, device);
-    if (way != ProductWay::emulated)
+    if (way != ProductWay::emulated) {
+        const bool folds = way == ProductWay::folded;
+        std::vector<std::string_view> exceptions;
+        if (folds) exceptions.push_back("scales of a row lie too far apart");
+        if (!fits_fp8) exceptions.push_back("a size is no multiple of 16");
         return fmt::format(
-            "{}: {} on fp8 tensor cores, {}{}", way == ProductWay::fp8 ? "fp8" : "fp8-folded",
-            way == ProductWay::fp8 ? "codes" : "scales folded into fp8 codes",
+            "{} on fp8 tensor cores, {}{}", folds ? "fp8-folded: scales folded into fp8 codes" : "fp8: codes",
             allowed.fp8_fast_accumulation ? "fp8-fast-accumulation: narrow sums" : "sums narrower than f32",
-            way == ProductWay::folded
-                ? fmt::format(" (emulated in bf16 where scales of a row lie too far apart{})",
-                              fits_fp8 ? "" : " or a size is no multiple of 16")
-            : fits_fp8 ? ""
-                       : " (emulated in bf16 where a size is no multiple of 16)");
+            exceptions.empty() ? ""
+                               : fmt::format(" (emulated in bf16 where {})", fmt::join(exceptions, " or ")));
+    }
     const bool quantized = a.spec.is_quantized() || b.spec.is_quantized();
     const bool reads_forward = b.source != Source::original && !b.spec.is_quantized();
     const bool has_fp32_scales =
@@ -127,7 +128,7 @@ Json describe_products(const Recipe& recipe, DType activations, Device device, c
 bool fit_fp8(const ModelConfig& shape) {
     const std::array<int64_t, 5> columns = {shape.hidden_size, shape.qkv_size(), shape.attention_size(),
                                             shape.intermediate_size, shape.vocab_size};
-    return std::ranges::all_of(columns, [](int64_t size) { return size % 16 == 0; });
+    return std::ranges::all_of(columns, [](int64_t size) { return size % kFp8Multiple == 0; });
 }
 
 Json describe(const Phase& phase) {

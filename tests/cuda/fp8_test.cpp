@@ -164,10 +164,20 @@ TEST_F(Fp8OnAGpu, ProductsThatTensorCoresDoNotTakeAreExact) {
     }
 }
 
+// By the library, which has them on Hopper, or afterwards, as where a GPU is simulated that is none.
 TEST_F(Fp8OnAGpu, ProductsTakeScalesOfRows) {
-    const Product p{{64, 80, 512}, "fp8:e5m2 row", "fp8:e4m3 row"};
-    const Result found = multiply(p, Fp8Sums::precise);
-    EXPECT_LT(test::relative_error(found.c, found.exact), allowed_error(Fp8Sums::precise, p.result));
+    for (const char* gpu : {"hopper", "ada"}) {
+        setenv("NIBBLE_SIMULATED_GPU", gpu, 1);
+        for (const bool has_lines : {false, true}) {
+            for (const DType result : {DType::f32, DType::bf16}) {
+                const Product p{{64, 80, 512}, "fp8:e5m2 row", "fp8:e4m3 row", result, false, has_lines};
+                const Result found = multiply(p, Fp8Sums::precise);
+                EXPECT_LT(test::relative_error(found.c, found.exact), allowed_error(Fp8Sums::precise, result))
+                    << p.str() << ", " << gpu;
+            }
+        }
+    }
+    unsetenv("NIBBLE_SIMULATED_GPU");
 }
 
 TEST_F(Fp8OnAGpu, ProductsRepeatToTheBit) {
@@ -297,7 +307,8 @@ TEST_F(Fp8OnAGpu, FoldedCodesAndTheirCountAreThoseOfTheCpu) {
     Context cpu{arena};
     for (const Element element : {Element::e4m3, Element::e5m2}) {
         for (const int spread : {1, 12, 40, 100}) {
-            for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 32}, {37, 330}, {512, 1024}}) {
+            for (const auto& [rows, cols] :
+                 {std::pair<int64_t, int64_t>{1, 32}, {37, 330}, {512, 1024}, {5, 2080}}) {
                 const ArenaScope scope(arena), scope_there(gpu().arena);
                 std::vector<float> values = test::normals(rows * cols, 7);
                 for (size_t i = 0; i < values.size(); ++i)
@@ -369,40 +380,52 @@ TEST_F(Fp8OnAGpu, LayersOfOtherFormatsStayExact) {
         expect_near_the_cpu(recipe, {"fp8", "fp8-folded"}, 2e-6);
 }
 
-// Weights with numbers that lie 20 binades apart, of which E4M3 holds 14: along the rows, which the forward's
-// blocks share with a scale, along the columns, which dgrad's do, and a whole weight.
+// Numbers that lie further apart than FP8 holds, in blocks of a row of one operand: that operand's product is
+// made in BF16, and is to the bit what it is without folding.
 TEST_F(Fp8OnAGpu, LayersMakeProductsInBf16WhereScalesOfARowLieTooFarApart) {
     constexpr int64_t kTokens = 128, kIn = 96, kOut = 64;
     const Recipe recipe = find_recipe("tetrajet");
-    const auto run = [&](auto&& is_small, uint32_t* unfolded) {
-        std::vector<float> w = test::normals(kOut * kIn, 2);
-        for (int64_t i = 0; i < kOut * kIn; ++i)
-            if (is_small(i / kIn, i % kIn)) w[static_cast<size_t>(i)] *= 0x1p-20f;
+    struct Sizes {  // of half the numbers of x, W and dY
+        float of_tokens_of_x = 1, of_inputs_of_w = 1, of_outputs_of_w = 1, of_tokens_of_dy = 1;
+    };
+    const auto run = [&](const Sizes& sizes, bool folds) {
+        const auto matrix = [](DType dtype, int64_t rows, int64_t cols, uint64_t seed, float of_rows,
+                               float of_cols) {
+            std::vector<float> values = test::normals(rows * cols, seed);
+            for (int64_t i = 0; i < rows * cols; ++i) {
+                float& value = values[static_cast<size_t>(i)];
+                if (i / cols < rows / 2) value *= of_rows;
+                if (i % cols < cols / 2) value *= of_cols;
+            }
+            return test::Matrix(dtype, rows, cols, values);
+        };
         const test::LinearInput input = {
-            test::Matrix(DType::bf16, kTokens, kIn, test::normals(kTokens * kIn, 1)),
-            test::Matrix(DType::f32, kOut, kIn, w),
-            test::Matrix(DType::bf16, kTokens, kOut, test::normals(kTokens * kOut, 3))};
-        AllowedProducts allowed;
-        allowed.fp8_folded = unfolded != nullptr;
+            matrix(DType::bf16, kTokens, kIn, 1, sizes.of_tokens_of_x, 1),
+            matrix(DType::f32, kOut, kIn, 2, sizes.of_outputs_of_w, sizes.of_inputs_of_w),
+            matrix(DType::bf16, kTokens, kOut, 3, sizes.of_tokens_of_dy, 1)};
         const Tensor count = allocate(DType::u32, {1});
         fill_zero(gpu(), count);
+        AllowedProducts allowed;
+        allowed.fp8_folded = folds;
         allowed.unfolded_products = count.as<uint32_t>();
         const test::LinearOutput output =
             test::run_linear(QuantLinear(recipe, kIn, kOut, 7, allowed), input, {}, 1, nullptr, Device::cuda);
-        if (unfolded != nullptr) *unfolded = get<uint32_t>(count)[0];
-        return output;
+        return std::pair(output, get<uint32_t>(count)[0]);
     };
-    uint32_t unfolded = 0;
-    const auto in_a_row = [](int64_t, int64_t col) { return col < kIn / 2; };
-    const test::LinearOutput exact = run(in_a_row, nullptr), found = run(in_a_row, &unfolded);
-    EXPECT_EQ(unfolded, 1u);
-    EXPECT_EQ(found.y, exact.y);
-    const auto in_a_column = [](int64_t row, int64_t) { return row < kOut / 2; };
-    const test::LinearOutput exact_too = run(in_a_column, nullptr), found_too = run(in_a_column, &unfolded);
-    EXPECT_EQ(unfolded, 1u);
-    EXPECT_EQ(found_too.dx, exact_too.dx);
-    run([](int64_t, int64_t) { return true; }, &unfolded);
-    EXPECT_EQ(unfolded, 0u);
+    const auto expect = [&](const char* what, const Sizes& sizes,
+                            std::vector<float> test::LinearOutput::*exact) {
+        const auto [found, unfolded] = run(sizes, true);
+        EXPECT_EQ(unfolded, exact == nullptr ? 0u : 1u) << what;
+        if (exact == nullptr) return;
+        EXPECT_EQ(found.*exact, run(sizes, false).first.*exact) << what;
+    };
+    // E4M3 holds 14 binades, E5M2 28.
+    expect("nothing", {}, nullptr);
+    expect("fprop's w", {.of_inputs_of_w = 0x1p-20f}, &test::LinearOutput::y);
+    expect("dgrad's w", {.of_outputs_of_w = 0x1p-20f}, &test::LinearOutput::dx);
+    expect("wgrad's x", {.of_tokens_of_x = 0x1p-20f}, &test::LinearOutput::dw);
+    expect("rows of wgrad's dy, within E5M2", {.of_tokens_of_dy = 0x1p-20f}, nullptr);
+    expect("wgrad's dy", {.of_tokens_of_dy = 0x1p-40f}, &test::LinearOutput::dw);
 }
 
 // ||got - expected|| / ||expected||.

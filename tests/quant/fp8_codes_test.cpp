@@ -109,6 +109,23 @@ TEST_F(Fp8Codes, FoldedHaveTheValuesOfTheMatrixWhereItsScalesLieCloseEnough) {
     }
 }
 
+TEST_F(Fp8Codes, FoldedHaveAPowerOfTwoForEachRow) {
+    constexpr int64_t kCols = 96;
+    const std::vector<float> normals = test::normals(kCols, 4);
+    for (const Element element : kElements) {
+        std::vector<float> values;
+        for (const float size : {0x1p-60f, 0x1p-20f, 0x1p20f, 0.0f})
+            for (const float x : normals) values.push_back(x * size);
+        const Quantized q("mxfp4", view_of(values, {4, kCols}));
+        const FoldedMatrix folded = folded_to_fp8(context_, q.matrix(), element);
+        EXPECT_EQ(*folded.rounded_blocks(), 0u);
+        EXPECT_EQ(values_of(folded.codes), q.values());
+        const auto scales = folded.codes.fp32_scales.span<float>();
+        EXPECT_EQ(scales[1], 0x1p40f * scales[0]);
+        EXPECT_EQ(scales[2], 0x1p40f * scales[1]);
+    }
+}
+
 TEST_F(Fp8Codes, FoldedCountTheBlocksThatTheyRound) {
     for (const Element element : kElements) {
         const auto [top, exact] = fold_range(element);

@@ -5,8 +5,12 @@
 
 namespace nibble::cuda {
 
-void choose(Context&, const uint32_t* first, const uint32_t* second, uint32_t* count,
+void choose(Context& context, const uint32_t* first, const uint32_t* second, uint32_t* count,
             const std::function<void()>& if_any, const std::function<void()>& otherwise) {
+    if (context.planning()) {
+        if_any();
+        return otherwise();
+    }
     const auto is_any = [=] {
         const bool any = *first != 0 || *second != 0;
         if (any && count != nullptr) ++*count;
