@@ -50,19 +50,20 @@ class ChoicesOnAGpu : public OnGpu {
   protected:
     void SetUp() override {
         OnGpu::SetUp();
-        if (IsSkipped()) return;
-        numbers_ = allocate(DType::u32, {4});
-        given_ = put(view_of(marks_, {2}));
+        if (!IsSkipped()) numbers_ = allocate(DType::u32, {6});
     }
     void ask(uint32_t first, uint32_t second) {
         std::vector<uint32_t> numbers = {first, second};
         copy(gpu(), view_of(numbers, {2}), numbers_.slice(0, 2));
     }
     void choose_once() {
-        const auto mark = [&](int64_t i) { queue_copy(gpu(), given_.slice(i, i + 1), numbers_.slice(2, 3)); };
         auto* const numbers = numbers_.as<uint32_t>();
+        const auto mark = [&](uint32_t what) {  // by a kernel and by a copy
+            set_counters(gpu(), reinterpret_cast<StepCounters*>(numbers + 4), {what, 0});
+            queue_copy(gpu(), numbers_.slice(4, 5), numbers_.slice(2, 3));
+        };
         choose(
-            gpu(), numbers, numbers + 1, numbers + 3, [=] { mark(0); }, [=] { mark(1); });
+            gpu(), numbers, numbers + 1, numbers + 3, [&] { mark(1); }, [&] { mark(2); });
     }
     Done done() {
         synchronize(gpu());
@@ -70,8 +71,7 @@ class ChoicesOnAGpu : public OnGpu {
         return {numbers[2], numbers[3]};
     }
 
-    std::vector<uint32_t> marks_ = {1, 2};
-    Tensor numbers_, given_;  // what is asked, done and counted
+    Tensor numbers_;  // what is asked (two), done and counted, and what is being done (StepCounters)
 };
 
 TEST_F(ChoicesOnAGpu, AreMadeCallByCall) {
