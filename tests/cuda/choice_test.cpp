@@ -14,38 +14,6 @@ struct Done {
 };
 void PrintTo(const Done& done, std::ostream* out) { *out << done.what << ", " << done.counted; }
 
-TEST(Choices, OnACpuAreMadeAtOnce) {
-    Arena arena(1 << 10);
-    Context context{arena};
-    uint32_t first = 0, second = 0, counted = 0;
-    const auto what = [&] {
-        uint32_t done = 0;
-        choose(
-            context, &first, &second, &counted, [&] { done += 1; }, [&] { done += 2; });
-        return Done{done, counted};
-    };
-    EXPECT_EQ(what(), (Done{2, 0}));
-    first = 7;
-    EXPECT_EQ(what(), (Done{1, 1}));
-    first = 0, second = 1;
-    EXPECT_EQ(what(), (Done{1, 2}));
-}
-
-TEST(Choices, ArePlannedForBoth) {
-    Arena arena;
-    Context context{arena};
-    const auto takes = [&](int64_t bytes) {
-        return [&, bytes] {
-            const ArenaScope scope(arena);
-            arena.allocate(DType::u8, {bytes});
-        };
-    };
-    choose(context, nullptr, nullptr, nullptr, takes(1 << 10), takes(1 << 20));
-    EXPECT_GE(arena.peak(), size_t{1} << 20);
-    choose(context, nullptr, nullptr, nullptr, takes(1 << 22), takes(1 << 20));
-    EXPECT_GE(arena.peak(), size_t{1} << 22);
-}
-
 class ChoicesOnAGpu : public OnGpu {
   protected:
     void SetUp() override {
