@@ -58,8 +58,9 @@ bool are_multiplied_as_codes(const Operand& a, const Operand& b, const MatmulSha
     const std::optional<DType> of_a = fp8_type(a), of_b = fp8_type(b);
     if (!of_a || !of_b || (*of_a == DType::e5m2 && *of_b == DType::e5m2)) return false;
     const QuantizedMatrix &qa = *a.quantized, &qb = *b.quantized;
-    return qa.padded_cols == qb.padded_cols && qa.padded_cols % 16 == 0 && shape.n % 16 == 0 &&
-           address_alignment(qa.codes.data) >= 16 && address_alignment(qb.codes.data) >= 16;
+    return qa.padded_cols == qb.padded_cols && qa.padded_cols % kFp8Multiple == 0 &&
+           shape.n % kFp8Multiple == 0 && address_alignment(qa.codes.data) >= 16 &&
+           address_alignment(qb.codes.data) >= 16;
 }
 
 // The numbers that a product reads on the GPU.

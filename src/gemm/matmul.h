@@ -33,6 +33,9 @@ struct Operand {
 // How FP8 tensor cores sum, which is narrower than FP32 (docs/gpu.md): in FP32 every few products, or not.
 enum class Fp8Sums : uint8_t { precise, fast };
 
+// Of products of FP8 codes, cuBLASLt wants K and N that are multiples of this: rows of 16 bytes.
+inline constexpr int64_t kFp8Multiple = 16;
+
 struct MatmulOptions {
     // Multiplies the operands' scales: a product formed in double, but by FP8 tensor cores.
     std::optional<float> alpha;
@@ -42,8 +45,8 @@ struct MatmulOptions {
     // BF16: plain F32 operands are rounded to BF16 first. F32: products of F32 values.
     DType compute = DType::bf16;
     // Given, two operands of FP8 codes without scales along K are multiplied as they are by a GPU that has
-    // tensor cores for that (has_fp8_products()), if it takes their sizes: K and N multiples of 16. Else, and
-    // where nothing is given, exactly.
+    // tensor cores for that (has_fp8_products()), if it takes their sizes: K and N multiples of kFp8Multiple.
+    // Else, and where nothing is given, exactly.
     std::optional<Fp8Sums> fp8;
 };
 

@@ -285,7 +285,8 @@ class HeadInFp8 {
     }
 
     static bool fits(const Tensor& x, const Tensor& weight) {
-        return nibble::has_fp8_products(Device::cuda) && x.cols() % 16 == 0 && weight.rows() % 16 == 0;
+        return nibble::has_fp8_products(Device::cuda) && x.cols() % kFp8Multiple == 0 &&
+               weight.rows() % kFp8Multiple == 0;
     }
 
   private:

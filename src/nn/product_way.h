@@ -23,8 +23,6 @@ struct AllowedProducts {
 };
 inline constexpr std::array<std::string_view, 3> kAllowedNames = {"fp8", "fp8-folded",
                                                                   "fp8-fast-accumulation"};
-// Of products in FP8, cuBLASLt wants sizes that are multiples of this.
-inline constexpr int64_t kFp8Multiple = 16;
 // Throws UsageError for another name, and for fast sums without products that have them.
 AllowedProducts parse_allowed(std::span<const std::string> names);
 

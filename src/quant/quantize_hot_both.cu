@@ -151,7 +151,8 @@ struct SharedOfQuantisers {
     typename Columns::Shared columns;
 };
 
-// A thread block has `steps` squares, one below the other.
+// A thread block has `steps` squares, one below the other. A stream along columns keeps lines ahead in
+// registers, a square does not: those that are enough along the rows are enough.
 template <typename OfRows, typename OfColumns, bool kOperandOnly>
 __global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(OfRows::kSpec, false))
     quantize_both_kernel(const __grid_constant__ Job rows, const __grid_constant__ Job columns,
