@@ -86,42 +86,25 @@ class QuantLinear::Execution {
     void know_amax(Place place, const float* amax) {
         if (at(place).spec.rotation == Rotation::none) known_amax_[place] = amax;
     }
-    // Those of both copies of dy from one read, where there is a kernel for that.
-    void find_amaxes_of_gradient(const Tensor& dy) {
-        if (!quantizes(kDgradDy) || !quantizes(kWgradDy)) return;
-        knows_amaxes_of_gradient_ = known_amax_[kDgradDy] != nullptr && known_amax_[kWgradDy] != nullptr;
-        if (knows_amaxes_of_gradient_) return;
-        const Tensor amaxes = context_.arena.allocate(DType::f32, {2});
-        const auto rotated = [&](Place place) {
-            return RotatedSpec{&at(place).spec, key(place, Draw::each_call), fixed_signs(place)};
-        };
-        if (!find_both_amaxes(context_, dy, rotated(kDgradDy), rotated(kWgradDy), amaxes)) return;
-        const auto* const found = static_cast<const float*>(amaxes.data);
-        knows_amaxes_of_gradient_ = true;
-        if (found == nullptr) return;  // a planning pass
-        known_amax_[kDgradDy] = found;
-        known_amax_[kWgradDy] = found + 1;
-    }
-    // Whether one kernel makes both copies of dy: as values that emulation multiplies, or as bytes to be
-    // folded into FP8; with nobody looking.
+    // Whether both copies of dy are made of one read; with nobody looking.
     bool quantizes_both_of_gradient(const Tensor& dy) const {
-        if (!quantizes(kDgradDy) || !quantizes(kWgradDy) || layer_.observer_) return false;
-        if (way(kDgradDy) != way(kWgradDy)) return false;
-        const QuantSpec &rows = at(kDgradDy).spec, &columns = at(kWgradDy).spec;
-        // MXFP4 has no tensor scale made of an amax.
-        const bool knows_amaxes = knows_amaxes_of_gradient_ || (rows.is_mx() && columns.is_mx());
-        return knows_amaxes && padded_contraction(kDgradDy, dy.cols()) == rows.padded(dy.cols()) &&
-               can_quantize_both(context_, dy.dtype, rows, columns, kept(kDgradDy));
+        return quantizes(kDgradDy) && quantizes(kWgradDy) && !layer_.observer_ &&
+               kept(kDgradDy) == kept(kWgradDy) &&
+               can_quantize_both(context_, dy.dtype, at(kDgradDy).spec, at(kWgradDy).spec, kept(kDgradDy));
     }
-    // The first that of dgrad. They exist at once: x is read once.
+    // The first that of dgrad. They exist at once: dy is read once.
     std::pair<QuantizedMatrix, QuantizedMatrix> quantize_both_of_gradient(const Tensor& dy) const {
         QuantizedMatrix of_dgrad = allocate(kDgradDy, dy.rows(), dy.cols()),
                         of_wgrad = allocate(kWgradDy, dy.cols(), dy.rows());
+        const ArenaScope scope(context_.arena);
         const auto operand_of_both = [&](Place place, QuantizedMatrix& out) {
-            return OperandOfBoth{&out, key(place, Draw::each_call), fixed_signs(place), known_amax_[place],
-                                 kOperandNames[place]};
+            return OperandOfBoth{&out, key(place, Draw::each_call), quantize_options(place, nullptr)};
         };
-        quantize_both(context_, dy, operand_of_both(kDgradDy, of_dgrad), operand_of_both(kWgradDy, of_wgrad));
+        const OperandOfBoth rows = operand_of_both(kDgradDy, of_dgrad),
+                            columns = operand_of_both(kWgradDy, of_wgrad);
+        quantize_both(context_, dy, rows, columns);
+        if (rows.options.amax != nullptr) record(kDgradDy, rows.options.amax);
+        if (columns.options.amax != nullptr) record(kWgradDy, columns.options.amax);
         return {of_dgrad, of_wgrad};
     }
 
@@ -503,7 +486,6 @@ class QuantLinear::Execution {
     AmaxHistory* history_;
     Use use_;
     std::array<const float*, 6> known_amax_{};
-    bool knows_amaxes_of_gradient_ = false;  // in a planning pass, too
 };
 
 QuantLinear::QuantLinear(const Recipe& recipe, int64_t in, int64_t out, uint16_t layer,
@@ -645,10 +627,8 @@ void QuantLinear::backward(Context& context, const Weight& weight, const Saved& 
     std::optional<QuantizedMatrix> for_dgrad, for_wgrad;
     if (run.shares_codes_of_dy()) {
         std::tie(for_dgrad, for_wgrad) = run.codes_of(dy);
-    } else {
-        run.find_amaxes_of_gradient(dy);
-        if (run.quantizes_both_of_gradient(dy))
-            std::tie(for_dgrad, for_wgrad) = run.quantize_both_of_gradient(dy);
+    } else if (run.quantizes_both_of_gradient(dy)) {
+        std::tie(for_dgrad, for_wgrad) = run.quantize_both_of_gradient(dy);
     }
     run.dgrad(weight, saved, dy, for_dgrad, dx);
     run.wgrad(weight, saved, dy, for_wgrad, dw);

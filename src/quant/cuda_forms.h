@@ -9,8 +9,6 @@ namespace nibble::cuda {
 
 void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
               QuantizedMatrix& out, const QuantizeOptions& options);
-bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows, const RotatedSpec& columns,
-                      const Tensor& amaxes);
 // False, and nothing done, where no kernel reads such bytes.
 bool requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,
                            QuantizedMatrix& out, const QuantizeOptions& options);

@@ -52,6 +52,18 @@ __device__ inline float round_by_coin(float v, uint32_t word, int half) {
     return with_sign_of(v, round_by_threshold(a, e2m1_step(a, 0), threshold(word, half)));
 }
 
+// Log4's stochastic() as a value: the step in the binade of a magnitude is the power of two below it.
+__device__ inline float log4_by_coin(float v, uint32_t word, int half) {
+    const float a = fminf(fabsf(v), largest_of(Element::log4));
+    const float step = fmaxf(__uint_as_float(__float_as_uint(a) & 0x7f800000u), 1.0f);
+    return with_sign_of(v, round_by_threshold(a, step, threshold(word, half)));
+}
+// Of such a value, 0 or a power of two from 1 on.
+__device__ inline uint8_t log4_code(float value) {
+    const uint32_t bits = __float_as_uint(value);
+    return static_cast<uint8_t>(max(static_cast<int>(bits >> 23 & 0xffu) - 126, 0) | (bits >> 28 & 8u));
+}
+
 // Whether the GPU converts to FP8, with the roundings of numerics/elements.h.
 __device__ inline bool has_fp8_conversions() {
 #if __CUDA_ARCH__ >= 890
@@ -92,6 +104,12 @@ __device__ __forceinline__ Codes round_group(const KernelSpec& s, const Job& job
 #pragma unroll
             for (int i = 0; i < kGroup; ++i)
                 codes.value[i] = round_by_coin(v[i], coins[i / 8].word[i % 8 / 2], i % 2);
+        } else if (s.element == Element::log4) {
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i) {
+                codes.value[i] = log4_by_coin(v[i], coins[i / 8].word[i % 8 / 2], i % 2);
+                codes.of[i] = log4_code(codes.value[i]);
+            }
         } else {
             with_element(s.element, [&](auto element) {
                 each(element, [&](int i) { return element.stochastic(v[i], coins[i / 8].coin(i % 8)); });

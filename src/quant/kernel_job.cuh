@@ -27,6 +27,7 @@ struct KernelSpec {
     int block_cols, block_rows;  // of a scale; blocks of rows and tensors: 16 and 1
     bool is_row, outer, out_bf16, mask, emulation;
     int rotation, rounds;
+    bool rotates_rows;  // along the other dimension: for quantize_both_any.cu alone
 
     friend bool operator==(const KernelSpec&, const KernelSpec&) = default;
 };
@@ -155,10 +156,12 @@ __device__ inline float tree_sum_of_group(const float (&x)[kGroup]) {
 template <int kRows>
 struct PerThread {
     float of[kRows][kGroups];
+    float of_taller_block;  // the largest of a block with more rows than that, which the caller found
 
     // Called by all threads: the largest `mine` of the columns and rows of the thread's block. The first two
     // dimensions of the block are at most 128.
     __device__ float max_of_block(float mine, const KernelSpec& s) {
+        if (s.block_rows > kRows) return of_taller_block;
         mine = max_of_threads(mine, s.block_cols);
         if (s.block_rows == 1) return mine;
         const int row = static_cast<int>(threadIdx.x) / kGroups;

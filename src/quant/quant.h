@@ -95,18 +95,6 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
 void quantize_reference(Context& context, const QuantSpec& spec, const Tensor& x, const RandomKey& key,
                         QuantizedMatrix& out, const QuantizeOptions& options = {});
 
-// One operand of a pair that is made of one tensor, along its rows and along its columns.
-struct RotatedSpec {
-    const QuantSpec* spec;
-    RandomKey key;                    // of its signs,
-    const SignBits* signs = nullptr;  // unless these are given
-};
-// The amaxes of x, BF16, as `rows` and as the transposed `columns` would find them, for known_amax; x is read
-// once. amaxes: F32 [2], of rows first. False, and nothing done, where there is no kernel for that (on a CPU)
-// or one of them needs no amax.
-bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows, const RotatedSpec& columns,
-                      const Tensor& amaxes);
-
 // Quantises the transpose of what a product reads of `forward`, code * scale (has_fp32_scales() false): its
 // rows become the contraction, its columns, or the first of them, the rows of `out`. The forward's tensor
 // scale multiplies that of `out`. As quantize() of dequantize_operand_transposed(), which is how it is done

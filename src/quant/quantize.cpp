@@ -7,15 +7,6 @@
 
 namespace nibble {
 
-namespace {
-
-Keep kept_of(const QuantizedMatrix& q) {
-    if (q.operand.shape.rank() == 0) return Keep::bytes;
-    return q.codes.shape.rank() == 0 ? Keep::operand : Keep::both;
-}
-
-}  // namespace
-
 bool has_exact_operand(const QuantSpec& spec) {
     return !spec.has_fp32_groups() && spec.tensor != TensorScale::posthoc;
 }
@@ -113,12 +104,6 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     if (out.operand.data != nullptr) dequantize_operand(context, out, out.operand);
 }
 
-bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows, const RotatedSpec& columns,
-                      const Tensor& amaxes) {
-    NIBBLE_ON_CUDA(context, find_both_amaxes(context, x, rows, columns, amaxes));
-    return false;
-}
-
 bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& rows, const QuantSpec& columns,
                        Keep keep) {
     NIBBLE_ON_CUDA(context, can_quantize_both(dtype, rows, columns, keep));
@@ -128,13 +113,12 @@ bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& row
 void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
                    const OperandOfBoth& columns) {
     const QuantizedMatrix &of_rows = *rows.out, &of_columns = *columns.out;
-    require(kept_of(of_rows) == kept_of(of_columns) &&
-                can_quantize_both(context, x.dtype, of_rows.spec, of_columns.spec, kept_of(of_rows)),
-            "{}: there is no kernel for \"{}\" along the rows and \"{}\" along the columns", rows.name,
-            to_string(of_rows.spec), to_string(of_columns.spec));
-    require(of_rows.rows == x.rows() && of_rows.cols == x.cols() && of_columns.rows == x.cols() &&
-                of_columns.cols >= x.rows(),
-            "{}: shape {} does not fit outputs of [{}, {}] and [{}, {}]", rows.name, x.shape.str(),
+    require(can_quantize_both(context, x.dtype, of_rows.spec, of_columns.spec, kept_of(of_rows)),
+            "{}: there is no kernel for \"{}\" along the rows and \"{}\" along the columns of {}",
+            rows.options.name, to_string(of_rows.spec), to_string(of_columns.spec), name_of(x.dtype));
+    require(of_rows.rows == of_rows.spec.padded_rows(x.rows()) && of_rows.cols >= x.cols() &&
+                of_columns.rows == of_columns.spec.padded_rows(x.cols()) && of_columns.cols >= x.rows(),
+            "{}: shape {} does not fit outputs of [{}, {}] and [{}, {}]", rows.options.name, x.shape.str(),
             of_rows.rows, of_rows.cols, of_columns.rows, of_columns.cols);
     NIBBLE_ON_CUDA(context, quantize_both(context, x, rows, columns));
 }

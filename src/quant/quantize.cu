@@ -104,7 +104,8 @@ KernelSpec kernel_spec(const QuantSpec& spec) {
             .mask = spec.mask_clip,
             .emulation = spec.emulation,
             .rotation = spec.rotation == Rotation::none ? 0 : spec.rotation_size,
-            .rounds = spec.rotation_rounds()};
+            .rounds = spec.rotation_rounds(),
+            .rotates_rows = spec.rotates_rows()};
 }
 
 // Rows of 16-byte pieces: a thread's 16 columns are whole ones.
@@ -200,50 +201,79 @@ bool has_fault(const Context& context, const Job& job) {
     fail_not_finite(here.tensor(), name);
 }
 
-// The passes of one call. True if a value was not finite, where the context does not take note of it.
+// Begins the passes of one call. Where the amax comes from: the step before, the producer of x, or a pass.
+void begin_passes(const Context& context, const QuantSpec& spec, const RandomKey& key, const Scratch& scratch,
+                  const QuantizeOptions& options, Job& job) {
+    begin_pass(context, Beginning(spec, key, options.signs), job,
+               static_cast<Scalars*>(scratch.scalars.data));
+    job.fault = context.fault != nullptr ? context.fault : &job.scalars->fault;
+    job.wide = static_cast<Bf16*>(scratch.wide.data);
+    job.amax = options.known_amax != nullptr ? options.known_amax
+                                             : reinterpret_cast<const float*>(&job.scalars->amax);
+    if (spec.tensor == TensorScale::delayed) job.previous_amax = options.previous_amax;
+}
+// Whether a pass must find the amax of the tensor.
+bool wants_amax(const QuantSpec& spec, const QuantizeOptions& options) {
+    return options.known_amax == nullptr && (options.amax != nullptr || spec.takes_amax_of_tensor());
+}
+void find_amax_of_tensor(const Context& context, const Job& job, bool transposed) {
+    (has_hot_kernels(job.spec, job.is_bf16, transposed) ? find_amax_hot : find_amax<false>)(context, job,
+                                                                                            transposed);
+}
+void find_amaxes_of_rows(const Context& context, const Job& job, bool transposed) {
+    (job.spec.rotation == 0 ? find_amaxes_of_rows_hot : find_amax<true>)(context, job, transposed);
+}
+void give_amax(const Context& context, const Job& job, const QuantizeOptions& options) {
+    if (options.amax == nullptr) return;
+    check(cudaMemcpyAsync(options.amax, job.amax, sizeof(float), cudaMemcpyDefault, context.stream),
+          "copy of an amax");
+}
+// After the codes: what scales are made of them, or of amaxes of rows. True if a value was not finite, where
+// the context does not take note of it.
+bool finish_passes(const Context& context, const Job& job, const QuantizedMatrix& out) {
+    if (out.spec.tensor == TensorScale::posthoc)
+        launch(context, posthoc_scales_kernel, blocks_of(out.scales.count()), dim3(kThreads), 0, job);
+    if (out.spec.has_row_scales())
+        launch(context, row_scales_kernel, blocks_of(out.rows), dim3(kThreads), 0, job);
+    return has_fault(context, job);
+}
+
+// The passes of one call; true as finish_passes() says.
 // transpose: where the codes go transposed, too, by has_transposing_kernel(); or null.
 bool run_passes(const Context& context, Job job, const RandomKey& key, const Scratch& scratch,
                 const QuantizedMatrix& out, const QuantizeOptions& options,
                 const QuantizedMatrix* transpose = nullptr) {
     const QuantSpec& spec = out.spec;
-    begin_pass(context, Beginning(spec, key, options.signs), job,
-               static_cast<Scalars*>(scratch.scalars.data));
-    job.fault = context.fault != nullptr ? context.fault : &job.scalars->fault;
-    job.wide = static_cast<Bf16*>(scratch.wide.data);
-
-    // Where the amax comes from: the step before, the producer of x, or a pass of its own.
-    const bool is_known = options.known_amax != nullptr;
-    const bool is_needed = options.amax != nullptr || spec.takes_amax_of_tensor();
-    auto* const found = reinterpret_cast<float*>(&job.scalars->amax);
-    job.amax = is_known ? options.known_amax : found;
-    if (spec.tensor == TensorScale::delayed) job.previous_amax = options.previous_amax;
-    const bool is_hot = has_hot_kernels(job, options.transposed);
-    if (is_needed && !is_known) (is_hot ? find_amax_hot : find_amax<false>)(context, job, options.transposed);
-    if (options.amax != nullptr) {
-        check(cudaMemcpyAsync(options.amax, job.amax, sizeof(float), cudaMemcpyDefault, context.stream),
-              "copy of an amax");
-    }
-
+    begin_passes(context, spec, key, scratch, options, job);
+    if (wants_amax(spec, options)) find_amax_of_tensor(context, job, options.transposed);
+    give_amax(context, job, options);
     if (spec.has_row_scales()) {
         cuda::fill_zero(context, out.fp32_scales);
-        find_amax<true>(context, job, options.transposed);
+        find_amaxes_of_rows(context, job, options.transposed);
     }
     if (transpose != nullptr) {
         quantize_with_transpose(context, job, transpose->codes.as<uint8_t>(), transpose->padded_cols);
-    } else if (is_hot) {
+    } else if (has_hot_kernels(job.spec, job.is_bf16, options.transposed)) {
         quantize_hot(context, job, options.transposed);
     } else {
         with_tiles(job, options.transposed, [&]<bool kTransposed, int kRows>() {
             launch_tiles<kTransposed, kRows>(context, quantize_kernel<kTransposed, kRows>, job);
         });
     }
-    if (spec.tensor == TensorScale::posthoc) {
-        launch(context, posthoc_scales_kernel, blocks_of(out.scales.count()), dim3(kThreads), 0, job);
+    return finish_passes(context, job, out);
+}
+
+// The amaxes that two operands of one tensor need, of the tensor or of rows; from one read if both do.
+void find_amaxes(const Context& context, const Job& rows, bool of_rows, const Job& columns, bool of_columns) {
+    if (!of_rows && !of_columns) return;
+    const Job& only = of_rows ? rows : columns;  // if it is
+    if (of_rows && of_columns && has_both_amaxes_kernel(rows.spec, columns.spec)) {
+        find_both_amaxes_hot(context, rows, columns);
+    } else if ((of_rows && of_columns) || only.spec.rotates_rows || only.spec.is_row) {
+        find_both_amaxes_any(context, rows, columns);
+    } else {
+        find_amax_of_tensor(context, only, of_columns);
     }
-    if (spec.has_row_scales()) {
-        launch(context, row_scales_kernel, blocks_of(out.rows), dim3(kThreads), 0, job);
-    }
-    return has_fault(context, job);
 }
 
 void quantize_job(Context& context, const Tensor& x, const RandomKey& key, const Job& job,
@@ -272,63 +302,43 @@ bool quantize_with_transpose(Context& context, const QuantSpec& spec, const Tens
     return true;
 }
 
-bool find_both_amaxes(Context& context, const Tensor& x, const RotatedSpec& rows, const RotatedSpec& columns,
-                      const Tensor& amaxes) {
-    const auto is_current = [](const QuantSpec& spec) {
-        return spec.takes_amax_of_tensor() && spec.tensor != TensorScale::delayed && !spec.rotates_rows();
-    };
-    if (x.dtype != DType::bf16 || !is_current(*rows.spec) || !is_current(*columns.spec)) return false;
-    const auto job_of = [&](const RotatedSpec& of, bool transposed) {
-        QuantizedMatrix shape;
-        shape.rows = transposed ? x.cols() : x.rows();
-        shape.cols = transposed ? x.rows() : x.cols();
-        QuantizeOptions options;
-        options.transposed = transposed;
-        return make_job(*of.spec, x, {}, shape, options);
-    };
-    Job of_rows = job_of(rows, false), of_columns = job_of(columns, true);
-    if (!has_both_kernel(of_rows, of_columns)) return false;
-    const ArenaScope scope(context.arena);
-    const Tensor scalars = allocate_scalars(context, 2);
-    if (context.planning()) return true;
-    cuda::fill_zero(context, amaxes);
-    auto* const of_both = static_cast<Scalars*>(scalars.data);
-    begin_pass(context, Beginning(*rows.spec, rows.key, rows.signs), of_rows, of_both);
-    begin_pass(context, Beginning(*columns.spec, columns.key, columns.signs), of_columns, of_both + 1);
-    find_both_amaxes_hot(context, of_rows, of_columns, amaxes.as<float>());
-    return true;
-}
-
 bool can_quantize_both(DType dtype, const QuantSpec& rows, const QuantSpec& columns, Keep keep) {
-    const auto is_whole = [](const QuantSpec& spec) {
-        return !spec.rotates_rows() && has_exact_operand(spec);
-    };
-    return dtype == DType::bf16 && is_whole(rows) && is_whole(columns) &&
-           has_quantize_both_kernel(kernel_spec(rows), kernel_spec(columns), keep);
+    if (dtype != DType::bf16) return false;
+    const KernelSpec of_rows = kernel_spec(rows), of_columns = kernel_spec(columns);
+    if (has_quantize_both_kernel(of_rows, of_columns, keep)) return true;
+    // Two reads by fast kernels take less time than one by that for all.
+    return !has_hot_kernels(of_rows, true, false) || !has_hot_kernels(of_columns, true, true);
 }
 
 void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
                    const OperandOfBoth& columns) {
+    const OperandOfBoth* const operands[] = {&rows, &columns};
     const ArenaScope scope(context.arena);
-    const Tensor scalars = allocate_scalars(context, 2);
+    const Scratch scratch[] = {{context, *rows.out}, {context, *columns.out}};
     if (context.planning()) return;
-    auto* const of_both = static_cast<Scalars*>(scalars.data);
-    const auto job_of = [&](const OperandOfBoth& of, bool transposed) {
-        QuantizedMatrix& out = *of.out;
-        require(of.known_amax != nullptr || !out.spec.takes_amax_of_tensor(),
-                "{}: the amax of both orientations must be known", of.name);
-        QuantizeOptions options;
-        options.transposed = transposed;
-        Job job = make_job(out.spec, x, of.key, out, options);
-        begin_pass(context, Beginning(out.spec, of.key, of.signs), job, of_both + transposed);
-        job.fault = context.fault != nullptr ? context.fault : &job.scalars->fault;
-        job.amax = of.known_amax != nullptr ? of.known_amax : reinterpret_cast<float*>(&job.scalars->amax);
-        return job;
-    };
-    const Job of_rows = job_of(rows, false), of_columns = job_of(columns, true);
-    quantize_both_hot(context, of_rows, of_columns);
-    if (has_fault(context, of_rows)) fail_not_finite_there(context, x, rows.name);
-    if (has_fault(context, of_columns)) fail_not_finite_there(context, x, columns.name);
+    Job jobs[2];
+    bool needs_amax[2];
+    for (const int i : {0, 1}) {
+        const OperandOfBoth& operand = *operands[i];
+        const QuantSpec& spec = operand.out->spec;
+        QuantizeOptions options = operand.options;
+        options.transposed = i == 1;
+        jobs[i] = make_job(spec, x, operand.key, *operand.out, options);
+        jobs[i].stride = x.cols();  // an operand may have more
+        begin_passes(context, spec, operand.key, scratch[i], options, jobs[i]);
+        if (spec.has_row_scales()) cuda::fill_zero(context, operand.out->fp32_scales);
+        needs_amax[i] = wants_amax(spec, options) || spec.has_row_scales();
+    }
+    find_amaxes(context, jobs[0], needs_amax[0], jobs[1], needs_amax[1]);
+    for (const int i : {0, 1}) give_amax(context, jobs[i], operands[i]->options);
+    const Keep keep = kept_of(*rows.out);
+    const bool is_hot =
+        keep == kept_of(*columns.out) && has_quantize_both_kernel(jobs[0].spec, jobs[1].spec, keep);
+    (is_hot ? quantize_both_hot : quantize_both_any)(context, jobs[0], jobs[1]);
+    for (const int i : {0, 1}) {
+        if (finish_passes(context, jobs[i], *operands[i]->out))
+            fail_not_finite_there(context, x, operands[i]->options.name);
+    }
 }
 
 bool requantize_transposed(Context& context, const QuantizedMatrix& forward, const RandomKey& key,
@@ -340,7 +350,8 @@ bool requantize_transposed(Context& context, const QuantizedMatrix& forward, con
     Job job = make_job(out.spec, shape_only, key, out, transposed);
     job.forward = {forward.codes.as<uint8_t>(), forward.scales.as<uint8_t>(),
                    std::countr_zero(static_cast<unsigned>(forward.spec.block_size())), forward.spec.is_mx()};
-    if (!has_hot_kernels(job, true)) return false;
+    // The pass for the amaxes of rows does not read bytes.
+    if (!has_hot_kernels(job.spec, job.is_bf16, true) || out.spec.has_row_scales()) return false;
     const ArenaScope scope(context.arena);
     const Scratch scratch(context, out);
     const bool failed = !context.planning() && run_passes(context, job, key, scratch, out, transposed);

@@ -5,20 +5,19 @@
 
 namespace nibble {
 
-// One of two operands that are made of one tensor by one kernel.
+// One of two operands that are made of one tensor.
 struct OperandOfBoth {
-    QuantizedMatrix* out;  // made by allocate_quantized(), both with the same Keep
+    QuantizedMatrix* out;  // made by allocate_quantized()
     RandomKey key;
-    const SignBits* signs = nullptr;    // as in QuantizeOptions
-    const float* known_amax = nullptr;  // the same; wherever the spec has a tensor scale made of the amax
-    std::string_view name = "input";
+    QuantizeOptions options = {};  // without `transposed`
 };
-// Whether quantize_both() has a kernel for x of this type, these specs and what is kept; never on a CPU. It
-// keeps operands, or of MXFP4 bytes.
+// Whether quantize_both() takes x of this type, these specs and what is kept of both: BF16 on a GPU, all
+// specs, but for two of which one has a fast kernel of its own and the pair has none, for that takes longer.
 bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& rows, const QuantSpec& columns,
                        Keep keep);
-// Quantises x, [rows, cols], and its transpose: as quantize() of each, but x is read once. Both matrices have
-// the rows and columns of x; those of the transpose may be padded with more columns.
+// Quantises x, [rows, cols], and its transpose: as quantize() of each, but x is read once, and once before
+// that where amaxes are to be found. An operand's contraction may be padded with more columns than its spec
+// asks for. Allocates from context.arena.
 void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
                    const OperandOfBoth& columns);
 

@@ -24,8 +24,17 @@ struct OfActivations {
         quest(kMxfp4),
         rounded_up(kMxfp4),
         rounded_up(stochastic(kMxfp4)),
+        mxfp8(Element::e4m3),
         fp8(Element::e4m3),
         fp8(Element::e5m2),
+        kFp4,
+        rotated(kFp4, 128),
+        stochastic(kLog4),
+        of_rows(Format::fp4, Element::e2m1),
+        of_rows(Format::int4, Element::int4),
+        square(kFp4, 32),
+        outer(kNvfp4),
+        rotated(outer(stochastic(kNvfp4)), 16),
     };
 };
 
@@ -38,9 +47,9 @@ void with_stream(const Job& job, bool transposed, Body&& body) {
 
 }  // namespace
 
-bool has_hot_kernels(const Job& job, bool transposed) {
-    return job.is_bf16 ? place_of<OfActivations>(job) < OfActivations::kSpecs.size()
-                       : has_hot_kernels_of_weights(job, transposed);
+bool has_hot_kernels(const KernelSpec& spec, bool is_bf16, bool transposed) {
+    return is_bf16 ? place_of<OfActivations>(spec) < OfActivations::kSpecs.size()
+                   : has_hot_kernels_of_weights(spec, transposed);
 }
 
 void find_amax_hot(const Context& context, const Job& job, bool transposed) {
@@ -56,6 +65,19 @@ void find_amax_hot(const Context& context, const Job& job, bool transposed) {
     launch_amax.template operator()<32, 1>();
     launch_amax.template operator()<128, 1>();
     launch_amax.template operator()<128, 2>();
+}
+
+void find_amaxes_of_rows_hot(const Context& context, const Job& job, bool transposed) {
+    const auto launch_amaxes = [&]<typename Piece>() {
+        if (transposed) {
+            using Stream = ColumnStream<Piece, false>;
+            return launch_stream<Stream>(context, row_amaxes_stream_kernel<Stream>, job);
+        }
+        using Stream = RowStream<Piece, false>;
+        launch_stream<Stream>(context, row_amaxes_stream_kernel<Stream>, job);
+    };
+    job.is_bf16 ? launch_amaxes.template operator()<PlainPiece>()
+                : launch_amaxes.template operator()<FloatPiece>();
 }
 
 void quantize_hot(const Context& context, const Job& job, bool transposed) {

@@ -25,7 +25,8 @@ inline constexpr KernelSpec kNvfp4 = {.format = Format::nvfp4,
                                       .mask = false,
                                       .emulation = false,
                                       .rotation = 0,
-                                      .rounds = 0};
+                                      .rounds = 0,
+                                      .rotates_rows = false};
 inline constexpr KernelSpec kMxfp4 = [] {
     KernelSpec s = kNvfp4;
     s.format = Format::mxfp4;
@@ -35,10 +36,27 @@ inline constexpr KernelSpec kMxfp4 = [] {
 }();
 
 // One scale for the tensor.
-constexpr KernelSpec fp8(Element element) {
+constexpr KernelSpec of_tensor(Format format, Element element) {
     KernelSpec s = kNvfp4;
-    s.format = Format::fp8;
+    s.format = format;
     s.element = element;
+    return s;
+}
+constexpr KernelSpec fp8(Element element) { return of_tensor(Format::fp8, element); }
+// One for each row.
+constexpr KernelSpec of_rows(Format format, Element element) {
+    KernelSpec s = of_tensor(format, element);
+    s.is_row = true;
+    return s;
+}
+inline constexpr KernelSpec kFp4 = of_tensor(Format::fp4, Element::e2m1);
+inline constexpr KernelSpec kLog4 = of_tensor(Format::log4, Element::log4);
+
+constexpr KernelSpec mxfp8(Element element) {
+    KernelSpec s = kMxfp4;
+    s.format = Format::mxfp8;
+    s.element = element;
+    s.scale = ScaleRule::rceil;
     return s;
 }
 
@@ -56,8 +74,12 @@ constexpr KernelSpec four_six(KernelSpec s) {  // scale=four-six:mse
     s.scale = ScaleRule::four_six_mse;
     return s;
 }
-constexpr KernelSpec square(KernelSpec s) {  // 16x16
-    s.block_rows = 16;
+constexpr KernelSpec square(KernelSpec s, int size = 16) {  // 16x16
+    s.block_cols = s.block_rows = size;
+    return s;
+}
+constexpr KernelSpec outer(KernelSpec s) {  // outer=1x128
+    s.outer = true;
     return s;
 }
 constexpr KernelSpec eden(KernelSpec s) {  // scale=eden rotate=rht:128
@@ -134,6 +156,14 @@ __global__ void __launch_bounds__(kStreamThreads) amax_stream_kernel(const __gri
     give_rotated_amax<kRotation>(job, &job.scalars->amax, largest);
 }
 
+// That of each row, as it is.
+template <typename Stream>
+__global__ void __launch_bounds__(kStreamThreads) row_amaxes_stream_kernel(const __grid_constant__ Job job) {
+    __shared__ uint4 shared[kVectorsOf<Stream>];
+    Walk<Stream> walk(job, shared);
+    walk.each([&](Group& g, int) { give_amax_of_row(job, g); });
+}
+
 // For how many thread blocks a multiprocessor's registers are divided.
 constexpr int blocks_of_multiprocessor(const KernelSpec& s, bool transposed) {
     return is_four_six(s.scale) || (transposed && s.correct == Correction::eden) ? 2 : 3;
@@ -147,11 +177,32 @@ struct SpecOf {
 
 // Whether kernels for operands alone are compiled: of E2M1 in the small blocks.
 constexpr bool has_operand_kernel(const KernelSpec& s) {
-    return (s.format == Format::nvfp4 || s.format == Format::mxfp4) && s.block_rows == 1;
+    return (s.format == Format::nvfp4 || s.format == Format::mxfp4) && s.block_rows == 1 && !s.outer;
 }
 
-// Rotates and quantises a thread's groups, of specs that have_operand_kernel(). kOperandOnly: no bytes are
-// wanted.
+// The rotation of a thread's group, whose signs are applied, without the factor at its end.
+template <int kRotation, int kRounds>
+__device__ __forceinline__ void rotate_signed(const Job& job, const FarStages& far, Group& g) {
+    if constexpr (kRotation == 0) return;
+    if constexpr (kRounds == 2) {
+        far.transform(g.x);
+        begin_second_round(job, job.factor, g);
+    }
+    if constexpr (kRotation == kTileCols)
+        far.transform(g.x);
+    else
+        butterfly(kRotation, g);
+}
+__device__ __forceinline__ void multiply_by_factor(const Job& job, Group& g) {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+        g.x[i] *= job.factor;
+        keep(g.x[i]);
+    }
+}
+
+// Rotates and quantises a thread's groups, whose signs are applied, of specs that have_operand_kernel().
+// kOperandOnly: no bytes are wanted.
 template <typename Spec, bool kOperandOnly>
 class Quantiser {
     static constexpr bool kIsNvfp4 = Spec::kSpec.format == Format::nvfp4;
@@ -171,7 +222,9 @@ class Quantiser {
 
     // The next group of a thread; index: its number. Called by all threads of a warp.
     __device__ __forceinline__ void quantize(Group& g, Places& places, int index) {
-        rotate(g);
+        constexpr KernelSpec s = Spec::kSpec;
+        rotate_signed<s.rotation, s.rounds>(job_, far_stages_, g);
+        if (s.rotation != 0 && !spares_factor_) multiply_by_factor(job_, g);
         const float amax = max_of(g.x);
         largest_ = max(largest_, __float_as_uint(amax));
         if constexpr (kIsNvfp4)
@@ -202,25 +255,6 @@ class Quantiser {
             return Nothing{};
     }
 
-    __device__ __forceinline__ void rotate(Group& g) const {
-        constexpr int kSize = Spec::kSpec.rotation;
-        if constexpr (kSize == 0) return;
-        if constexpr (Spec::kSpec.rounds == 2) {
-            far_stages_.transform(g.x);
-            begin_second_round(job_, job_.factor, g);
-        }
-        if constexpr (kSize == kTileCols)
-            far_stages_.transform(g.x);
-        else
-            butterfly(kSize, g);
-        if (spares_factor_) return;
-#pragma unroll
-        for (int i = 0; i < kGroup; ++i) {
-            g.x[i] *= job_.factor;
-            keep(g.x[i]);
-        }
-    }
-
     const Job& job_;
     const FarStages far_stages_;
     const bool spares_factor_;
@@ -228,35 +262,57 @@ class Quantiser {
     uint32_t largest_ = 0;
 };
 
+// The same for other specs, by quantize_group(), of which the compiler keeps what the spec has.
+template <typename Spec>
+class GroupQuantiser {
+  public:
+    struct Shared {
+        TensorValues tensor;
+        PerThread<kRowsOfPart> threads;
+    };
+    static constexpr size_t kVectorsOfFar = kVectorsOfRotation<Spec::kSpec.rotation>;
+
+    __device__ GroupQuantiser(const Job& job, Shared& shared, uint4* far)
+        : job_(job), far_stages_(far), shared_(shared) {
+        constexpr KernelSpec s = Spec::kSpec;
+        shared.tensor.prepare(s, job);
+    }
+    __device__ __forceinline__ void quantize(Group& g, Places&, int index) {
+        constexpr KernelSpec s = Spec::kSpec;
+        static_assert(s.tensor == TensorScale::current && !s.out_bf16 && s.block_rows <= kRowsOfPart);
+        rotate_signed<s.rotation, s.rounds>(job_, far_stages_, g);
+        if (s.rotation != 0) multiply_by_factor(job_, g);
+        largest_ = max(largest_, bits_of_largest(g.x));
+        float no_posthoc_scale = 0.0f;
+        quantize_group(s, job_, shared_.tensor, g, shared_.threads, coins_, index, no_posthoc_scale);
+    }
+    __device__ void finish() const {
+        if (largest_ >= 0x7f800000u) *job_.fault = 1;
+    }
+
+  private:
+    const Job& job_;
+    const FarStages far_stages_;
+    Shared& shared_;
+    ScaleCoins coins_;
+    uint32_t largest_ = 0;
+};
+
+template <typename Spec, bool kOperandOnly>
+using QuantiserOf =
+    std::conditional_t<has_operand_kernel(Spec::kSpec), Quantiser<Spec, kOperandOnly>, GroupQuantiser<Spec>>;
+
 template <typename Spec, typename Stream, bool kOperandOnly>
 __global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(Spec::kSpec, Stream::kTransposed))
     quantize_stream_kernel(const __grid_constant__ Job job) {
-    constexpr KernelSpec s = Spec::kSpec;
-    __shared__ uint4 shared[kVectorsOf<Stream>];
+    using OfGroups = QuantiserOf<Spec, kOperandOnly>;
+    __shared__ uint4 shared[kVectorsOf<Stream>], far[OfGroups::kVectorsOfFar];
+    __shared__ typename OfGroups::Shared of_groups;
     Walk<Stream> walk(job, shared);
-    if constexpr (has_operand_kernel(s)) {
-        using OfGroups = Quantiser<Spec, kOperandOnly>;
-        __shared__ typename OfGroups::Shared of_groups;
-        __shared__ uint4 far[OfGroups::kVectorsOfFar];
-        OfGroups quantiser(job, of_groups, far);
-        Places places = walk.places(job);
-        walk.each([&](Group& g, int index) { quantiser.quantize(g, places, index); });
-        quantiser.finish();
-    } else {
-        __shared__ PerThread<kRowsOfPart> of_threads;
-        __shared__ TensorValues tensor;
-        tensor.prepare(s, job);
-        uint32_t largest_value = 0;
-        float largest_scale = 0.0f;
-        ScaleCoins coins;
-        walk.each([&](Group& g, int index) {
-            constexpr KernelSpec spec = Spec::kSpec;
-            static_assert(spec.rotation == 0);
-            largest_value = max(largest_value, bits_of_largest(g.x));
-            quantize_group(spec, job, tensor, g, of_threads, coins, index, largest_scale);
-        });
-        if (largest_value >= 0x7f800000u) *job.fault = 1;
-    }
+    OfGroups quantiser(job, of_groups, far);
+    Places places = walk.places(job);
+    walk.each([&](Group& g, int index) { quantiser.quantize(g, places, index); });
+    quantiser.finish();
 }
 
 template <typename Stream>
@@ -278,13 +334,13 @@ void launch_quantizer(const Context& context, const Job& job) {
 
 // List::kSpecs.size(): none of them.
 template <typename List>
-size_t place_of(const Job& job) {
-    return static_cast<size_t>(std::ranges::find(List::kSpecs, job.spec) - List::kSpecs.begin());
+size_t place_of(const KernelSpec& spec) {
+    return static_cast<size_t>(std::ranges::find(List::kSpecs, spec) - List::kSpecs.begin());
 }
 // Calls body<kIndex>() for the place of the job's spec.
 template <typename List, typename Body>
 void with_place(const Job& job, Body&& body) {
-    const size_t place = place_of<List>(job);
+    const size_t place = place_of<List>(job.spec);
     const auto of = [&]<size_t kIndex>() {
         if (place == kIndex) body.template operator()<kIndex>();
     };

@@ -10,12 +10,22 @@ using namespace hot;
 
 struct OfWeights {
     static constexpr std::array kSpecs = {
-        kNvfp4,        four_six(kNvfp4),   square(kNvfp4),     square(four_six(kNvfp4)),
-        quest(kMxfp4), rounded_up(kMxfp4), fp8(Element::e4m3),
+        kNvfp4,
+        four_six(kNvfp4),
+        square(kNvfp4),
+        square(four_six(kNvfp4)),
+        quest(kMxfp4),
+        rounded_up(kMxfp4),
+        mxfp8(Element::e4m3),
+        fp8(Element::e4m3),
+        of_rows(Format::int4, Element::int4),
+        of_rows(Format::fp4, Element::e2m1),
     };
 };
 
-constexpr bool is_transposed_too(const KernelSpec& s) { return s == kNvfp4; }
+constexpr bool is_transposed_too(const KernelSpec& s) {
+    return s == kNvfp4 || s == mxfp8(Element::e4m3) || s == of_rows(Format::int4, Element::int4);
+}
 
 template <bool kHasRotation>
 using Rows = RowStream<FloatPiece, kHasRotation>;
@@ -23,9 +33,8 @@ using Columns = ColumnStream<FloatPiece, false>;
 
 }  // namespace
 
-bool has_hot_kernels_of_weights(const Job& job, bool transposed) {
-    return place_of<OfWeights>(job) < OfWeights::kSpecs.size() &&
-           (!transposed || is_transposed_too(job.spec));
+bool has_hot_kernels_of_weights(const KernelSpec& spec, bool transposed) {
+    return place_of<OfWeights>(spec) < OfWeights::kSpecs.size() && (!transposed || is_transposed_too(spec));
 }
 
 void find_amax_of_weights_hot(const Context& context, const Job& job, bool transposed) {

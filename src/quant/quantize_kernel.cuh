@@ -115,6 +115,15 @@ __device__ inline void give_amax(uint32_t* amax, uint32_t mine) {
     if (threadIdx.x == 0) atomicMax(amax, of_block);
 }
 
+// Raises the amax of each row by that of its eight groups, which are side by side. Called by all threads.
+__device__ inline void give_amax_of_row(const Job& job, const Group& g) {
+    uint32_t of_row = bits_of_largest(g.x);
+    for (int lane = kGroups / 2; lane > 0; lane /= 2)
+        of_row = max(of_row, __shfl_xor_sync(0xffffffffu, of_row, lane));
+    if (g.col % kTileCols == 0 && g.row < job.rows)
+        atomicMax(reinterpret_cast<uint32_t*>(job.fp32_scales) + g.row, of_row);
+}
+
 // The largest magnitude after rotation: of the tensor, or of each row (kOfRows).
 template <bool kTransposed, int kRows, bool kOfRows>
 __global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_constant__ Job job) {
@@ -126,13 +135,7 @@ __global__ void __launch_bounds__(kRows* kGroups) amax_kernel(const __grid_const
         reader.take(tiles.row(step), tiles.first_col, g);
         if (job.spec.rotation != 0) rotate_group(job.spec, job, job.amax_factor, g);
         if constexpr (kOfRows) {
-            uint32_t of_row = bits_of_largest(g.x);
-            for (int lane = kGroups / 2; lane > 0; lane /= 2) {
-                of_row = max(of_row, __shfl_xor_sync(0xffffffffu, of_row, lane));
-            }
-            if (g.col % kTileCols == 0 && g.row < job.rows) {
-                atomicMax(reinterpret_cast<uint32_t*>(job.fp32_scales) + g.row, of_row);
-            }
+            give_amax_of_row(job, g);
         } else {
             largest = max(largest, bits_of_largest(g.x));
         }
@@ -188,6 +191,16 @@ __device__ __forceinline__ void quantize_group(const KernelSpec& s, const Job& j
     }
 }
 
+// The end of a pass of quantize_group(): what this thread met, the bits of the largest value, and of the wide
+// scales that tensor=posthoc made of them the largest. Called by all threads of a warp.
+__device__ inline void finish_quantising(const KernelSpec& s, const Job& job, uint32_t largest_value,
+                                         float largest_scale) {
+    if (largest_value >= 0x7f800000u) *job.fault = 1;
+    if (s.tensor != TensorScale::posthoc) return;
+    const uint32_t largest = __reduce_max_sync(0xffffffffu, __float_as_uint(largest_scale));
+    if (threadIdx.x % kWarp == 0) atomicMax(&job.scalars->posthoc, largest);
+}
+
 // Every spec, and x of any kind.
 template <bool kTransposed, int kRows>
 __global__ void __launch_bounds__(kRows* kGroups) quantize_kernel(const __grid_constant__ Job job) {
@@ -207,11 +220,7 @@ __global__ void __launch_bounds__(kRows* kGroups) quantize_kernel(const __grid_c
         largest_value = max(largest_value, bits_of_largest(g.x));
         quantize_group(s, job, tensor, g, shared, coins, step, largest_scale);
     }
-    if (largest_value >= 0x7f800000u) *job.fault = 1;
-    if (s.tensor == TensorScale::posthoc) {
-        const uint32_t largest = __reduce_max_sync(0xffffffffu, __float_as_uint(largest_scale));
-        if (threadIdx.x % kWarp == 0) atomicMax(&job.scalars->posthoc, largest);
-    }
+    finish_quantising(s, job, largest_value, largest_scale);
 }
 
 // Gives every thread block a number of tiles that keeps the GPU busy.
@@ -228,22 +237,26 @@ inline constexpr int kManyRows = 128;  // where squares have so many
 
 // The kernels of quantize_hot.cu and quantize_hot_weights.cu, for the specs that training spends its time in.
 // False where there is none.
-bool has_hot_kernels(const Job& job, bool transposed);
+bool has_hot_kernels(const KernelSpec& spec, bool is_bf16, bool transposed);
 void find_amax_hot(const Context& context, const Job& job, bool transposed);
 void quantize_hot(const Context& context, const Job& job, bool transposed);
+// Of all specs that do not rotate.
+void find_amaxes_of_rows_hot(const Context& context, const Job& job, bool transposed);
 // Of x in F32.
-bool has_hot_kernels_of_weights(const Job& job, bool transposed);
+bool has_hot_kernels_of_weights(const KernelSpec& spec, bool transposed);
 void find_amax_of_weights_hot(const Context& context, const Job& job, bool transposed);
 void quantize_weights_hot(const Context& context, const Job& job, bool transposed);
 // The job of a spec with one FP8 scale, x as it is stored: its codes, and their transpose, [cols, to_cols].
 bool has_transposing_kernel(const Job& job);
 void quantize_with_transpose(const Context& context, const Job& job, uint8_t* transpose, int64_t to_cols);
-// The kernels of quantize_hot_both.cu. The amaxes of x and of its transpose; two floats, zero at first. Both
-// jobs are of the whole of x.
-bool has_both_kernel(const Job& rows, const Job& columns);
-void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns, float* amaxes);
-// Both operands of x in BF16: the values that products read, or, of MXFP4, bytes.
+// The kernels of quantize_hot_both.cu and quantize_both_any.cu, which read x, BF16, once for both of its
+// orientations. The amaxes of x as the jobs rotate it, into their scalars; `any` those of rows, too.
+bool has_both_amaxes_kernel(const KernelSpec& rows, const KernelSpec& columns);
+void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns);
+void find_both_amaxes_any(const Context& context, const Job& rows, const Job& columns);
+// Both operands; keep: what is wanted of both.
 bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns, Keep keep);
 void quantize_both_hot(const Context& context, const Job& rows, const Job& columns);
+void quantize_both_any(const Context& context, const Job& rows, const Job& columns);
 
 }  // namespace nibble::cuda

@@ -1,6 +1,6 @@
 // Rotations of whole F32 tensors, and transposes: passes of their own, where nothing fuses them.
 #include "quant/cuda_forms.h"
-#include "quant/tiles.cuh"
+#include "quant/kernel_far_stages.cuh"
 
 namespace nibble::cuda {
 
@@ -21,44 +21,53 @@ struct Turn {
                                                               << (i % 32);
         }
     }
-    __device__ float flipped(float x, int round, int place) const {
-        const uint32_t sign = signs[round][place / 32] >> (place % 32) & 1u;
-        return __uint_as_float(__float_as_uint(x) ^ sign << 31);
+    template <int kSize>
+    __device__ __forceinline__ void flip(float (&x)[kSize], int round) const {
+#pragma unroll
+        for (int j = 0; j < kSize; ++j) {
+            const uint32_t sign = signs[round][j / 32] >> (j % 32) & 1u;
+            x[j] = __uint_as_float(__float_as_uint(x[j]) ^ sign << 31);
+        }
     }
 };
 
-// `size` elements, `stride` apart, by one thread.
-__global__ void turn_kernel(const __grid_constant__ Turn turn, float* x, int64_t cols, int64_t stride,
-                            int64_t count) {
+// kSize elements, `stride` apart, by one thread, which holds them all.
+template <int kSize>
+__global__ void __launch_bounds__(kThreads, 1)  // with the registers that it takes
+    turn_kernel(const __grid_constant__ Turn turn, float* x, int64_t cols, int stride, int64_t count) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i >= count) return;
-    float* const first = stride == 1 ? x + i * turn.size  // neighbours in a row
-                                     : x + i / cols * turn.size * cols + i % cols;
-    float v[kMaxRotation];
-    for (int j = 0; j < turn.size; ++j) v[j] = first[j * stride];
+    float* const first = stride == 1 ? x + i * kSize  // neighbours in a row
+                                     : x + i / cols * kSize * cols + i % cols;
+    const float factor = hadamard_factor(kSize);
+    float v[kSize];
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) v[j] = first[int64_t{j} * stride];
+    keep(stride);  // or the addresses are kept
+#pragma unroll 1
     for (int n = 0; n < turn.rounds; ++n) {
         const int round = turn.is_inverse ? turn.rounds - 1 - n : n;
-        for (int j = 0; j < turn.size && !turn.is_inverse; ++j) v[j] = turn.flipped(v[j], round, j);
-        hadamard_transform(v, turn.size);
-        for (int j = 0; j < turn.size && turn.is_inverse; ++j) v[j] = turn.flipped(v[j], round, j);
+        if (!turn.is_inverse) turn.flip(v, round);
+        stages<1, kSize>(v);
+#pragma unroll
+        for (int j = 0; j < kSize; ++j) v[j] *= factor;
+        if (turn.is_inverse) turn.flip(v, round);
     }
-    for (int j = 0; j < turn.size; ++j) first[j * stride] = v[j];
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) first[int64_t{j} * stride] = v[j];
 }
 
-void turn_columns(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds,
-                  bool is_inverse) {
-    const int64_t count = x.count() / size;
-    launch(context, turn_kernel, dim3(static_cast<unsigned>(divide_up<int64_t>(count, kThreads))),
-           dim3(kThreads), 0, Turn(size, signs, rounds, is_inverse), x.as<float>(), x.cols(), int64_t{1},
-           count);
-}
-
-void turn_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds,
-               bool is_inverse) {
-    const int64_t count = x.count() / size;
-    launch(context, turn_kernel, dim3(static_cast<unsigned>(divide_up<int64_t>(count, kThreads))),
-           dim3(kThreads), 0, Turn(size, signs, rounds, is_inverse), x.as<float>(), x.cols(), x.cols(),
-           count);
+void launch_turn(const Context& context, const Turn& turn, const Tensor& x, int64_t stride) {
+    const int64_t count = x.count() / turn.size;
+    const auto of_size = [&]<int kSize>() {
+        if (turn.size != kSize) return;
+        launch(context, turn_kernel<kSize>, dim3(static_cast<unsigned>(divide_up<int64_t>(count, kThreads))),
+               dim3(kThreads), 0, turn, x.as<float>(), x.cols(), static_cast<int>(stride), count);
+    };
+    of_size.template operator()<16>();
+    of_size.template operator()<32>();
+    of_size.template operator()<64>();
+    of_size.template operator()<128>();
 }
 
 template <typename T>
@@ -98,16 +107,16 @@ __global__ void transpose_kernel(const T* x, int64_t rows, int64_t cols, T* out)
 }  // namespace
 
 void rotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
-    turn_columns(context, size, signs, x, rounds, false);
+    launch_turn(context, Turn(size, signs, rounds, false), x, 1);
 }
 void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
-    turn_columns(context, size, signs, x, rounds, true);
+    launch_turn(context, Turn(size, signs, rounds, true), x, 1);
 }
 void rotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
-    turn_rows(context, size, signs, x, rounds, false);
+    launch_turn(context, Turn(size, signs, rounds, false), x, x.cols());
 }
 void unrotate_rows(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds) {
-    turn_rows(context, size, signs, x, rounds, true);
+    launch_turn(context, Turn(size, signs, rounds, true), x, x.cols());
 }
 
 void widen(Context& context, const Tensor& x, const Tensor& out) {

@@ -4,6 +4,7 @@
 #include "gemm/test_tensors.h"
 #include "quant/digest.h"
 #include "quant/quantize_both.h"
+#include "recipe/recipe.h"
 #include "support/on_gpu.h"
 #include "support/samples.h"
 
@@ -119,107 +120,104 @@ TEST_F(Quantisers, GiveTheOperandOfTensorsOfAnySize) {
     }
 }
 
-TEST_F(Quantisers, FindTheAmaxesOfBothOrientationsInOneRead) {
-    constexpr int64_t kRows = 200, kCols = 330;
-    std::vector<Bf16> values = rounded(test::normals(kRows * kCols, 6));
-    const Tensor x = view_of(values, {kRows, kCols});
-    Arena here(16 << 20), there(16 << 20, Device::cuda);
-    Context cpu{here}, other{there};
-    const Tensor on_gpu = put(x);
-    const QuantSpec specs[] = {parse_spec("nvfp4 1x16"), parse_spec("nvfp4 1x16 rotate=rht:16"),
-                               parse_spec("nvfp4 1x16 scale=eden rotate=rht:128"),
-                               parse_spec("nvfp4 1x16 scale=eden rotate=rht2:128")};
-    const RandomKey key = {.seed = 4, .layer = 3};
-    for (const QuantSpec& rows : specs) {
-        for (const QuantSpec& columns : specs) {
-            // Two rounds go with two rounds.
-            if ((rows.rotation_rounds() == 2) != (columns.rotation_rounds() == 2)) continue;
-            const ArenaScope scope(here), scope_there(there);
-            float expected[2], found[2] = {};
-            for (const bool transposed : {false, true}) {
-                const QuantSpec& spec = transposed ? columns : rows;
-                QuantizedMatrix q =
-                    allocate_quantized(here, spec, transposed ? kCols : kRows, transposed ? kRows : kCols);
-                QuantizeOptions options;
-                options.transposed = transposed;
-                options.amax = &expected[transposed];
-                quantize(cpu, spec, x, key, q, options);
-            }
-            const Tensor amaxes = there.allocate(DType::f32, {2});
-            ASSERT_TRUE(find_both_amaxes(other, on_gpu, {&rows, key}, {&columns, key}, amaxes));
-            copy(other, amaxes, {found, DType::f32, Device::cpu, {2}});
-            EXPECT_EQ(found[0], expected[0]) << to_string(rows);
-            EXPECT_EQ(found[1], expected[1]) << to_string(columns);
-        }
-    }
-}
+// One tensor as two operands, along its rows and along its columns: what they are made of, and how.
+struct BothOf {
+    QuantSpec specs[2];
+    Keep keep = Keep::operand;
+    bool knows_amaxes = false;
 
-TEST_F(Quantisers, MakeBothOrientationsInOneReadAsTwoCallsDo) {
-    struct Pair {
-        std::string_view rows, columns;
-        Keep keep = Keep::operand;
-    };
-    const std::string_view eden = "nvfp4 1x16 scale=eden rotate=rht:128",
-                           stochastic = "nvfp4 1x16 round=stochastic",
-                           quarters = "mxfp4 1x32 scale=three-quarters rotate=rht:32",
-                           quarters_by_coin =
-                               "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32",
-                           up = "mxfp4 1x32 scale=rceil round=stochastic",
-                           four_six = "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic";
-    const Pair pairs[] = {
-        {eden, eden},
-        {stochastic, stochastic},
-        {stochastic, "nvfp4 1x16 round=stochastic rotate=rht:16"},
-        {four_six, "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic rotate=rht:16"},
-        {quarters, quarters},
-        {quarters, quarters, Keep::bytes},
-        {quarters_by_coin, quarters_by_coin},
-        {quarters_by_coin, quarters_by_coin, Keep::bytes},
-        {up, up},
-        {up, up, Keep::bytes}};
-    const RandomKey key = {.seed = 4, .step = 9, .micro_step = 2, .layer = 3, .gemm = Gemm::dgrad};
-    RandomKey key_of_columns = key;
-    key_of_columns.gemm = Gemm::wgrad;
-    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{331, 776}, {128, 256}, {1, 40}, {700, 24}}) {
+    std::string name() const {
+        return fmt::format("\"{}\" and \"{}\" of what is {}", to_string(specs[0]), to_string(specs[1]),
+                           keep == Keep::bytes ? "bytes" : "multiplied");
+    }
+};
+class BothOrientations : public OnGpu, public testing::WithParamInterface<std::pair<int64_t, int64_t>> {
+  protected:
+    // quantize_both() gives what two calls on a CPU do.
+    static void expect_two_calls_bytes(const BothOf& of) {
+        const auto [rows, cols] = GetParam();
         std::vector<Bf16> values = rounded(test::normals(rows * cols, 6));
         Arena here(16 << 20), there(16 << 20, Device::cuda);
         Context cpu{here}, other{there};
-        const Tensor x = view_of(values, {rows, cols}), on_gpu = there.allocate(DType::bf16, x.shape);
+        const Tensor x = view_of(values, {rows, cols}), on_gpu = there.allocate(DType::bf16, x.shape),
+                     amaxes = there.allocate(DType::f32, {4});
         copy(other, x, on_gpu);
-        for (const Pair& pair : pairs) {
-            const ArenaScope scope(here), scope_there(there);
-            const QuantSpec specs[2] = {parse_spec(pair.rows), parse_spec(pair.columns)};
-            ASSERT_TRUE(can_quantize_both(other, DType::bf16, specs[0], specs[1], pair.keep));
-            QuantizedMatrix expected[2], found[2];
-            OperandOfBoth operands[2];
-            const Tensor amaxes = there.allocate(DType::f32, {2});
-            for (const int i : {0, 1}) {
-                const int64_t r = i == 0 ? rows : cols, c = i == 0 ? cols : rows;
-                // The columns' contraction may be padded further.
-                expected[i] = allocate_quantized(here, specs[i], r, i == 0 ? c : c + 128, Keep::both);
-                found[i] = allocate_quantized(there, specs[i], r, i == 0 ? c : c + 128, pair.keep);
-                float amax = 0;
-                QuantizeOptions options;
-                options.transposed = i == 1;
-                options.amax = &amax;
-                operands[i] = {&found[i], i == 0 ? key : key_of_columns, nullptr, amaxes.as<float>() + i};
-                quantize(cpu, specs[i], x, operands[i].key, expected[i], options);
-                copy(other, {&amax, DType::f32, Device::cpu, {1}}, amaxes.slice(i, i + 1));
+        QuantizedMatrix expected[2], found[2];
+        OperandOfBoth operands[2];
+        float expected_amaxes[2], found_amaxes[4];
+        for (const int i : {0, 1}) {
+            const QuantSpec& spec = of.specs[i];
+            // Either contraction may be padded further than the spec asks for.
+            const int64_t r = i == 0 ? rows : cols, c = (i == 0 ? cols : rows) + 128;
+            found[i] = allocate_quantized(there, spec, r, c, of.keep);
+            operands[i] = {&found[i],
+                           {.seed = 4, .step = 9, .micro_step = 2, .layer = 3, .gemm = Gemm(1 + i)}};
+            operands[i].options.amax = amaxes.as<float>() + i;
+            if (of.knows_amaxes) operands[i].options.known_amax = amaxes.as<float>() + 2 + i;
+            expected[i] = allocate_quantized(here, spec, r, c, Keep::both);
+            QuantizeOptions options;
+            options.transposed = i == 1;
+            options.amax = &expected_amaxes[i];
+            const Buffer padded = buffer_of(DType::bf16, {rows, c}, {});
+            for (int64_t row = 0; row < rows && i == 0; ++row)
+                std::copy_n(values.data() + row * cols, cols, padded.tensor().as<Bf16>() + row * c);
+            quantize(cpu, spec, i == 0 ? padded.tensor() : x, operands[i].key, expected[i], options);
+        }
+        copy(other, {expected_amaxes, DType::f32, Device::cpu, {2}}, amaxes.slice(2, 4));
+        quantize_both(other, on_gpu, operands[0], operands[1]);
+        copy(other, amaxes, {found_amaxes, DType::f32, Device::cpu, {4}});
+        for (const int i : {0, 1}) {
+            if (of.specs[i].takes_amax_of_tensor()) {
+                EXPECT_EQ(found_amaxes[i], expected_amaxes[i]) << of.name();
             }
-            quantize_both(other, on_gpu, operands[0], operands[1]);
-            for (const int i : {0, 1}) {
-                for (const auto part : {&QuantizedMatrix::operand, &QuantizedMatrix::codes,
-                                        &QuantizedMatrix::scales, &QuantizedMatrix::tensor_scale}) {
-                    if ((found[i].*part).shape.rank() == 0) continue;
-                    const Tensor back = here.allocate((found[i].*part).dtype, (found[i].*part).shape);
-                    copy(other, found[i].*part, back);
-                    EXPECT_TRUE(bytes_of(expected[i].*part) == bytes_of(back))
-                        << (i == 0 ? pair.rows : pair.columns) << " of " << rows << " x " << cols
-                        << (i == 0 ? "" : ", transposed");
-                }
+            for (const auto part :
+                 {&QuantizedMatrix::operand, &QuantizedMatrix::codes, &QuantizedMatrix::scales,
+                  &QuantizedMatrix::fp32_scales, &QuantizedMatrix::mask, &QuantizedMatrix::tensor_scale}) {
+                if ((found[i].*part).shape.rank() == 0) continue;
+                const Tensor back = here.allocate((found[i].*part).dtype, (found[i].*part).shape);
+                copy(other, found[i].*part, back);
+                EXPECT_TRUE(bytes_of(expected[i].*part) == bytes_of(back))
+                    << of.name() << ", " << rows << " x " << cols << (i == 0 ? ", rows" : ", columns");
             }
         }
     }
+    static bool can_quantize(const BothOf& of) {
+        Arena there(1 << 10, Device::cuda);
+        return can_quantize_both(Context{there}, DType::bf16, of.specs[0], of.specs[1], of.keep);
+    }
+};
+INSTANTIATE_TEST_SUITE_P(Sizes, BothOrientations,
+                         testing::Values(std::pair(331, 776), std::pair(128, 256), std::pair(1, 40),
+                                         std::pair(300, 24)),
+                         [](const auto& sizes) {
+                             return fmt::format("{}_by_{}", sizes.param.first, sizes.param.second);
+                         });
+
+TEST_P(BothOrientations, OfGradientsOfBuiltInRecipesComeFromOneRead) {
+    for (const Recipe& recipe : builtin_recipes()) {
+        const QuantSpec &rows = recipe.dgrad_dy.spec, &columns = recipe.wgrad_dy.spec;
+        if (!rows.is_quantized() || !columns.is_quantized()) continue;
+        const BothOf of = {{rows, columns}};
+        EXPECT_TRUE(can_quantize(of)) << recipe.name;
+        expect_two_calls_bytes(of);
+        expect_two_calls_bytes({{rows, columns}, Keep::operand, true});
+        if (rows.is_mx()) expect_two_calls_bytes({{rows, columns}, Keep::bytes});
+    }
+}
+
+TEST_P(BothOrientations, OfOtherSpecsComeFromOneReadUnlessOneHasAFastKernel) {
+    int64_t from_one_read = 0;
+    for (size_t i = 0; i < recorded_digests().size(); ++i) {
+        // Each with itself, and with the next.
+        const QuantSpec spec = parse_spec(recorded_digests()[i].spec),
+                        next = parse_spec(recorded_digests()[(i + 1) % recorded_digests().size()].spec);
+        for (const BothOf& of : {BothOf{{spec, spec}}, BothOf{{spec, next}, Keep::bytes}}) {
+            if (!can_quantize(of)) continue;
+            expect_two_calls_bytes(of);
+            ++from_one_read;
+        }
+    }
+    EXPECT_GT(from_one_read, 60);
 }
 
 // The weight gradient's x: the forward's bytes, turned, and what a product multiplies beside the bytes.
