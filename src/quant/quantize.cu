@@ -127,7 +127,7 @@ Job make_job(const QuantSpec& spec, const Tensor& x, const RandomKey& key, Quant
     job.x = x.data;
     job.rows = out.rows;
     job.cols = options.transposed ? x.rows() : out.cols;
-    job.stride = options.transposed ? x.cols() : out.cols;
+    job.stride = x.cols();
     job.is_bf16 = x.dtype == DType::bf16;
     job.is_vector = has_aligned_rows(x, job.stride);
     job.padded_cols = out.padded_cols;
@@ -306,7 +306,7 @@ bool can_quantize_both(DType dtype, const QuantSpec& rows, const QuantSpec& colu
     if (dtype != DType::bf16) return false;
     const KernelSpec of_rows = kernel_spec(rows), of_columns = kernel_spec(columns);
     if (has_quantize_both_kernel(of_rows, of_columns, keep)) return true;
-    // Two reads by fast kernels take less time than one by that for all.
+    // Two reads by fast kernels take less time than one by the kernel for all specs (docs/performance.md).
     return !has_hot_kernels(of_rows, true, false) || !has_hot_kernels(of_columns, true, true);
 }
 
@@ -324,7 +324,6 @@ void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
         QuantizeOptions options = operand.options;
         options.transposed = i == 1;
         jobs[i] = make_job(spec, x, operand.key, *operand.out, options);
-        jobs[i].stride = x.cols();  // an operand may have more
         begin_passes(context, spec, operand.key, scratch[i], options, jobs[i]);
         if (spec.has_row_scales()) cuda::fill_zero(context, operand.out->fp32_scales);
         needs_amax[i] = wants_amax(spec, options) || spec.has_row_scales();

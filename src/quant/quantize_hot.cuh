@@ -36,21 +36,21 @@ inline constexpr KernelSpec kMxfp4 = [] {
 }();
 
 // One scale for the tensor.
-constexpr KernelSpec of_tensor(Format format, Element element) {
+constexpr KernelSpec by_tensor(Format format, Element element) {
     KernelSpec s = kNvfp4;
     s.format = format;
     s.element = element;
     return s;
 }
-constexpr KernelSpec fp8(Element element) { return of_tensor(Format::fp8, element); }
+constexpr KernelSpec fp8(Element element) { return by_tensor(Format::fp8, element); }
 // One for each row.
-constexpr KernelSpec of_rows(Format format, Element element) {
-    KernelSpec s = of_tensor(format, element);
+constexpr KernelSpec by_row(Format format, Element element) {
+    KernelSpec s = by_tensor(format, element);
     s.is_row = true;
     return s;
 }
-inline constexpr KernelSpec kFp4 = of_tensor(Format::fp4, Element::e2m1);
-inline constexpr KernelSpec kLog4 = of_tensor(Format::log4, Element::log4);
+inline constexpr KernelSpec kFp4 = by_tensor(Format::fp4, Element::e2m1);
+inline constexpr KernelSpec kLog4 = by_tensor(Format::log4, Element::log4);
 
 constexpr KernelSpec mxfp8(Element element) {
     KernelSpec s = kMxfp4;

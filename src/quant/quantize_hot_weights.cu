@@ -18,13 +18,13 @@ struct OfWeights {
         rounded_up(kMxfp4),
         mxfp8(Element::e4m3),
         fp8(Element::e4m3),
-        of_rows(Format::int4, Element::int4),
-        of_rows(Format::fp4, Element::e2m1),
+        by_row(Format::int4, Element::int4),
+        by_row(Format::fp4, Element::e2m1),
     };
 };
 
 constexpr bool is_transposed_too(const KernelSpec& s) {
-    return s == kNvfp4 || s == mxfp8(Element::e4m3) || s == of_rows(Format::int4, Element::int4);
+    return s == kNvfp4 || s == mxfp8(Element::e4m3) || s == by_row(Format::int4, Element::int4);
 }
 
 template <bool kHasRotation>
