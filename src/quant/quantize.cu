@@ -174,16 +174,12 @@ void find_amax(const Context& context, const Job& job, bool transposed) {
 constexpr int kThreads = 256;
 dim3 blocks_of(int64_t count) { return dim3(static_cast<unsigned>(divide_up<int64_t>(count, kThreads))); }
 
-Tensor allocate_scalars(Context& context, int64_t count = 1) {
-    return context.arena.allocate(DType::u32, {count * int64_t{sizeof(Scalars) / sizeof(uint32_t)}});
-}
-
 // What the passes of a call need in memory of the GPU, beside what they read and write.
 struct Scratch {
     Tensor scalars, wide;
 
     Scratch(Context& context, const QuantizedMatrix& out)
-        : scalars(allocate_scalars(context)),
+        : scalars(context.arena.allocate(DType::u32, {int64_t{sizeof(Scalars) / sizeof(uint32_t)}})),
           wide(context.arena.allocate(DType::bf16, {out.spec.tensor == TensorScale::posthoc ? out.rows : 0,
                                                     out.padded_cols / kNvfp4Group})) {}
 };

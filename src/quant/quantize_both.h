@@ -12,7 +12,8 @@ struct OperandOfBoth {
     QuantizeOptions options = {};  // without `transposed`
 };
 // Whether quantize_both() takes x of this type, these specs and what is kept of both: BF16 on a GPU, all
-// specs, but for two of which one has a fast kernel of its own and the pair has none, for that takes longer.
+// specs, but for two that have fast kernels of their own while the pair has none: their two reads take less
+// time.
 bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& rows, const QuantSpec& columns,
                        Keep keep);
 // Quantises x, [rows, cols], and its transpose: as quantize() of each, but x is read once, and once before

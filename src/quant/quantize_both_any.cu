@@ -209,6 +209,8 @@ __global__ void __launch_bounds__(kStreamThreads)
 
 void launch_any(const Context& context, void (*kernel)(Job, Job, Squares), const Job& rows,
                 const Job& columns) {
+    // What a thread block may have on sm_86 and sm_89.
+    static_assert(sizeof(PlainSquare::Shared) + TurnedSquare::kBytes + 2 * sizeof(SharedOfAny) <= 99 << 10);
     const Squares squares(rows, columns);
     const bool turns = rows.spec.rotates_rows || columns.spec.rotates_rows;
     launch_squares(context, kernel, int64_t{squares.across} * squares.down,

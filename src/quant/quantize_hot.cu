@@ -38,11 +38,12 @@ struct OfActivations {
     };
 };
 
-template <bool kRotates, typename Body>
+// kOfBytes: also for the forward's bytes.
+template <bool kRotates, bool kOfBytes, typename Body>
 void with_stream(const Job& job, bool transposed, Body&& body) {
     if (!transposed) return body.template operator()<RowStream<PlainPiece, kRotates>>();
     if (job.x != nullptr) return body.template operator()<ColumnStream<PlainPiece, kRotates>>();
-    body.template operator()<ColumnStream<PackedPiece, kRotates>>();
+    if constexpr (kOfBytes) body.template operator()<ColumnStream<PackedPiece, kRotates>>();
 }
 
 }  // namespace
@@ -56,7 +57,7 @@ void find_amax_hot(const Context& context, const Job& job, bool transposed) {
     if (!job.is_bf16) return find_amax_of_weights_hot(context, job, transposed);
     const auto launch_amax = [&]<int kRotation, int kRounds>() {
         if (job.spec.rotation != kRotation || job.spec.rounds != kRounds) return;
-        with_stream<kRotation != 0>(job, transposed, [&]<typename Stream>() {
+        with_stream<kRotation != 0, true>(job, transposed, [&]<typename Stream>() {
             launch_stream<Stream>(context, amax_stream_kernel<kRotation, kRounds, Stream>, job);
         });
     };
@@ -83,7 +84,8 @@ void find_amaxes_of_rows_hot(const Context& context, const Job& job, bool transp
 void quantize_hot(const Context& context, const Job& job, bool transposed) {
     if (!job.is_bf16) return quantize_weights_hot(context, job, transposed);
     with_place<OfActivations>(job, [&]<size_t kIndex>() {
-        with_stream<OfActivations::kSpecs[kIndex].rotation != 0>(job, transposed, [&]<typename Stream>() {
+        constexpr KernelSpec s = OfActivations::kSpecs[kIndex];
+        with_stream<s.rotation != 0, !s.is_row>(job, transposed, [&]<typename Stream>() {
             launch_quantizer<SpecOf<OfActivations, kIndex>, Stream>(context, job);
         });
     });

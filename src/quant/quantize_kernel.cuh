@@ -1,7 +1,6 @@
 // How a GPU quantises. What decides a bit is a call of numerics/, or equals one, in the order of
 // reference.cpp. A thread has 16 consecutive columns of a row; eight of them side by side have 128, the
-// largest rotation block; the rows of a thread block have the largest square. For quantize.cu and
-// quantize_hot.cu.
+// largest rotation block. For quantize*.cu.
 #pragma once
 
 #include "quant/kernel_nvfp4.cuh"

@@ -83,16 +83,26 @@ TEST_F(Quantisers, GiveTheOperandOfTensorsOfAnySize) {
         }
         std::vector<Bf16> values = rounded(normals);
         for (const std::string_view text :
-             {"nvfp4 1x16", "nvfp4 1x16 round=stochastic", "nvfp4 1x16 rotate=rht:16",
-              "nvfp4 1x16 round=stochastic rotate=rht:16", "nvfp4 1x16 scale=four-six:mse",
+             {"nvfp4 1x16",
+              "nvfp4 1x16 round=stochastic",
+              "nvfp4 1x16 rotate=rht:16",
+              "nvfp4 1x16 round=stochastic rotate=rht:16",
+              "nvfp4 1x16 scale=four-six:mse",
               "nvfp4 1x16 scale=four-six:mse rotate=rht:16",
               "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic",
               "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic rotate=rht:16",
-              "nvfp4 1x16 scale=eden rotate=rht:128", "nvfp4 1x16 scale=eden rotate=rht2:128",
+              "nvfp4 1x16 scale=eden rotate=rht:128",
+              "nvfp4 1x16 scale=eden rotate=rht2:128",
               "mxfp4 1x32 scale=three-quarters rotate=rht:32",
-              "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32", "mxfp4 1x32 scale=rceil",
+              "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32",
+              "mxfp4 1x32 scale=rceil",
               "mxfp4 1x32 scale=rceil round=stochastic",
-              "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip"}) {
+              "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip",
+              "mxfp8:e4m3 1x32",
+              "log4 tensor round=stochastic",
+              "fp4 tensor",
+              "fp4 tensor rotate=hadamard:128",
+              "int4 row"}) {
             const QuantSpec spec = parse_spec(text);
             for (const bool transposed : {false, true}) {
                 const ArenaScope scope(here), scope_there(there);
@@ -124,7 +134,8 @@ TEST_F(Quantisers, GiveTheOperandOfTensorsOfAnySize) {
 struct BothOf {
     QuantSpec specs[2];
     Keep keep = Keep::operand;
-    bool knows_amaxes = false;
+    bool gives_amaxes = false;  // larger ones than those of the tensor
+    bool is_padded = false;     // the contractions, further than the specs ask for
 
     std::string name() const {
         return fmt::format("\"{}\" and \"{}\" of what is {}", to_string(specs[0]), to_string(specs[1]),
@@ -145,25 +156,28 @@ class BothOrientations : public OnGpu, public testing::WithParamInterface<std::p
         QuantizedMatrix expected[2], found[2];
         OperandOfBoth operands[2];
         float expected_amaxes[2], found_amaxes[4];
+        const float given_amax = 64.0f;
         for (const int i : {0, 1}) {
             const QuantSpec& spec = of.specs[i];
-            // Either contraction may be padded further than the spec asks for.
-            const int64_t r = i == 0 ? rows : cols, c = ((i == 0 ? cols : rows) / 128 + 2) * 128;
+            const int64_t r = i == 0 ? rows : cols, plain = i == 0 ? cols : rows,
+                          c = of.is_padded ? (plain / 128 + 2) * 128 : plain;
             found[i] = allocate_quantized(there, spec, r, c, of.keep);
             operands[i] = {&found[i],
                            {.seed = 4, .step = 9, .micro_step = 2, .layer = 3, .gemm = Gemm(1 + i)}};
             operands[i].options.amax = amaxes.as<float>() + i;
-            if (of.knows_amaxes) operands[i].options.known_amax = amaxes.as<float>() + 2 + i;
+            if (of.gives_amaxes) operands[i].options.known_amax = amaxes.as<float>() + 2 + i;
             expected[i] = allocate_quantized(here, spec, r, c, Keep::both);
             QuantizeOptions options;
             options.transposed = i == 1;
             options.amax = &expected_amaxes[i];
+            if (of.gives_amaxes) options.known_amax = &given_amax;
             const Buffer padded = buffer_of(DType::bf16, {rows, c}, {});
             for (int64_t row = 0; row < rows && i == 0; ++row)
                 std::copy_n(values.data() + row * cols, cols, padded.tensor().as<Bf16>() + row * c);
             quantize(cpu, spec, i == 0 ? padded.tensor() : x, operands[i].key, expected[i], options);
         }
-        copy(other, {expected_amaxes, DType::f32, Device::cpu, {2}}, amaxes.slice(2, 4));
+        float given[2] = {given_amax, given_amax};
+        copy(other, {given, DType::f32, Device::cpu, {2}}, amaxes.slice(2, 4));
         quantize_both(other, on_gpu, operands[0], operands[1]);
         copy(other, amaxes, {found_amaxes, DType::f32, Device::cpu, {4}});
         for (const int i : {0, 1}) {
@@ -200,12 +214,13 @@ TEST_P(BothOrientations, OfGradientsOfBuiltInRecipesComeFromOneRead) {
         const BothOf of = {{rows, columns}};
         EXPECT_TRUE(can_quantize(of)) << recipe.name;
         expect_two_calls_bytes(of);
-        expect_two_calls_bytes({{rows, columns}, Keep::operand, true});
+        expect_two_calls_bytes({.specs = {rows, columns}, .is_padded = true});
+        if (!rows.rotates_rows()) expect_two_calls_bytes({.specs = {rows, columns}, .gives_amaxes = true});
         if (rows.is_mx()) expect_two_calls_bytes({{rows, columns}, Keep::bytes});
     }
 }
 
-TEST_P(BothOrientations, OfOtherSpecsComeFromOneReadUnlessOneHasAFastKernel) {
+TEST_P(BothOrientations, OfOtherSpecsComeFromOneReadUnlessBothHaveFastKernels) {
     int64_t from_one_read = 0;
     for (size_t i = 0; i < recorded_digests().size(); ++i) {
         // Each with itself, and with the next.
@@ -218,6 +233,9 @@ TEST_P(BothOrientations, OfOtherSpecsComeFromOneReadUnlessOneHasAFastKernel) {
         }
     }
     EXPECT_GT(from_one_read, 60);
+    // Coins of scales that eight threads do not share.
+    const QuantSpec eden = parse_spec("nvfp4 1x16 scale=eden rotate=rht:128@rows");
+    expect_two_calls_bytes({{eden, eden}});
 }
 
 // The weight gradient's x: the forward's bytes, turned, and what a product multiplies beside the bytes.
@@ -292,19 +310,29 @@ TEST_F(Quantisers, AreReadBackAsTheCpuReadsThem) {
 TEST_F(Quantisers, NameTheElementThatIsNotFinite) {
     std::vector<float> values = test::normals(40 * 64, 3);
     values[5 * 64 + 17] = NAN;
-    const Tensor x = put(view_of(values, {40, 64}));
+    std::vector<Bf16> narrow = rounded(values);
+    const Tensor x = put(view_of(values, {40, 64})), gradient = put(view_of(narrow, {40, 64}));
     for (const char* text :
          {"nvfp4 1x16", "mxfp4 1x32 rotate=rht:32", "fp8:e4m3 row", "nvfp4 1x16 tensor=posthoc"}) {
         const QuantSpec spec = parse_spec(text);
         Arena there(1 << 20, Device::cuda);
-        QuantizedMatrix q = allocate_quantized(there, spec, 40, 64);
-        try {
-            quantize(gpu(), spec, x, {}, q, {.name = "fprop.x"});
-            ADD_FAILURE() << text << " took a NaN";
-        } catch (const Error& error) {
-            EXPECT_EQ(std::string(error.what()),
-                      "fprop.x: element [5, 17] is NaN; a quantised format has no code for it");
-        }
+        Context other{there};
+        QuantizedMatrix q = allocate_quantized(there, spec, 40, 64, Keep::operand),
+                        columns = allocate_quantized(there, spec, 64, 40, Keep::operand);
+        const auto expect_error = [&](const char* message, auto&& work) {
+            try {
+                work();
+                ADD_FAILURE() << text << " took a NaN";
+            } catch (const Error& error) {
+                EXPECT_EQ(std::string(error.what()), message);
+            }
+        };
+        expect_error("fprop.x: element [5, 17] is NaN; a quantised format has no code for it",
+                     [&] { quantize(other, spec, x, {}, q, {.name = "fprop.x"}); });
+        expect_error("dgrad.dy: element [5, 17] is NaN; a quantised format has no code for it", [&] {
+            quantize_both(other, gradient, {&q, {}, {.name = "dgrad.dy"}},
+                          {&columns, {}, {.name = "wgrad.dy"}});
+        });
     }
 }
 
