@@ -27,7 +27,7 @@ struct KernelSpec {
     int block_cols, block_rows;  // of a scale; blocks of rows and tensors: 16 and 1
     bool is_row, outer, out_bf16, mask, emulation;
     int rotation, rounds;
-    bool rotates_rows;  // along the other dimension, and columns are not padded for it: quantize_both_any.cu
+    int rotation_of_rows;  // the size of one along the other dimension: quantize_both_any.cu
 
     friend bool operator==(const KernelSpec&, const KernelSpec&) = default;
 };

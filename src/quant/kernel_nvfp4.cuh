@@ -188,8 +188,7 @@ __device__ __forceinline__ void quantize_nvfp4(const KernelSpec& s, const Job& j
     if (s.correct == Correction::eden) {
         const float factor = eden_factor_of_group(g, codes, scale, tensor.scale, eden_unit(tensor.amax));
         const float target = factor * scale_value(scale);
-        // Rotated along the columns, rows are whole blocks of 128.
-        if (s.scale_round == ScaleRounding::stochastic && s.rotation == kTileCols && !s.rotates_rows) {
+        if (s.scale_round == ScaleRounding::stochastic && s.rotation == kTileCols) {
             const float of_coin = coins.of_step<kRows>(job, group, step);
             if (scale != 0) scale = round_scale_by_threshold(target, of_coin);
         } else if (scale != 0) {

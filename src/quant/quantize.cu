@@ -103,9 +103,9 @@ KernelSpec kernel_spec(const QuantSpec& spec) {
             .out_bf16 = spec.out_bf16,
             .mask = spec.mask_clip,
             .emulation = spec.emulation,
-            .rotation = spec.rotation == Rotation::none ? 0 : spec.rotation_size,
+            .rotation = spec.rotates_columns() ? spec.rotation_size : 0,
             .rounds = spec.rotation_rounds(),
-            .rotates_rows = spec.rotates_rows()};
+            .rotation_of_rows = spec.rotates_rows() ? spec.rotation_size : 0};
 }
 
 // Rows of 16-byte pieces: a thread's 16 columns are whole ones.
@@ -265,7 +265,7 @@ void find_amaxes(const Context& context, const Job& rows, bool of_rows, const Jo
     const Job& only = of_rows ? rows : columns;  // if it is
     if (of_rows && of_columns && has_both_amaxes_kernel(rows.spec, columns.spec)) {
         find_both_amaxes_hot(context, rows, columns);
-    } else if ((of_rows && of_columns) || only.spec.rotates_rows || only.spec.is_row) {
+    } else if ((of_rows && of_columns) || only.spec.rotation_of_rows != 0 || only.spec.is_row) {
         find_both_amaxes_any(context, rows, columns);
     } else {
         find_amax_of_tensor(context, only, of_columns);

@@ -54,7 +54,9 @@ class OperandOfSquare {
     __device__ void begin(int64_t first_row, int64_t first_col) {
         first_row_ = kAlongColumns ? first_col : first_row;
         first_col_ = kAlongColumns ? first_row : first_col;
-        if (!job_.spec.rotates_rows) return;
+        if (job_.spec.rotation_of_rows == 0) return;
+        KernelSpec across = job_.spec;  // along the columns of the other orientation
+        across.rotation = across.rotation_of_rows;
         __syncthreads();  // all have read what the other operand left
 #pragma unroll 1
         for (int part = 0; part < kPartsOfSquare; ++part) {
@@ -62,7 +64,7 @@ class OperandOfSquare {
             Group g;
             read_plain<!kAlongColumns>(part, g);
             PlainSquare::place(part, first_col_, first_row_, g);
-            rotate_group(job_.spec, job_, job_.amax_factor, g);
+            rotate_group(across, job_, hadamard_factor(across.rotation), g);
             turned_.write_down(PlainSquare::col(), part * kRowsOfPart + PlainSquare::line(), g);
         }
         __syncthreads();
@@ -70,7 +72,7 @@ class OperandOfSquare {
     // The part-th group of this thread. factor: of a rotation of columns. Called by all threads.
     __device__ __forceinline__ void read(int part, float factor, Group& g) const {
         PlainSquare::place(part, first_row_, first_col_, g);
-        if (job_.spec.rotates_rows) {
+        if (job_.spec.rotation_of_rows != 0) {
             turned_.read_line(part * kRowsOfPart + PlainSquare::line(), PlainSquare::col(), g);
             // What the contraction is padded with was not rotated: it has no signs.
 #pragma unroll
@@ -212,7 +214,7 @@ void launch_any(const Context& context, void (*kernel)(Job, Job, Squares), const
     // What a thread block may have on sm_86 and sm_89.
     static_assert(sizeof(PlainSquare::Shared) + TurnedSquare::kBytes + 2 * sizeof(SharedOfAny) <= 99 << 10);
     const Squares squares(rows, columns);
-    const bool turns = rows.spec.rotates_rows || columns.spec.rotates_rows;
+    const bool turns = rows.spec.rotation_of_rows != 0 || columns.spec.rotation_of_rows != 0;
     launch_squares(context, kernel, int64_t{squares.across} * squares.down,
                    sizeof(PlainSquare::Shared) + (turns ? TurnedSquare::kBytes : 0), rows, columns, squares);
 }

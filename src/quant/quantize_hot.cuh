@@ -26,7 +26,7 @@ inline constexpr KernelSpec kNvfp4 = {.format = Format::nvfp4,
                                       .emulation = false,
                                       .rotation = 0,
                                       .rounds = 0,
-                                      .rotates_rows = false};
+                                      .rotation_of_rows = 0};
 inline constexpr KernelSpec kMxfp4 = [] {
     KernelSpec s = kNvfp4;
     s.format = Format::mxfp4;
@@ -287,7 +287,8 @@ class GroupQuantiser {
         quantize_group(s, job_, shared_.tensor, g, shared_.threads, coins_, index, no_posthoc_scale);
     }
     __device__ void finish() const {
-        if (largest_ >= 0x7f800000u) *job_.fault = 1;
+        constexpr KernelSpec s = Spec::kSpec;
+        finish_quantising(s, job_, largest_, 0.0f);
     }
 
   private:

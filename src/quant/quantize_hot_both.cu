@@ -151,7 +151,7 @@ bool has_both_amaxes_kernel(const KernelSpec& rows, const KernelSpec& columns) {
     const bool are_twice = rows.rounds == 2 && columns.rounds == 2;
     return std::ranges::all_of(std::array{&rows, &columns}, [&](const KernelSpec* spec) {
         const int size = spec->rotation;
-        if (spec->out_bf16 || spec->rotates_rows || spec->is_row) return false;
+        if (spec->out_bf16 || spec->rotation_of_rows != 0 || spec->is_row) return false;
         if (are_twice) return size == kTileCols;
         return size == 0 || (spec->rounds == 1 && (size == kGroup || size == kTileCols));
     });
