@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kInFlight = 4;  // pieces of a thread
+constexpr int kWide = 8;      // columns of a piece, where rows are multiples of them
 
 struct Finish {
     int64_t rows, cols, wanted;
@@ -18,47 +19,51 @@ struct Finish {
     bool accumulate, wide_out;
 };
 
-// The inverse rotation of four neighbours a lane, in the order of hadamard_transform(): stages within the
-// lane, then between lanes.
-__device__ __forceinline__ void unrotate(const Finish& f, float (&x)[4]) {
+// The inverse rotation of kWide neighbours a lane, in the order of hadamard_transform(): stages within the
+// lane, then between lanes. `-v + other` of one lane and `v + other` of its partner are one instruction.
+__device__ __forceinline__ void unrotate(const Finish& f, float (&x)[kWide]) {
     const unsigned lane = threadIdx.x % kWarp;
     const float factor = hadamard_factor(f.size);
     for (int round = f.rounds - 1; round >= 0; --round) {
-        const float a[4] = {x[0] + x[1], x[0] - x[1], x[2] + x[3], x[2] - x[3]};
-        x[0] = a[0] + a[2];
-        x[1] = a[1] + a[3];
-        x[2] = a[0] - a[2];
-        x[3] = a[1] - a[3];
-        for (unsigned distance = 1; distance < static_cast<unsigned>(f.size) / 4; distance *= 2) {
-            for (float& v : x) {
-                const float other = __shfl_xor_sync(0xffffffffu, v, distance);
-                v = (lane & distance) != 0 ? other - v : v + other;
+#pragma unroll
+        for (int distance = 1; distance < kWide; distance *= 2) {
+#pragma unroll
+            for (int i = 0; i < kWide; ++i) {
+                if ((i & distance) != 0) continue;
+                const float a = x[i], b = x[i + distance];
+                x[i] = a + b;
+                x[i + distance] = a - b;
             }
         }
-        const unsigned j =
-            static_cast<unsigned>(round) * kMaxRotation + lane * 4 % static_cast<unsigned>(f.size);
-        const uint32_t negated = f.signs[j / 32] >> (j % 32);
-        for (int i = 0; i < 4; ++i) {
-            x[i] *= factor;
-            if ((negated >> i & 1u) != 0) x[i] = -x[i];
+        for (unsigned distance = 1; distance < static_cast<unsigned>(f.size) / kWide; distance *= 2) {
+            const float sign = (lane & distance) != 0 ? -1.0f : 1.0f;
+            for (float& v : x) v = fmaf(sign, v, __shfl_xor_sync(0xffffffffu, v, distance));
         }
+        const unsigned j =
+            static_cast<unsigned>(round) * kMaxRotation + lane * kWide % static_cast<unsigned>(f.size);
+        const uint32_t negated = f.signs[j / 32] >> (j % 32);
+#pragma unroll
+        for (int i = 0; i < kWide; ++i)
+            x[i] *= __uint_as_float(__float_as_uint(factor) ^ (negated << (31 - i) & 0x80000000u));
     }
 }
 
 // A warp takes pieces of rows of 32 * kWidth columns, in which rotated blocks do not straddle.
 template <int kWidth, typename Element>
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ Finish f, Element* out) {
-    constexpr int kWarps = kThreads / kWarp, kSegment = kWarp * kWidth;
-    const int64_t segments = divide_up<int64_t>(f.cols, kSegment);
-    const int64_t first = int64_t{blockIdx.x} * kWarps * kInFlight + threadIdx.x / kWarp;
+    constexpr unsigned kWarps = kThreads / kWarp;
+    constexpr int kSegment = kWarp * kWidth;
+    const auto segments = static_cast<unsigned>(divide_up<int64_t>(f.cols, kSegment));  // of a row
+    const unsigned first = blockIdx.x * kWarps * kInFlight + threadIdx.x / kWarp;
+    unsigned row = first / segments, segment = first % segments;
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     Piece<float, kWidth> held[kInFlight];
     int64_t rows[kInFlight], columns[kInFlight];
 #pragma unroll
     for (int p = 0; p < kInFlight; ++p) {
-        const int64_t segment = first + p * kWarps;
-        rows[p] = segment / segments;
-        columns[p] = (segment - rows[p] * segments) * kSegment + lane * kWidth;
+        rows[p] = row;
+        columns[p] = int64_t{segment} * kSegment + lane * kWidth;
+        for (segment += kWarps; segment >= segments; segment -= segments) ++row;
         if (rows[p] < f.rows && columns[p] < f.cols) {
             held[p] = Piece<float, kWidth>::load(f.gradient + rows[p] * f.cols + columns[p]);
         } else {
@@ -76,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
             for (int i = 0; i < kWidth; ++i)
                 if ((bits >> i & 1u) == 0) x[i] = 0.0f;
         }
-        if constexpr (kWidth == 4)
+        if constexpr (kWidth == kWide)
             if (f.size > 0) unrotate(f, x);
         if (!inside) continue;
         Element* const to = out + r * f.wanted + c;
@@ -123,13 +128,14 @@ void finish_gradient(Context& context, const Tensor& gradient, const Tensor& mas
     }
     finish.accumulate = accumulate;
     with_elements(out, [&]<typename Element>(Element* to) {
-        finish.wide_out = fits_width<Element>(4, finish.wanted, {to});
-        const bool wide = fits_width<float>(4, finish.cols, {finish.gradient});
+        constexpr int kAccess = kPerAccess<Element>;
+        const bool wide = finish.cols % kWide == 0 && fits_width<float>(4, finish.cols, {finish.gradient});
         require(wide || finish.size == 0, "finish_gradient: tensors begin at multiples of 16 bytes");
-        finish.wide_out = finish.wide_out && wide;
-        const int64_t segments = finish.rows * divide_up<int64_t>(finish.cols, wide ? 4 * kWarp : kWarp);
+        finish.wide_out =
+            wide && finish.wanted % kWide == 0 && fits_width<Element>(kAccess, finish.wanted, {to});
+        const int64_t segments = finish.rows * divide_up<int64_t>(finish.cols, wide ? kWide * kWarp : kWarp);
         const auto blocks = static_cast<unsigned>(divide_up<int64_t>(segments, kThreads / kWarp * kInFlight));
-        launch(context, wide ? finish_kernel<4, Element> : finish_kernel<1, Element>, blocks, kThreads, 0,
+        launch(context, wide ? finish_kernel<kWide, Element> : finish_kernel<1, Element>, blocks, kThreads, 0,
                finish, to);
     });
 }

@@ -1,4 +1,7 @@
+#include <bit>
+
 #include "quant/cuda_forms.h"
+#include "quant/kernel_e2m1.cuh"
 #include "quant/tiles.cuh"
 
 namespace nibble::cuda {
@@ -76,6 +79,33 @@ __global__ void dequantize_kernel(const __grid_constant__ Source q, T* out) {
     for (size_t i = 0; i < sizeof(result) / sizeof(uint4); ++i) to[i] = reinterpret_cast<uint4*>(result)[i];
 }
 
+// E2M1 under scale bytes as BF16, eight elements a thread at a time: `count` such pieces, of which blocks
+// have 2^shift.
+constexpr int kFastThreads = 256, kFastPieces = 4;
+__global__ void __launch_bounds__(kFastThreads)
+    dequantize_e2m1_kernel(const uint32_t* codes, const uint8_t* scales, bool is_e8m0, int shift,
+                           int64_t count, uint4* out) {
+    const int64_t first = int64_t{blockIdx.x} * kFastThreads * kFastPieces + threadIdx.x;
+    uint32_t eight[kFastPieces] = {}, scale[kFastPieces] = {};
+#pragma unroll
+    for (int i = 0; i < kFastPieces; ++i) {
+        const int64_t piece = first + i * kFastThreads;
+        if (piece >= count) continue;
+        eight[i] = codes[piece];
+        scale[i] = scales[piece >> shift];
+    }
+#pragma unroll
+    for (int i = 0; i < kFastPieces; ++i) {
+        const int64_t piece = first + i * kFastThreads;
+        if (piece >= count) continue;
+        const auto byte = static_cast<uint8_t>(scale[i]);
+        const float value = is_e8m0 ? e8m0_decode(byte) : e4m3_decode(byte);
+        uint32_t words[4];
+        e2m1_times(eight[i], __byte_perm(__float_as_uint(value), 0, 0x3232), words);
+        out[piece] = {words[0], words[1], words[2], words[3]};
+    }
+}
+
 // out [padded_cols, rows], through a tile in shared memory.
 template <typename T>
 __global__ void __launch_bounds__(kRows* kGroups)
@@ -110,6 +140,17 @@ void dequantize_rows(const Context& context, const Source& q, T* out) {
 }  // namespace
 
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out) {
+    const bool is_e2m1 = q.spec.format == Format::nvfp4 || q.spec.format == Format::mxfp4;
+    if (is_e2m1 && !q.spec.has_fp32_groups() && out.dtype == DType::bf16) {
+        const int64_t count = out.count() / 8;
+        const int shift = std::countr_zero(static_cast<unsigned>(q.spec.block_size()) / 8);
+        launch(context, dequantize_e2m1_kernel,
+               dim3(static_cast<unsigned>(divide_up<int64_t>(count, kFastThreads * kFastPieces))),
+               dim3(kFastThreads), 0, reinterpret_cast<const uint32_t*>(q.codes.as<uint8_t>()),
+               q.scales.as<uint8_t>(), q.spec.is_mx(), shift, count,
+               reinterpret_cast<uint4*>(out.as<Bf16>()));
+        return;
+    }
     const Source source(q, q.spec.has_fp32_groups(), false);
     with_elements(out, [&](auto* values) { dequantize_rows(context, source, values); });
 }

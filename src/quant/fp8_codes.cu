@@ -135,6 +135,7 @@ dim3 grid_of_tiles(int64_t rows, int64_t cols) {
 
 constexpr int kRows = kThreads / kWarp;  // of a thread block at a time
 constexpr int kBelow = 64;               // binades under the largest scale that the table has
+constexpr int kAhead = 4;  // halves of blocks that a thread has on their way while the row's scales are
 
 // The FP8 codes of E2M1's magnitudes in blocks of one scale, and bit m set where that of m is not exact.
 struct FoldedMagnitudes {
@@ -142,9 +143,35 @@ struct FoldedMagnitudes {
     uint32_t rounded;
 };
 
-// A warp folds a row, a thread of it a block.
+// The FP8 codes of eight E2M1 codes: of the lower four, and of the upper four.
+__device__ uint2 folded_codes(const FoldedMagnitudes& entry, uint32_t eight) {
+    const auto magnitudes = [&entry](uint32_t four) {
+        return __byte_perm(entry.codes[0], entry.codes[1], four & 0x7777u);
+    };
+    // The bytes whose upper bit is a code's sign, one after the other.
+    const uint32_t of_even = eight << 4, low = __byte_perm(of_even, eight, 0x5140),
+                   high = __byte_perm(of_even, eight, 0x7362);
+    return {magnitudes(eight) | (low & 0x80808080u), magnitudes(eight >> 16) | (high & 0x80808080u)};
+}
+
+// The largest scale byte of a row, at least `least`; the same in all lanes of a warp.
+__device__ int largest_scale(const uint8_t* scales, int blocks, int least) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    auto most = static_cast<uint32_t>(least);
+    if (blocks % 4 == 0) {
+        for (int i = lane; i < blocks / 4; i += kWarp) {
+            const uint32_t four = reinterpret_cast<const uint32_t*>(scales)[i];
+            most = max(max(most, four & 0xffu), max(four >> 8 & 0xffu, max(four >> 16 & 0xffu, four >> 24)));
+        }
+    } else {
+        for (int block = lane; block < blocks; block += kWarp) most = max(most, uint32_t{scales[block]});
+    }
+    return static_cast<int>(__reduce_max_sync(0xffffffffu, most));
+}
+
+// A warp folds a row, a thread half of a block at a time.
 __global__ void __launch_bounds__(kThreads)
-    fold_kernel(const uint4* codes, const uint8_t* scales, int64_t rows, int blocks, Element element,
+    fold_kernel(const uint2* codes, const uint8_t* scales, int64_t rows, int blocks, Element element,
                 uint4* out, float* row_scales, uint32_t* rounded_blocks) {
     __shared__ FoldedMagnitudes table[kBelow];
     const int top = fold_range(element).top;
@@ -158,36 +185,45 @@ __global__ void __launch_bounds__(kThreads)
         table[below] = entry;
     }
     __syncthreads();
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, halves = 2 * blocks;
     uint32_t rounded = 0;
     for (int64_t row = int64_t{blockIdx.x} * kRows + threadIdx.x / kWarp; row < rows;
          row += int64_t{gridDim.x} * kRows) {
+        const uint2* const from = codes + row * halves;
         const uint8_t* const of_row = scales + row * blocks;
-        uint32_t most = static_cast<uint32_t>(top + 1);
-        for (int block = lane; block < blocks; block += kWarp) most = max(most, uint32_t{of_row[block]});
-        const int largest = static_cast<int>(__reduce_max_sync(0xffffffffu, most));
-        if (lane == 0) row_scales[row] = power_of_two(largest - 127 - top);
-        for (int block = lane; block < blocks; block += kWarp) {
-            const uint4 in = codes[row * blocks + block];
-            const FoldedMagnitudes& entry = table[min(largest - static_cast<int>(of_row[block]), kBelow - 1)];
-            const uint32_t words[4] = {in.x, in.y, in.z, in.w};
-            uint32_t results[8];
+        uint4* const to = out + row * halves;
+        uint2 ahead[kAhead];
+        const auto read_from = [&](int first) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const uint32_t four = words[i / 2] >> (i % 2 * 16);
-                const uint32_t signs =
-                    (four & 0x8u) << 4 | (four & 0x80u) << 8 | (four & 0x800u) << 12 | (four & 0x8000u) << 16;
-                results[i] = __byte_perm(entry.codes[0], entry.codes[1], four & 0x7777u) | signs;
+            for (int i = 0; i < kAhead; ++i) {
+                const int half = first + i * kWarp + lane;
+                ahead[i] = half < halves ? from[half] : uint2{};
             }
-            uint4* const to = out + 2 * (row * blocks + block);
-            to[0] = {results[0], results[1], results[2], results[3]};
-            to[1] = {results[4], results[5], results[6], results[7]};
-            if (entry.rounded == 0) continue;
-            uint32_t is_rounded = 0;
-            for (const uint32_t word : words) {
-                for (int i = 0; i < 8; ++i) is_rounded |= entry.rounded >> (word >> (i * 4) & 7u) & 1u;
+        };
+        read_from(0);
+        const int largest = largest_scale(of_row, blocks, top + 1);
+        if (lane == 0) row_scales[row] = power_of_two(largest - 127 - top);
+        for (int first = 0; first < halves; first += kAhead * kWarp) {
+            if (first > 0) read_from(first);
+#pragma unroll
+            for (int i = 0; i < kAhead; ++i) {
+                const int half = first + i * kWarp + lane;
+                const bool is_inside = half < halves;
+                const int scale = is_inside ? of_row[half / 2] : largest;
+                const FoldedMagnitudes& entry = table[min(largest - scale, kBelow - 1)];
+                const uint2 in = ahead[i];
+                if (is_inside) {
+                    const uint2 lower = folded_codes(entry, in.x), upper = folded_codes(entry, in.y);
+                    to[half] = {lower.x, lower.y, upper.x, upper.y};
+                }
+                if (!__any_sync(0xffffffffu, entry.rounded != 0)) continue;
+                uint32_t is_rounded = 0;
+                for (const uint32_t word : {in.x, in.y}) {
+                    for (int j = 0; j < 8; ++j) is_rounded |= entry.rounded >> (word >> (j * 4) & 7u) & 1u;
+                }
+                is_rounded |= __shfl_xor_sync(0xffffffffu, is_rounded, 1);
+                if (lane % 2 == 0) rounded += is_rounded;
             }
-            rounded += is_rounded;
         }
     }
     if (rounded > 0) atomicAdd(rounded_blocks, rounded);
@@ -215,7 +251,7 @@ void quantize_with_transpose(const Context& context, const Job& job, uint8_t* tr
 void fold_to_fp8(Context& context, const QuantizedMatrix& q, const FoldedMatrix& out) {
     cuda::fill_zero(context, out.rounded);
     launch(context, fold_kernel, dim3(resident_blocks(divide_up<int64_t>(q.rows, kRows), kThreads)),
-           dim3(kThreads), 0, reinterpret_cast<const uint4*>(q.codes.as<uint8_t>()), q.scales.as<uint8_t>(),
+           dim3(kThreads), 0, reinterpret_cast<const uint2*>(q.codes.as<uint8_t>()), q.scales.as<uint8_t>(),
            q.rows, static_cast<int>(q.padded_cols / kMxfp4Block), out.codes.spec.element,
            reinterpret_cast<uint4*>(out.codes.codes.as<uint8_t>()), out.codes.fp32_scales.as<float>(),
            out.rounded.as<uint32_t>());

@@ -18,8 +18,7 @@
 //                 can be fetched after settle(), or, not transposed, after the one read()
 #pragma once
 
-#include <cuda_bf16.h>
-
+#include "quant/kernel_e2m1.cuh"
 #include "quant/kernel_read.cuh"
 
 namespace nibble::cuda {
@@ -146,28 +145,8 @@ struct PackedPiece {
     }
     __device__ __forceinline__ void words(uint32_t (&to)[kGroup / 2]) const {
         const uint32_t factor = __byte_perm(__float_as_uint(scale), 0, 0x3232);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const uint32_t eight = static_cast<uint32_t>(codes >> (i < 2 ? 0 : 32));
-            const uint32_t four = eight >> (i % 2 * 16) & 0x7777u;
-            // The bytes of the magnitudes in BF16, by table.
-            const uint32_t low = __byte_perm(0xc0800000u, 0xc0804000u, four);
-            const uint32_t high = __byte_perm(0x3f3f3f00u, 0x40404040u, four);
-            const int byte = i % 2 * 2;
-            to[2 * i] = times(__byte_perm(low, high, 0x5140) | signs_of_byte(eight, byte), factor);
-            to[2 * i + 1] = times(__byte_perm(low, high, 0x7362) | signs_of_byte(eight, byte + 1), factor);
-        }
-    }
-
-  private:
-    // Of the two codes in a byte: the upper bit of each four becomes all bits of the upper byte of a half.
-    static __device__ uint32_t signs_of_byte(uint32_t codes, int byte) {
-        return __byte_perm(codes << 4, codes, 0xc080u + 0x1010u * static_cast<uint32_t>(byte)) & 0x80008000u;
-    }
-    static __device__ uint32_t times(uint32_t pair, uint32_t factor) {
-        const __nv_bfloat162 product =
-            __hmul2(*reinterpret_cast<__nv_bfloat162*>(&pair), *reinterpret_cast<__nv_bfloat162*>(&factor));
-        return *reinterpret_cast<const uint32_t*>(&product);
+        e2m1_times(static_cast<uint32_t>(codes), factor, to);
+        e2m1_times(static_cast<uint32_t>(codes >> 32), factor, to + 4);
     }
 };
 
