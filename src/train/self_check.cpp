@@ -20,6 +20,7 @@ namespace {
 constexpr int64_t kSequence = 64, kTokens = 2 * kSequence;
 constexpr AttentionShape kAttention = {.sequence = kSequence, .heads = 4, .kv_heads = 2, .head_dim = 64};
 constexpr int64_t kHeads = kAttention.heads + 2 * kAttention.kv_heads;
+constexpr int64_t kWidth = 384, kVocabulary = 1024;
 
 // The same numbers on both devices.
 Tensor random(const Context& context, DType dtype, Shape shape, uint64_t seed) {
@@ -37,6 +38,9 @@ Tensor random_integers(const Context& context, int64_t count, int64_t limit) {
     fill_below(here.tensor(), limit, 9);
     copy(context, here.tensor(), there);
     return there;
+}
+Tensor random_heads(const Context& context, DType dtype, uint64_t seed) {
+    return random(context, dtype, {kTokens, kHeads * kAttention.head_dim}, seed);
 }
 Tensor zeros(const Context& context, DType dtype, Shape shape) {
     const Tensor there = context.arena.allocate(dtype, shape);
@@ -81,6 +85,11 @@ KernelCheck compare(std::string name, double most, const Work& work) {
         check.error = std::max(check.error, largest_difference(expected[r], found[r]));
     return check;
 }
+KernelCheck compare(std::string_view name, DType activations, double most, const Work& work) {
+    return compare(fmt::format("{}, {}", name, activations == DType::bf16 ? "bf16" : "f32"), most, work);
+}
+// What is wrong is wrong by much more; another order of sums gives 5e-6, and in BF16 6e-3.
+double most_of(DType activations) { return activations == DType::bf16 ? 0x1p-5 : 1e-4; }
 
 }  // namespace
 
@@ -97,20 +106,12 @@ double largest_difference(std::span<const double> expected, std::span<const doub
 
 std::vector<KernelCheck> check_kernels(const KernelKinds& kinds) {
     const DType type = kinds.activations;
-    AttentionShape attention = kAttention;
-    attention.deterministic = kinds.deterministic_attention;
     const bool is_bf16 = type == DType::bf16;
-    // What is wrong is wrong by much more; another order of sums gives 5e-6, and in BF16 6e-3.
-    const double most = is_bf16 ? 0x1p-5 : 1e-4;
-    constexpr int64_t kWidth = 384, kVocabulary = 1024;
     std::vector<KernelCheck> checks;
-    const auto add_within = [&](double most_here, const char* name, const Work& work) {
-        checks.push_back(compare(fmt::format("{}, {}", name, is_bf16 ? "bf16" : "f32"), most_here, work));
+    const auto add = [&](const char* name, const Work& work) {
+        checks.push_back(compare(name, type, most_of(type), work));
     };
-    const auto add = [&](const char* name, const Work& work) { add_within(most, name, work); };
-    const auto heads = [&](Context& c, uint64_t seed) {
-        return random(c, type, {kTokens, kHeads * kAttention.head_dim}, seed);
-    };
+    const auto heads = [&](Context& c, uint64_t seed) { return random_heads(c, type, seed); };
 
     add("embedding", [&](Context& c) {
         const Tensor tokens = random_integers(c, kTokens, kVocabulary),
@@ -156,15 +157,7 @@ std::vector<KernelCheck> check_kernels(const KernelKinds& kinds) {
         qk_norm_backward(c, kAttention, dqkv, q, k, x, rstd, dq, dk);
         return std::vector{qkv, dqkv, dq, dk};
     });
-    add("attention", [&](Context& c) {
-        const Shape out_shape = {kTokens, kAttention.heads * kAttention.head_dim};
-        const Tensor qkv = heads(c, 1), dqkv = zeros(c, type, qkv.shape), out = zeros(c, type, out_shape),
-                     dout = random(c, type, out_shape, 2),
-                     logsumexp = zeros(c, DType::f32, {kTokens, kAttention.heads});
-        attention_forward(c, attention, qkv, out, logsumexp);
-        attention_backward(c, attention, dout, qkv, out, logsumexp, dqkv);
-        return std::vector{out, dqkv};
-    });
+    checks.push_back(check_attention(type, kinds.deterministic_attention));
     add("swiglu", [&](Context& c) {
         const Tensor gate_up = random(c, type, {kTokens, 2 * kWidth}, 1),
                      dh = random(c, type, {kTokens, kWidth}, 2), h = zeros(c, type, {kTokens, kWidth}),
@@ -173,28 +166,52 @@ std::vector<KernelCheck> check_kernels(const KernelKinds& kinds) {
         swiglu_backward(c, dh, gate_up, dgate_up);
         return std::vector{h, dgate_up};
     });
-    const auto add_head = [&](const char* name, const HeadOptions& options) {
-        // A gradient of E5M2 that falls to the other side of a tie differs by an eighth of itself.
-        const bool is_fp8 = options.operands == HeadOperands::fp8;
-        add_within(is_fp8 ? 0.15 : most, name, [&](Context& c) {
-            const Tensor x = random(c, type, {kTokens, kWidth}, 1),
-                         weight = random(c, DType::f32, {kVocabulary, kWidth}, 2),
-                         targets = random_integers(c, kTokens, kVocabulary),
-                         dx = zeros(c, type, {kTokens, kWidth}),
-                         dweight = zeros(c, DType::f32, {kVocabulary, kWidth}),
-                         totals = zeros(c, DType::f64, {2});
-            head_loss_backward(c, x, weight, targets, 1.0f / kTokens, dx, dweight, totals, options);
-            return std::vector{totals, dx, dweight};
-        });
-    };
-    add_head("head and loss", {});
-    add_head("head in fp8 and loss", {.operands = HeadOperands::fp8, .fp8 = kinds.head_sums});
-    if (is_bf16) add_head("head and loss of logits in bf16", {.logits = DType::bf16});
+    checks.push_back(check_head(type, {}));
+    checks.push_back(check_head(type, {.operands = HeadOperands::fp8, .fp8 = kinds.head_sums}));
+    if (is_bf16) checks.push_back(check_head(type, {.logits = DType::bf16}));
     return checks;
 }
 
+KernelCheck check_attention(DType activations, bool deterministic) {
+    const std::string_view name = deterministic ? "attention" : "attention, gradients in any order";
+    return compare(name, activations, most_of(activations), [=](Context& c) {
+        AttentionShape shape = kAttention;
+        shape.deterministic = deterministic;
+        const Shape out_shape = {kTokens, kAttention.heads * kAttention.head_dim};
+        const Tensor qkv = random_heads(c, activations, 1), dqkv = zeros(c, activations, qkv.shape),
+                     out = zeros(c, activations, out_shape), dout = random(c, activations, out_shape, 2),
+                     logsumexp = zeros(c, DType::f32, {kTokens, kAttention.heads});
+        attention_forward(c, shape, qkv, out, logsumexp);
+        attention_backward(c, shape, dout, qkv, out, logsumexp, dqkv);
+        return std::vector{out, dqkv};
+    });
+}
+
+KernelCheck check_head(DType activations, const HeadOptions& options) {
+    const bool is_fp8 = options.operands == HeadOperands::fp8;
+    std::string name = is_fp8 ? "head in fp8 and loss" : "head and loss";
+    if (options.fp8)
+        name +=
+            *options.fp8 == Fp8Sums::fast ? ", on fp8 tensor cores with fast sums" : ", on fp8 tensor cores";
+    if (options.logits == DType::bf16) name += " of logits in bf16";
+    // A gradient of E5M2 that falls to the other side of a tie differs by an eighth of itself.
+    return compare(name, activations, is_fp8 ? 0.15 : most_of(activations), [=](Context& c) {
+        const Tensor x = random(c, activations, {kTokens, kWidth}, 1),
+                     weight = random(c, DType::f32, {kVocabulary, kWidth}, 2),
+                     targets = random_integers(c, kTokens, kVocabulary),
+                     dx = zeros(c, activations, {kTokens, kWidth}),
+                     dweight = zeros(c, DType::f32, {kVocabulary, kWidth}),
+                     totals = zeros(c, DType::f64, {2});
+        head_loss_backward(c, x, weight, targets, 1.0f / kTokens, dx, dweight, totals, options);
+        return std::vector{totals, dx, dweight};
+    });
+}
+
 KernelCheck check_update(DType gradients, DType moments) {
-    return compare("norm of gradients, clipping and adamw", 1e-6, [=](Context& c) {
+    std::string name = "norm of gradients, clipping and adamw";
+    if (gradients == DType::bf16) name += ", gradients in bf16";
+    if (moments == DType::bf16) name += ", moments in bf16";
+    return compare(name, 1e-6, [=](Context& c) {
         const Shape shape = {300, 77};
         const Tensor master = random(c, DType::f32, shape, 1), gradient = random(c, gradients, shape, 2),
                      norm = zeros(c, DType::f64, {2}), losses = zeros(c, DType::f64, {2}),

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "nn/nn.h"
 #include "nn/product_way.h"
 #include "recipe/recipe.h"
 
@@ -32,6 +33,10 @@ struct KernelKinds {
 };
 // What the pass and the loss of every model are made of, but for linear layers.
 std::vector<KernelCheck> check_kernels(const KernelKinds& kinds);
+// Of these, attention, whose backward adds in a fixed order or in any.
+KernelCheck check_attention(DType activations, bool deterministic);
+// And the head: its products, the loss and their gradients.
+KernelCheck check_head(DType activations, const HeadOptions& options);
 // The norm of gradients, clipping and AdamW.
 KernelCheck check_update(DType gradients = DType::f32, DType moments = DType::f32);
 // The stateful parts that a recipe may add: cage, qema, oscireset, smooth-swiglu.

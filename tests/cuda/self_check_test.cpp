@@ -19,6 +19,12 @@ TEST_F(SelfCheckOnGpu, FindsTheKernelsOfPassLossAndUpdateWell) {
     expect_well(check_modifiers());
 }
 
+TEST_F(SelfCheckOnGpu, FindsTheHeadOnFp8TensorCoresNear) {
+    for (const DType activations : {DType::f32, DType::bf16})
+        for (const Fp8Sums sums : {Fp8Sums::precise, Fp8Sums::fast})
+            expect_well(check_head(activations, {.operands = HeadOperands::fp8, .fp8 = sums}));
+}
+
 TEST_F(SelfCheckOnGpu, FindsTheLayersOfEveryRecipeWell) {
     for (const Recipe& recipe : builtin_recipes()) expect_well(check_layer(recipe));
 }
@@ -30,7 +36,7 @@ TEST_F(SelfCheckOnGpu, FindsALayerWellThatScalesByTheStepBefore) {
 }
 
 TEST_F(SelfCheckOnGpu, FindsLayersInFp8Near) {
-    for (const char* recipe : {"fp8", "quartet"}) {
+    for (const char* recipe : {"fp8", "quartet", "quartet-sr", "tetrajet"}) {
         expect_well(check_layer(find_recipe(recipe), {.fp8 = true, .fp8_folded = true}));
         expect_well(check_layer(find_recipe(recipe),
                                 {.fp8 = true, .fp8_folded = true, .fp8_fast_accumulation = true}));
