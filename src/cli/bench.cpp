@@ -467,7 +467,7 @@ void plan_training(const BenchOptions& options, const ModelConfig& config,
         const MemoryPlan plan = plan_memory(needs);
         fmt::print("{}, {}: {} parameters; {} sequences of {} tokens in a micro-batch\n{}",
                    options.model.string(), recipe.name, config.parameters(), options.batch, options.sequence,
-                   to_table(plan));
+                   memory_table(to_json(plan)));
         if (!kHasCuda && needs.options.device == Device::cuda)
             fmt::print("scratch is that of the CPU's kernels: this build has no CUDA\n");
         json["results"].push_back({{"recipe", recipe.name}, {"memory", to_json(plan)}});

@@ -99,25 +99,25 @@ nlohmann::ordered_json to_json(const MemoryPlan& plan) {
             {"modifiers", plan.modifiers}, {"total", plan.total()},           {"on_host", plan.on_host}};
 }
 
-std::string to_table(const MemoryPlan& plan) {
+std::string memory_table(const nlohmann::ordered_json& plan) {
     std::string table;
-    const auto add = [&](const char* name, size_t bytes, const char* what) {
-        if (bytes == 0) return;
-        table += fmt::format("{:<12} {:>9}  {}", name, bytes_text(static_cast<double>(bytes)), what);
-        table.erase(table.find_last_not_of(' ') + 1);
-        table += '\n';
-    };
-    add("masters", plan.masters, "");
-    add("gradients", plan.gradients, "");
-    add("moments", plan.moments, "");
-    add("modifiers", plan.modifiers, "");
-    add("weights", plan.weights, "of a step: quantised, or in bf16");
-    add("activations", plan.activations, "kept for the backward of a micro-batch");
-    add("scratch", plan.scratch, "the rest of a step's arena");
-    add("batch", plan.batch, "");
-    add("monitor", plan.monitor, "");
-    add("total", plan.total(), "");
-    add("on the host", plan.on_host, "moments");
+    for (const auto& [key, what] : {std::pair{"masters", ""},
+                                    {"gradients", ""},
+                                    {"moments", ""},
+                                    {"modifiers", ""},
+                                    {"weights", "of a step: quantised, or in bf16"},
+                                    {"activations", "kept for the backward of a micro-batch"},
+                                    {"scratch", "the rest of a step's arena"},
+                                    {"batch", ""},
+                                    {"monitor", ""},
+                                    {"total", ""},
+                                    {"on_host", "moments, beside these"}}) {
+        const auto bytes = plan.at(key).get<double>();
+        if (bytes == 0) continue;
+        std::string line = fmt::format("{:<12} {:>9}  {}", key, bytes_text(bytes), what);
+        line.erase(line.find_last_not_of(' ') + 1);
+        table += line + '\n';
+    }
     return table;
 }
 

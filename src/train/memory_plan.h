@@ -24,8 +24,8 @@ struct MemoryPlan {
     size_t total() const { return masters + gradients + moments + batch + monitor + modifiers + step(); }
 };
 nlohmann::ordered_json to_json(const MemoryPlan& plan);
-// A line for each of them that is not 0, and for the total.
-std::string to_table(const MemoryPlan& plan);
+// A line for each of them that is not 0, and for the total; of what to_json() made of a plan.
+std::string memory_table(const nlohmann::ordered_json& plan);
 
 // What decides it.
 struct MemoryNeeds {

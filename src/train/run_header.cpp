@@ -249,16 +249,9 @@ std::string to_text(const Json& header) {
                             moments == "f32" ? "" : " (rounded stochastically)", gradients);
     if (config.contains("precision") && config.at("precision").value("logits", "fp32") != "fp32")
         text += "logits   rounded to bf16; softmax and loss in f32\n";
-    const auto bytes = [&](const char* key) { return bytes_text(memory.at(key).get<double>()); };
-    std::string parts;
-    for (const char* key : {"masters", "gradients", "moments", "modifiers", "weights", "activations",
-                            "scratch", "batch", "monitor"}) {
-        if (memory.at(key).get<size_t>() == 0) continue;
-        parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", key, bytes(key));
-    }
-    if (memory.at("on_host").get<size_t>() > 0)
-        parts += fmt::format(", moments {} on the host", bytes("on_host"));
-    text += fmt::format("memory   {}: {}; {} available", bytes("total"), parts, bytes("available"));
+    text += fmt::format("memory   of {} available\n{}", bytes_text(memory.at("available").get<double>()),
+                        memory_table(memory));
+    text.pop_back();  // the last end of line
     return text;
 }
 

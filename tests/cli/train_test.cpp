@@ -110,7 +110,14 @@ TEST_F(FinishedRun, PlansItsMemoryBeforeTheFirstStep) {
     EXPECT_GE(memory.at("masters").get<size_t>(), parameters * 4);
     EXPECT_EQ(memory.at("moments").get<size_t>(), 2 * memory.at("masters").get<size_t>());
     EXPECT_GT(memory.at("step").get<size_t>(), 0u);
-    EXPECT_LT(result_->err.find("memory "), result_->err.find("step 1/40"));
+    const std::string& text = result_->err;
+    const size_t table = text.find("\nmemory "), total = text.find("\ntotal ");
+    EXPECT_LT(table, total);
+    EXPECT_LT(total, text.find("step 1/40"));
+    for (const char* part : {"masters", "gradients", "moments", "weights", "activations", "scratch"}) {
+        const size_t line = text.find(fmt::format("\n{} ", part), table);
+        EXPECT_LT(line, total) << part;
+    }
 }
 
 TEST_F(FinishedRun, LeavesAModelFolderAndTheNewestCheckpoints) {

@@ -90,7 +90,7 @@ TEST(MemoryPlan, CountsOffloadedMomentsOnTheHost) {
     const MemoryPlan plan = plan_memory(needs);
     EXPECT_EQ(plan.moments, 0U);
     EXPECT_EQ(plan.on_host, 2 * plan.masters);
-    EXPECT_NE(to_table(plan).find("on the host"), std::string::npos);
+    EXPECT_NE(memory_table(to_json(plan)).find("on_host"), std::string::npos);
 }
 
 }  // namespace
