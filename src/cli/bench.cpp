@@ -1,9 +1,8 @@
 // nibble bench: how fast this machine is at the parts of a training step, and at whole ones, beside limits
 // that are measured in the same run.
-#include <algorithm>
-#include <chrono>
+#include "cli/bench.h"
+
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "cli/commands.h"
@@ -23,108 +22,7 @@ namespace nibble {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-struct BenchOptions {
-    std::string device_name = std::string(name_of(Device::cpu));
-    fs::path json;
-    std::vector<std::string> names;                // specs or recipes
-    std::vector<std::string> allow;                // as device.allow
-    int64_t tokens = 4096, in = 1024, out = 1024;  // of a layer or an operand
-    fs::path model = "configs/models/llama-1m.json";
-    int64_t batch = 8, accumulate = 1, sequence = 256, steps = 5;
-    std::string recompute = "none", moments = "f32", gradients = "f32", offload = "none";
-    std::string logits = "fp32", lm_head = "recipe", attention = "deterministic";
-    uint64_t memory = 0;  // bytes that a training may take; 0: those that are free
-    bool plans = false;   // its memory alone
-    bool replays = true;  // steps on a GPU that are alike
-
-    Device device() const { return device_name == name_of(Device::cuda) ? Device::cuda : Device::cpu; }
-};
-
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double median(std::vector<double> values) {
-    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-    std::nth_element(values.begin(), middle, values.end());
-    return *middle;
-}
-
-// Seconds of one call of work(context): the median of nine measurements, each of so many calls that it takes
-// 20 ms or more. It is called first with a planning arena, and to warm up. is_recorded: on a GPU what is
-// measured are replays of it, in which nothing waits.
-template <typename Work>
-double seconds_of(Device device, Work&& work, bool is_recorded = false) {
-    Arena arena(device);
-    const Stream stream(device);
-    Context context{arena};
-    context.stream = stream.get();
-    std::optional<Recording> recording;
-    const auto call = [&] {
-        const ArenaScope scope(arena);
-        work(context);
-    };
-    const auto run = [&](int64_t calls) {
-        const double begin = now();
-        for (int64_t i = 0; i < calls; ++i) recording ? recording->replay(context) : call();
-        if (!context.planning()) synchronize(context);
-        return (now() - begin) / static_cast<double>(calls);
-    };
-    run(1);
-    arena.commit();
-    run(1);
-    if (is_recorded && device == Device::cuda) recording.emplace(context, call);
-    const auto calls = std::max<int64_t>(1, static_cast<int64_t>(0.02 / run(1)));
-    std::vector<double> seconds(9);
-    for (double& s : seconds) s = run(calls);
-    return median(seconds);
-}
-
-// About normal numbers.
-Buffer random_tensor(DType dtype, Shape shape, Device device, uint64_t seed) {
-    Buffer here(dtype, shape);
-    fill_about_normal(here.tensor(), seed);
-    if (device == Device::cpu) return here;
-    Buffer there(dtype, shape, device);
-    copy(here.tensor(), there.tensor());
-    return there;
-}
-
-// What a command found: printed line by line, and written to --json.
-class Report {
-  public:
-    Report(const BenchOptions& options, const char* command) : options_(options) {
-        if (options.device() == Device::cuda) require_cuda();
-        const Json machine = describe_machine(options.device());
-        json_ = {{"command", command}, {"device", options.device_name}, {"machine", machine}};
-        fmt::print("{}, {}\n", machine.value("gpu", cpu_name()), machine.at("gemm").get<std::string>());
-    }
-    void add(const Json& row, const std::string& line) {
-        json_["results"].push_back(row);
-        fmt::print("{}\n", line);
-        std::fflush(stdout);
-    }
-    void finish() const {
-        if (!options_.json.empty()) write_text(options_.json, json_.dump(2) + "\n");
-    }
-
-  private:
-    const BenchOptions& options_;
-    Json json_;
-};
-
 // --- copy
-
-// Bytes a second, read and written, of the largest copy that is worth its time.
-double copy_rate(Device device) {
-    const int64_t count = device == Device::cuda ? int64_t{1} << 30 : int64_t{1} << 26;
-    const Buffer from(DType::u8, {count}, device), to(DType::u8, {count}, device);
-    return 2.0 * static_cast<double>(count) / seconds_of(device, [&](Context& context) {
-               if (!context.planning()) copy(context, from.tensor(), to.tensor());
-           });
-}
 
 void bench_copy(const BenchOptions& options) {
     Report report(options, "copy");
@@ -134,30 +32,6 @@ void bench_copy(const BenchOptions& options) {
 }
 
 // --- gemm
-
-// A tensor, or its transpose, in FP8 on a GPU.
-struct Fp8Codes {
-    Fp8Codes(const Buffer& x, const char* spec, bool transposed = false)
-        : arena(Device::cuda), matrix([&] {
-              const auto make = [&] {
-                  const int64_t rows = x.tensor().rows(), cols = x.tensor().cols();
-                  return allocate_quantized(arena, parse_spec(spec), transposed ? cols : rows,
-                                            transposed ? rows : cols);
-              };
-              Context context{arena};
-              {
-                  const ArenaScope scope(arena);
-                  QuantizedMatrix planned = make();
-                  quantize(context, planned.spec, x.tensor(), {}, planned, {.transposed = transposed});
-              }
-              arena.commit();
-              QuantizedMatrix made = make();
-              quantize(context, made.spec, x.tensor(), {}, made, {.transposed = transposed});
-              return made;
-          }()) {}
-    Arena arena;
-    QuantizedMatrix matrix;
-};
 
 void bench_gemm(const BenchOptions& options) {
     Report report(options, "gemm");
@@ -192,9 +66,9 @@ void bench_gemm(const BenchOptions& options) {
         const std::string kind = sums == Fp8Sums::precise ? "fp8" : "fp8-fast-accumulation";
         MatmulOptions in_fp8;
         in_fp8.fp8 = sums;
-        const Fp8Codes e4m3_x(x, "fp8:e4m3 tensor"), e4m3_w(w, "fp8:e4m3 tensor"),
-            e5m2_y(y, "fp8:e5m2 tensor"), w_by_column(w, "fp8:e4m3 tensor", true),
-            y_by_column(y, "fp8:e5m2 tensor", true), x_by_column(x, "fp8:e4m3 tensor", true);
+        const QuantSpec e4m3 = parse_spec("fp8:e4m3 tensor"), e5m2 = parse_spec("fp8:e5m2 tensor");
+        const QuantizedTensor e4m3_x(x, e4m3), e4m3_w(w, e4m3), e5m2_y(y, e5m2), w_by_column(w, e4m3, true),
+            y_by_column(y, e5m2, true), x_by_column(x, e4m3, true);
         measure(kind + " fprop",
                 [&](Context& c) { matmul(c, e4m3_x.matrix, e4m3_w.matrix, y.tensor(), in_fp8); });
         measure(kind + " dgrad",
@@ -250,7 +124,7 @@ void bench_quant(const BenchOptions& options) {
             size_t bytes = x.bytes() * (spec.takes_amax_of_tensor() && !knows_amax ? 2 : 1);
             for (const Tensor& part : {q.codes, q.scales, q.fp32_scales, q.mask, q.operand})
                 if (part.data != nullptr) bytes += part.bytes();
-            const Buffer fault(DType::u32, {1}, device), amax(DType::f32, {1}, device);
+            const Buffer amax(DType::f32, {1}, device);
             QuantizeOptions how{.transposed = way.transposed};
             if (knows_amax) {
                 Arena scratch(size_t{1} << 20, device);
@@ -259,10 +133,8 @@ void bench_quant(const BenchOptions& options) {
                 quantize(context, spec, x.tensor(), {.seed = 1}, q, how);
                 how.known_amax = std::exchange(how.amax, nullptr);
             }
-            const double seconds = seconds_of(device, [&](Context& context) {
-                if (device == Device::cuda) context.fault = fault.tensor().as<uint32_t>();
-                quantize(context, spec, x.tensor(), {.seed = 1}, q, how);
-            });
+            const double seconds = seconds_of(
+                device, [&](Context& context) { quantize(context, spec, x.tensor(), {.seed = 1}, q, how); });
             const double share = static_cast<double>(bytes) / seconds / rate;
             row[way.name] = {{"seconds", seconds}, {"of_copy", share}};
             line += fmt::format("{:>15.1f} {:>5.2f}  ", count / seconds * 1e-9, share);
@@ -282,8 +154,7 @@ void bench_layer(const BenchOptions& options) {
     const Buffer x = random_tensor(DType::bf16, {t, k}, device, 1),
                  w = random_tensor(DType::f32, {n, k}, device, 2),
                  dy = random_tensor(DType::bf16, {t, n}, device, 3), y(DType::bf16, {t, n}, device),
-                 dx(DType::bf16, {t, k}, device), dw(DType::f32, {n, k}, device),
-                 fault(DType::u32, {1}, device);
+                 dx(DType::bf16, {t, k}, device), dw(DType::f32, {n, k}, device);
     const double flops = 6.0 * static_cast<double>(t) * static_cast<double>(k) * static_cast<double>(n);
     const Recipe bf16 = find_recipe("bf16");
     double reference = 0;
@@ -299,7 +170,6 @@ void bench_layer(const BenchOptions& options) {
         return seconds_of(
             device,
             [&](Context& context) {
-                if (device == Device::cuda) context.fault = fault.tensor().as<uint32_t>();
                 const QuantLinear::Weight weight =
                     layer.prepare(context, w.tensor(), layer.needs_history() ? state : nullptr);
                 const QuantLinear::Saved saved = layer.forward(context, weight, x.tensor(), y.tensor());
@@ -394,12 +264,8 @@ class Training {
 
   private:
     Buffer random_tokens(uint64_t seed) const {
-        const Shape shape = {options_.batch, options_.sequence};
-        const Buffer here(DType::i32, shape);
-        fill_below(here.tensor(), model_.config().vocab_size, seed);
-        Buffer there(DType::i32, shape, options_.device());
-        copy(here.tensor(), there.tensor());
-        return there;
+        return random_integers({options_.batch, options_.sequence}, model_.config().vocab_size,
+                               options_.device(), seed);
     }
 
     const BenchOptions& options_;
@@ -521,7 +387,8 @@ void bench_train(const BenchOptions& options) {
 
 void add_bench_command(CLI::App& app) {
     CLI::App* bench = app.add_subcommand(
-        "bench", "How fast this machine is: copies, products, quantisers, layers, training steps");
+        "bench",
+        "How fast this machine is: copies, products, quantisers, other kernels, layers, training steps");
     bench->require_subcommand(1);
     const auto add = [&](const char* name, const char* text, void (*run)(const BenchOptions&)) {
         CLI::App* command = bench->add_subcommand(name, text);
@@ -562,11 +429,18 @@ void add_bench_command(CLI::App& app) {
     add_size(quant, "--tokens", quant_options->tokens, "Rows of the matrix");
     add_size(quant, "--in", quant_options->in, "Columns of the matrix");
     quant->add_option("SPEC", quant_options->names, "Quantisers (default: those of all recipes)");
+    const auto add_model = [&](CLI::App* command, BenchOptions& options) {
+        command->add_option("--model", options.model, "config.json of the model")->capture_default_str();
+        add_size(command, "--batch", options.batch, "Sequences of a micro-batch");
+        add_size(command, "--sequence", options.sequence, "Tokens of a sequence");
+    };
+    const auto [kernels, kernel_options] =
+        add("kernels", "The other kernels of a step, beside the least time of their bytes or operations",
+            bench_kernels);
+    add_model(kernels, *kernel_options);
     const auto [train, train_options] = add("train", "Whole optimizer steps on random tokens", bench_train);
-    train->add_option("--model", train_options->model, "config.json of the model")->capture_default_str();
-    add_size(train, "--batch", train_options->batch, "Sequences of a micro-batch");
+    add_model(train, *train_options);
     add_size(train, "--accumulate", train_options->accumulate, "Micro-batches of an optimizer step");
-    add_size(train, "--sequence", train_options->sequence, "Tokens of a sequence");
     add_size(train, "--steps", train_options->steps, "Steps that are measured");
     train
         ->add_option("--recompute", train_options->recompute,

@@ -32,6 +32,22 @@ TEST(Bench, OfALayerComparesRecipesWithBf16) {
     EXPECT_GT(figures.at("results")[0].at("of_bf16"), 0);
 }
 
+TEST(Bench, OfKernelsHasTheLeastTimeOfEach) {
+    const auto figures = bench({"kernels", "--batch", "2", "--sequence", "64", "--model",
+                                NIBBLE_SOURCE_DIR "/configs/models/llama-1m.json"});
+    ASSERT_GT(figures.at("results").size(), 30u);
+    for (const auto& kernel : figures.at("results")) {
+        EXPECT_GT(kernel.at("bytes"), 0) << kernel;
+        EXPECT_GT(kernel.at("least_seconds"), 0) << kernel;
+        EXPECT_GT(kernel.at("seconds"), 0) << kernel;
+    }
+    // 2 x 64 tokens, 3 values of 2 bytes for each of 384 features.
+    const auto swiglu = std::ranges::find(figures.at("results"), "swiglu and its amax",
+                                          [](const auto& kernel) { return kernel.at("kernel"); });
+    ASSERT_NE(swiglu, figures.at("results").end());
+    EXPECT_EQ(swiglu->at("bytes"), 2.0 * 64 * 3 * 2 * 384);
+}
+
 TEST(Bench, TakesTheNamesOfDeviceAllow) {
     const auto figures = bench({"layer", "--allow", "fp8", "--allow", "fp8-fast-accumulation", "fp8",
                                 "--tokens", "32", "--in", "64", "--out", "48"});
