@@ -1,6 +1,6 @@
 // One read of a gradient for both of its orientations, of every spec: for those that quantize_hot_both.cu has
-// no kernel for.
-#include "quant/quantize_kernel.cuh"
+// no kernel for, rotations of rows among them. For halo's, which rotates rows, it is compiled, too.
+#include "quant/quantize_hot.cuh"
 #include "quant/squares.cuh"
 
 namespace nibble::cuda {
@@ -8,6 +8,24 @@ namespace nibble::cuda {
 namespace {
 
 using PlainSquare = Square<false, false>;
+
+// The spec of an operand: what its job says, or one that is known when the kernel is compiled.
+struct SpecOfJob {
+    static __device__ const KernelSpec& of(const Job& job) { return job.spec; }
+};
+struct HaloRows {
+    static constexpr KernelSpec kSpec = [] {
+        KernelSpec s = hot::kFp4;
+        s.rotation_of_rows = 128;
+        s.rounds = 1;
+        return s;
+    }();
+    static constexpr KernelSpec of(const Job&) { return kSpec; }
+};
+struct HaloColumns {
+    static constexpr KernelSpec kSpec = hot::kFp4;
+    static constexpr KernelSpec of(const Job&) { return kSpec; }
+};
 
 // A square in FP32, rotated along the other dimension of an operand: a line of it is a row of the operand.
 class TurnedSquare {
@@ -43,7 +61,7 @@ class TurnedSquare {
 };
 
 // One of the two operands of a square: its groups, rotated. Along the columns the square is read transposed.
-template <bool kAlongColumns>
+template <bool kAlongColumns, typename Spec>
 class OperandOfSquare {
   public:
     // turned: memory that both operands use, where one of them rotates rows.
@@ -54,8 +72,8 @@ class OperandOfSquare {
     __device__ void begin(int64_t first_row, int64_t first_col) {
         first_row_ = kAlongColumns ? first_col : first_row;
         first_col_ = kAlongColumns ? first_row : first_col;
-        if (job_.spec.rotation_of_rows == 0) return;
-        KernelSpec across = job_.spec;  // along the columns of the other orientation
+        if (Spec::of(job_).rotation_of_rows == 0) return;
+        KernelSpec across = Spec::of(job_);  // along the columns of the other orientation
         across.rotation = across.rotation_of_rows;
         __syncthreads();  // all have read what the other operand left
 #pragma unroll 1
@@ -72,7 +90,7 @@ class OperandOfSquare {
     // The part-th group of this thread. factor: of a rotation of columns. Called by all threads.
     __device__ __forceinline__ void read(int part, float factor, Group& g) const {
         PlainSquare::place(part, first_row_, first_col_, g);
-        if (job_.spec.rotation_of_rows != 0) {
+        if (Spec::of(job_).rotation_of_rows != 0) {
             turned_.read_line(part * kRowsOfPart + PlainSquare::line(), PlainSquare::col(), g);
             // What the contraction is padded with was not rotated: it has no signs.
 #pragma unroll
@@ -80,7 +98,7 @@ class OperandOfSquare {
                 if (g.col + i >= job_.cols) g.x[i] = 0.0f;
         } else {
             read_plain<kAlongColumns>(part, g);
-            if (job_.spec.rotation != 0) rotate_group(job_.spec, job_, factor, g);
+            if (Spec::of(job_).rotation != 0) rotate_group(Spec::of(job_), job_, factor, g);
         }
     }
 
@@ -102,20 +120,21 @@ class OperandOfSquare {
 // --- amaxes ---
 
 // Of the whole operand, and of each of its rows where those have scales.
-template <bool kAlongColumns>
+template <bool kAlongColumns, typename Spec>
 __device__ __forceinline__ void find_amax_of_square(const Job& job,
-                                                    const OperandOfSquare<kAlongColumns>& operand) {
+                                                    const OperandOfSquare<kAlongColumns, Spec>& operand) {
     uint32_t largest = 0;
 #pragma unroll 1
     for (int part = 0; part < kPartsOfSquare; ++part) {
         Group g;
         operand.read(part, job.amax_factor, g);
-        if (job.spec.is_row) give_amax_of_row(job, g);
+        if (Spec::of(job).is_row) give_amax_of_row(job, g);
         largest = max(largest, bits_of_largest(g.x));
     }
     give_amax(&job.scalars->amax, largest);
 }
 
+template <typename SpecOfRows, typename SpecOfColumns>
 __global__ void __launch_bounds__(kStreamThreads)
     any_both_amaxes_kernel(const __grid_constant__ Job rows, const __grid_constant__ Job columns,
                            const __grid_constant__ Squares squares) {
@@ -125,11 +144,11 @@ __global__ void __launch_bounds__(kStreamThreads)
     const int64_t first_row = int64_t{blockIdx.x / squares.across} * kSquare,
                   first_col = int64_t{blockIdx.x % squares.across} * kSquare;
     square.load(first_row, first_col);
-    OperandOfSquare<false> of_rows(rows, square, turned);
+    OperandOfSquare<false, SpecOfRows> of_rows(rows, square, turned);
     of_rows.begin(first_row, first_col);
     find_amax_of_square(rows, of_rows);
     __syncthreads();
-    OperandOfSquare<true> of_columns(columns, square, turned);
+    OperandOfSquare<true, SpecOfColumns> of_columns(columns, square, turned);
     of_columns.begin(first_row, first_col);
     find_amax_of_square(columns, of_columns);
 }
@@ -141,18 +160,18 @@ struct SharedOfAny {
     PerThread<kRowsOfPart> threads;
 };
 
-template <bool kAlongColumns>
+template <bool kAlongColumns, typename Spec>
 class AnyQuantiser {
   public:
     // Called by all threads.
     __device__ AnyQuantiser(const Job& job, const PlainSquare& square, TurnedSquare turned,
                             SharedOfAny& shared)
         : job_(job), operand_(job, square, turned), shared_(shared) {
-        shared.tensor.prepare(job.spec, job);
+        shared.tensor.prepare(Spec::of(job), job);
     }
     // Called by all threads when a square is loaded.
     __device__ void quantize(int64_t first_row, int64_t first_col) {
-        const KernelSpec& s = job_.spec;
+        const KernelSpec& s = Spec::of(job_);
         operand_.begin(first_row, first_col);
         if (s.block_rows > kRowsOfPart) find_largest_of_square();
         ScaleCoins coins;
@@ -164,7 +183,9 @@ class AnyQuantiser {
             quantize_group(s, job_, shared_.tensor, g, shared_.threads, coins, part, largest_scale_);
         }
     }
-    __device__ void finish() const { finish_quantising(job_.spec, job_, largest_value_, largest_scale_); }
+    __device__ void finish() const {
+        finish_quantising(Spec::of(job_), job_, largest_value_, largest_scale_);
+    }
 
   private:
     // Blocks of 128 x 128.
@@ -185,12 +206,13 @@ class AnyQuantiser {
     }
 
     const Job& job_;
-    OperandOfSquare<kAlongColumns> operand_;
+    OperandOfSquare<kAlongColumns, Spec> operand_;
     SharedOfAny& shared_;
     uint32_t largest_value_ = 0;
     float largest_scale_ = 0.0f;
 };
 
+template <typename SpecOfRows, typename SpecOfColumns>
 __global__ void __launch_bounds__(kStreamThreads)
     quantize_both_any_kernel(const __grid_constant__ Job rows, const __grid_constant__ Job columns,
                              const __grid_constant__ Squares squares) {
@@ -198,8 +220,8 @@ __global__ void __launch_bounds__(kStreamThreads)
     auto& shared = *dynamic_shared<PlainSquare::Shared>();
     const TurnedSquare turned(reinterpret_cast<float*>(&shared + 1));
     PlainSquare square(rows, columns, shared);
-    AnyQuantiser<false> of_rows(rows, square, turned, shared_of_rows);
-    AnyQuantiser<true> of_columns(columns, square, turned, shared_of_columns);
+    AnyQuantiser<false, SpecOfRows> of_rows(rows, square, turned, shared_of_rows);
+    AnyQuantiser<true, SpecOfColumns> of_columns(columns, square, turned, shared_of_columns);
     const int64_t first_row = int64_t{blockIdx.x / squares.across} * kSquare,
                   first_col = int64_t{blockIdx.x % squares.across} * kSquare;
     square.load(first_row, first_col);
@@ -219,14 +241,25 @@ void launch_any(const Context& context, void (*kernel)(Job, Job, Squares), const
                    sizeof(PlainSquare::Shared) + (turns ? TurnedSquare::kBytes : 0), rows, columns, squares);
 }
 
+// The gradients of the recipe halo.
+bool is_halo(const Job& rows, const Job& columns) {
+    return rows.spec == HaloRows::kSpec && columns.spec == HaloColumns::kSpec;
+}
+
 }  // namespace
 
 void find_both_amaxes_any(const Context& context, const Job& rows, const Job& columns) {
-    launch_any(context, any_both_amaxes_kernel, rows, columns);
+    launch_any(context,
+               is_halo(rows, columns) ? any_both_amaxes_kernel<HaloRows, HaloColumns>
+                                      : any_both_amaxes_kernel<SpecOfJob, SpecOfJob>,
+               rows, columns);
 }
 
 void quantize_both_any(const Context& context, const Job& rows, const Job& columns) {
-    launch_any(context, quantize_both_any_kernel, rows, columns);
+    launch_any(context,
+               is_halo(rows, columns) ? quantize_both_any_kernel<HaloRows, HaloColumns>
+                                      : quantize_both_any_kernel<SpecOfJob, SpecOfJob>,
+               rows, columns);
 }
 
 }  // namespace nibble::cuda
