@@ -38,7 +38,7 @@ bool print_gpus() {
 std::vector<Device> print_machine() {
     const Json machine = describe_machine();
     const auto text = [&](const char* key) { return machine.at(key).get<std::string>(); };
-    fmt::print("nibble {}, {}\n", text("nibble"), text("compiler"));
+    fmt::print("nibble {}, compiled by {}\n", text("nibble"), text("compiler"));
     fmt::print("machine     {}, {}, {} threads, {} of memory available\n", cpu_name(), text("cpu_isa"),
                machine.at("threads").dump(), bytes_text(static_cast<double>(available_memory())));
     const bool has_gpu = print_gpus();

@@ -70,6 +70,12 @@ std::string executed(Device device, const AllowedProducts& allowed, bool fits_fp
         wide || (device == Device::cpu && bf16_product_dtype() == DType::f32) ? "f32" : "bf16");
 }
 
+#ifdef __clang__
+constexpr const char* kCompiler = __VERSION__;  // with its name
+#else
+constexpr const char* kCompiler = "g++ " __VERSION__;
+#endif
+
 Json describe_data(const TokenShards& shards) {
     return {{"path", shards.path().string()},
             {"tokens", shards.tokens()},
@@ -89,7 +95,7 @@ Json describe_machine(Device device) {
     Json machine = {{"cpu_isa", vector_isa()},
                     {"gemm", matmul_description(device)},
                     {"threads", thread_count()},
-                    {"compiler", __VERSION__},
+                    {"compiler", kCompiler},
                     {"nibble", version()}};
     if (device == Device::cuda) {
         machine["gpu"] = cuda_devices().front().name;
