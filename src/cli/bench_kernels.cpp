@@ -85,7 +85,7 @@ class KernelBench {
         const OnCpu here(tokens.tensor());
         std::vector<int32_t> used(here.tensor().span<int32_t>().begin(), here.tensor().span<int32_t>().end());
         std::ranges::sort(used);
-        used.erase(std::ranges::unique(used).begin(), used.end());
+        used.erase(std::unique(used.begin(), used.end()), used.end());
         const double rows =
             static_cast<double>(used.size()) * static_cast<double>(width);  // elements of them
         measure("embedding", kF32 * rows + kBf16 * elements(width),

@@ -47,7 +47,7 @@ TEST_F(ModifiedRun, SaysSoInItsHeader) {
     TinyRun::expect_success(result);
     const std::string line = "\nmodifier  qema decay=0.999 after=10\n";
     EXPECT_NE(result.err.find(line), std::string::npos) << result.err;
-    EXPECT_NE(result.err.find("modifiers 107.6 kB"), std::string::npos) << result.err;
+    EXPECT_NE(result.err.find("\nmodifiers     107.6 kB\n"), std::string::npos) << result.err;
     const RunLog log = run_.log("out");
     EXPECT_EQ(log.recipe, "quartet2+qema");
     EXPECT_NE(log.header.at("recipe").at("table").get<std::string>().find(line), std::string::npos);
