@@ -103,7 +103,7 @@ class Report {
     Json json_;
 };
 
-// Each kernel of a training step but for quantisers and products, at the sizes of a model: its time beside
+// The kernels of a training step beside quantisers and products, at the sizes of a model: its time beside
 // the least that its bytes or its operations take.
 void bench_kernels(const BenchOptions& options);
 

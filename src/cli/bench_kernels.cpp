@@ -204,7 +204,7 @@ class KernelBench {
             };
             measure("softmax, loss and gradients of logits in f32", (kF32 + kBf16) * logits,
                     softmax(f32, bf16));
-            measure("the same in bf16, in place", 2 * kBf16 * logits, softmax(bf16, bf16));
+            measure("softmax, loss and gradients in bf16, in place", 2 * kBf16 * logits, softmax(bf16, bf16));
         }
     }
 
@@ -251,8 +251,8 @@ class KernelBench {
         };
         measure_of("values of nvfp4 bytes", nvfp4, kNvfp4 + kBf16, to_values);
         measure_of("values of mxfp4 bytes", mxfp4, kMxfp4 + kBf16, to_values);
-        measure_of("values of fp32 scales, transposed (jetfire)", parse_spec("fp4 32x32"), 0.5 + kF32,
-                   [](Context& c, const QuantizedMatrix& q) {
+        measure_of("values of fp32 scales, transposed (jetfire)", parse_spec("fp4 32x32"),
+                   0.5 + kF32 / 32 + kF32, [](Context& c, const QuantizedMatrix& q) {
                        const Tensor values = c.arena.allocate(DType::f32, {q.padded_cols, q.rows});
                        dequantize_operand_transposed(c, q, values);
                    });
@@ -263,7 +263,8 @@ class KernelBench {
         // The amax of what is rotated comes from a read of its own.
         const Keep keep = device_ == Device::cuda ? Keep::operand : Keep::bytes;
         const Recipe quartet2 = find_recipe("quartet2");
-        measure_of("nvfp4 bytes quantised again (quartet2)", quartet2.fprop_x.spec, 2 * kNvfp4 + kBf16,
+        measure_of("nvfp4 bytes quantised again (quartet2)", quartet2.fprop_x.spec,
+                   2 * kNvfp4 + (keep == Keep::operand ? kBf16 : kNvfp4),
                    [&](Context& c, const QuantizedMatrix& q) {
                        QuantizedMatrix out =
                            allocate_quantized(c.arena, quartet2.wgrad_x.spec, q.padded_cols, q.rows, keep);
@@ -274,14 +275,16 @@ class KernelBench {
     void parts_of_recipes() {
         const int64_t width = model_.intermediate_size;
         const Buffer x = random(DType::bf16, {tokens_, width}), y = zero(DType::bf16, {tokens_, width}),
-                     range = random(DType::f32, {2}), rows = random(DType::f32, {tokens_ / 128 * 128, width}),
+                     range = random(DType::f32, {2}),
+                     rows = random(DType::f32, {(tokens_ + 127) / 128 * 128, width}),
                      w = random(DType::f32, {model_.hidden_size, width}),
                      dw = random(DType::f32, {model_.hidden_size, width});
         const double count = elements(width), weights = static_cast<double>(w.tensor().count());
         const QuantSpec turned = find_recipe("quartet").fprop_x.spec;
-        const Buffer gradient = random(DType::f32, {tokens_, width}),
-                     mask = zero(DType::u8, {tokens_, width / 8}), sum = zero(DType::f32, {tokens_, width});
-        const double read = (kF32 + 1.0 / 8) * count;
+        const int64_t padded = turned.padded(width);
+        const Buffer gradient = random(DType::f32, {tokens_, padded}),
+                     mask = zero(DType::u8, {tokens_, padded / 8}), sum = zero(DType::f32, {tokens_, width});
+        const auto read = static_cast<double>(gradient.bytes() + mask.bytes());
         measure("dx masked, turned back (quartet)", read + kBf16 * count, [&](Context& c) {
             if (!c.planning())
                 nibble::detail::finish_gradient(c, gradient.tensor(), mask.tensor(), &turned, {}, y.tensor(),
@@ -299,7 +302,7 @@ class KernelBench {
         });
         measure("slope of dge (dge-occ)", 3 * kF32 * weights,
                 [&](Context& c) { multiply_by_dge_slope(c, Dge{}, w.tensor(), dw.tensor()); });
-        measure("turned back down the rows, f32 (halo)", 2 * kF32 * count,
+        measure("turned back down the rows, f32 (halo)", 2.0 * static_cast<double>(rows.bytes()),
                 [&](Context& c) { unrotate_rows(c, 128, {}, rows.tensor()); });
     }
 

@@ -184,8 +184,8 @@ bool print_kernels() {
     }
     bool is_well = true;
     for (const KernelCheck& check : checks) {
-        fmt::print("kernel      {}: off by {:.1e} of the largest number: {}\n", check.name, check.error,
-                   check.is_well() ? "as on the cpu" : "WRONG");
+        fmt::print("kernel      {}: off by {:.1e} of the largest number, {:.0e} at most: {}\n", check.name,
+                   check.error, check.most, check.is_well() ? "as on the cpu" : "WRONG");
         is_well = is_well && check.is_well();
     }
     return is_well;

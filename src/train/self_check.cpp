@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/cuda.h"
+#include "gemm/matmul.h"
 #include "nn/bias.h"
 #include "nn/nn.h"
 #include "nn/qk_norm.h"
@@ -190,7 +191,7 @@ KernelCheck check_attention(DType activations, bool deterministic) {
 KernelCheck check_head(DType activations, const HeadOptions& options) {
     const bool is_fp8 = options.operands == HeadOperands::fp8;
     std::string name = is_fp8 ? "head in fp8 and loss" : "head and loss";
-    if (options.fp8)
+    if (options.fp8 && has_fp8_products(Device::cuda))
         name +=
             *options.fp8 == Fp8Sums::fast ? ", on fp8 tensor cores with fast sums" : ", on fp8 tensor cores";
     if (options.logits == DType::bf16) name += " of logits in bf16";

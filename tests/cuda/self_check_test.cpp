@@ -1,6 +1,7 @@
 // What training on a GPU begins with, and `nibble doctor` shows.
 #include "train/self_check.h"
 
+#include "gemm/matmul.h"
 #include "support/on_gpu.h"
 
 namespace nibble {
@@ -20,6 +21,7 @@ TEST_F(SelfCheckOnGpu, FindsTheKernelsOfPassLossAndUpdateWell) {
 }
 
 TEST_F(SelfCheckOnGpu, FindsTheHeadOnFp8TensorCoresNear) {
+    if (!has_fp8_products(Device::cuda)) GTEST_SKIP() << "this GPU does not multiply FP8";
     for (const DType activations : {DType::f32, DType::bf16})
         for (const Fp8Sums sums : {Fp8Sums::precise, Fp8Sums::fast})
             expect_well(check_head(activations, {.operands = HeadOperands::fp8, .fp8 = sums}));
