@@ -1,5 +1,6 @@
 #include "core/cuda_vector.cuh"
 #include "nn/cuda_forms.h"
+#include "quant/kernel_butterfly.cuh"
 
 namespace nibble::cuda::detail {
 
@@ -19,26 +20,12 @@ struct Finish {
     bool accumulate, wide_out;
 };
 
-// The inverse rotation of kWide neighbours a lane, in the order of hadamard_transform(): stages within the
-// lane, then between lanes. `-v + other` of one lane and `v + other` of its partner are one instruction.
+// The inverse rotation of kWide neighbours a lane.
 __device__ __forceinline__ void unrotate(const Finish& f, float (&x)[kWide]) {
     const unsigned lane = threadIdx.x % kWarp;
     const float factor = hadamard_factor(f.size);
     for (int round = f.rounds - 1; round >= 0; --round) {
-#pragma unroll
-        for (int distance = 1; distance < kWide; distance *= 2) {
-#pragma unroll
-            for (int i = 0; i < kWide; ++i) {
-                if ((i & distance) != 0) continue;
-                const float a = x[i], b = x[i + distance];
-                x[i] = a + b;
-                x[i + distance] = a - b;
-            }
-        }
-        for (unsigned distance = 1; distance < static_cast<unsigned>(f.size) / kWide; distance *= 2) {
-            const float sign = (lane & distance) != 0 ? -1.0f : 1.0f;
-            for (float& v : x) v = fmaf(sign, v, __shfl_xor_sync(0xffffffffu, v, distance));
-        }
+        butterfly(f.size, x);
         const unsigned j =
             static_cast<unsigned>(round) * kMaxRotation + lane * kWide % static_cast<unsigned>(f.size);
         const uint32_t negated = f.signs[j / 32] >> (j % 32);

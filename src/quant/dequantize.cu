@@ -140,7 +140,7 @@ void dequantize_rows(const Context& context, const Source& q, T* out) {
 }  // namespace
 
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out) {
-    const bool is_e2m1 = q.spec.format == Format::nvfp4 || q.spec.format == Format::mxfp4;
+    const bool is_e2m1 = q.spec.element == Element::e2m1 && q.spec.has_scale_bytes();
     if (is_e2m1 && !q.spec.has_fp32_groups() && out.dtype == DType::bf16) {
         const int64_t count = out.count() / 8;
         const int shift = std::countr_zero(static_cast<unsigned>(q.spec.block_size()) / 8);

@@ -7,20 +7,6 @@
 
 namespace nibble::cuda {
 
-// Stages h, 2h, ... of `count` elements, in place.
-template <int kFirst, int kEnd, int kCount>
-__device__ __forceinline__ void stages(float (&x)[kCount]) {
-#pragma unroll
-    for (int h = kFirst; h < kEnd; h *= 2) {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            if ((i & h) != 0) continue;
-            const float a = x[i], b = x[i + h];
-            x[i] = a + b;
-            x[i + h] = a - b;
-        }
-    }
-}
 // The largest magnitude after the last stage: of a + b and a - b the larger one is |a| + |b|, which rounds
 // as it does. NaN if one of them is; infinity where the stage would have made a NaN of infinities.
 template <int kCount>

@@ -2,6 +2,7 @@
 // tile, and rotate it.
 #pragma once
 
+#include "quant/kernel_butterfly.cuh"
 #include "quant/kernel_job.cuh"
 
 namespace nibble::cuda {
@@ -79,30 +80,8 @@ __device__ __forceinline__ void apply_signs(const KernelSpec& s, const Job& job,
         g.x[i] = __uint_as_float(__float_as_uint(g.x[i]) ^ (signs >> i & 1u) << 31);
 }
 
-// Over the threads that have the columns of a block.
-__device__ __forceinline__ void butterfly(int size, Group& g) {
-#pragma unroll
-    for (int h = 1; h < kGroup; h *= 2) {
-#pragma unroll
-        for (int i = 0; i < kGroup; ++i) {
-            if ((i & h) != 0) continue;
-            const float a = g.x[i], b = g.x[i + h];
-            g.x[i] = a + b;
-            g.x[i + h] = a - b;
-        }
-    }
-#pragma unroll
-    for (int lane = 1; lane < kGroups; lane *= 2) {
-        if (lane >= size / kGroup) break;
-        // a + b, or, seen from b, a - b. The product with 1 or -1 is exact, so one rounding remains.
-        const float side = (threadIdx.x & lane) != 0 ? -1.0f : 1.0f;
-#pragma unroll
-        for (int i = 0; i < kGroup; ++i)
-            g.x[i] = __fmaf_rn(g.x[i], side, __shfl_xor_sync(0xffffffffu, g.x[i], lane));
-    }
-}
 __device__ __forceinline__ void transform(int size, float factor, Group& g) {
-    butterfly(size, g);
+    butterfly(size, g.x);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) g.x[i] *= factor;
 }

@@ -131,7 +131,7 @@ __device__ __forceinline__ uint32_t amax_of_group(const Job& job, Group& g, uint
         stages<1, kGroup / 2>(g.x);
         return __float_as_uint(max_after_last_stage(g.x));
     }
-    if constexpr (kRotation != 0) butterfly(kRotation, g);
+    if constexpr (kRotation != 0) butterfly(kRotation, g.x);
     return bits_of_largest(g.x);
 }
 // largest: of amax_of_group().
@@ -191,7 +191,7 @@ __device__ __forceinline__ void rotate_signed(const Job& job, const FarStages& f
     if constexpr (kRotation == kTileCols)
         far.transform(g.x);
     else
-        butterfly(kRotation, g);
+        butterfly(kRotation, g.x);
 }
 __device__ __forceinline__ void multiply_by_factor(const Job& job, Group& g) {
 #pragma unroll
