@@ -86,25 +86,29 @@ class QuantLinear::Execution {
     void know_amax(Place place, const float* amax) {
         if (at(place).spec.rotation == Rotation::none) known_amax_[place] = amax;
     }
-    // Whether both copies of dy are made of one read; with nobody looking.
-    bool quantizes_both_of_gradient(const Tensor& dy) const {
-        return quantizes(kDgradDy) && quantizes(kWgradDy) && !layer_.observer_ &&
-               kept(kDgradDy) == kept(kWgradDy) &&
-               can_quantize_both(context_, dy.dtype, at(kDgradDy).spec, at(kWgradDy).spec, kept(kDgradDy));
+    // Whether two operands are made of one read of x, along its rows and along its columns; with nobody
+    // looking.
+    bool quantizes_both(Place rows, Place columns, const Tensor& x) const {
+        return quantizes(rows) && quantizes(columns) && !is_of_forward(columns) && !layer_.observer_ &&
+               can_quantize_both(context_, x.dtype, at(rows).spec, at(columns).spec);
     }
-    // The first that of dgrad. They exist at once: dy is read once.
-    std::pair<QuantizedMatrix, QuantizedMatrix> quantize_both_of_gradient(const Tensor& dy) const {
-        QuantizedMatrix of_dgrad = allocate(kDgradDy, dy.rows(), dy.cols()),
-                        of_wgrad = allocate(kWgradDy, dy.cols(), dy.rows());
+    void quantize_both_into(Place place_of_rows, QuantizedMatrix& rows, Place place_of_columns,
+                            QuantizedMatrix& columns, const Tensor& x) const {
         const ArenaScope scope(context_.arena);
         const auto operand_of_both = [&](Place place, QuantizedMatrix& out) {
             return OperandOfBoth{&out, key(place, Draw::each_call), quantize_options(place, nullptr)};
         };
-        const OperandOfBoth rows = operand_of_both(kDgradDy, of_dgrad),
-                            columns = operand_of_both(kWgradDy, of_wgrad);
-        quantize_both(context_, dy, rows, columns);
-        if (rows.options.amax != nullptr) record(kDgradDy, rows.options.amax);
-        if (columns.options.amax != nullptr) record(kWgradDy, columns.options.amax);
+        const OperandOfBoth of_rows = operand_of_both(place_of_rows, rows),
+                            of_columns = operand_of_both(place_of_columns, columns);
+        quantize_both(context_, x, of_rows, of_columns);
+        if (of_rows.options.amax != nullptr) record(place_of_rows, of_rows.options.amax);
+        if (of_columns.options.amax != nullptr) record(place_of_columns, of_columns.options.amax);
+    }
+    // Of dy, the first that of dgrad. They exist at once.
+    std::pair<QuantizedMatrix, QuantizedMatrix> quantize_both_of_gradient(const Tensor& dy) const {
+        QuantizedMatrix of_dgrad = allocate(kDgradDy, dy.rows(), dy.cols()),
+                        of_wgrad = allocate(kWgradDy, dy.cols(), dy.rows());
+        quantize_both_into(kDgradDy, of_dgrad, kWgradDy, of_wgrad, dy);
         return {of_dgrad, of_wgrad};
     }
 
@@ -554,6 +558,7 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
             "a layer from {} to {} features was given {} and {}", in_, out_, x.shape.str(), y.shape.str());
     Execution run(*this, context, weight.history, use);
     if (!recipe_->outliers) run.know_amax(kFpropX, x_amax);
+    if (!run.is_of_forward(kWgradX)) run.know_amax(kWgradX, x_amax);
     Saved saved;
     const bool reads_forward = run.reads_bytes(kWgradX), keeps_transpose = run.transposes_codes(kWgradX);
     const bool keeps_bytes =
@@ -562,9 +567,11 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
     if (for_backward && !reads_forward) saved.x = x;
     QuantizedMatrix quantized;
     if (keeps_bytes) quantized = saved.fprop_x = run.allocate(kFpropX, x.rows(), in_, Keep::bytes);
+    bool quantizes_both = false;
     if (for_backward && run.quantizes(kWgradX) && !run.is_of_forward(kWgradX)) {
         saved.wgrad_x = run.allocate(kWgradX, in_, x.rows(), Keep::bytes);
-        run.make_wgrad_x(saved, saved.wgrad_x);
+        quantizes_both = wants_y && !recipe_->outliers && run.quantizes_both(kFpropX, kWgradX, x);
+        if (!quantizes_both) run.make_wgrad_x(saved, saved.wgrad_x);
         saved.x = {};
     }
     if (for_backward && keeps_transpose) {
@@ -589,7 +596,11 @@ QuantLinear::Saved QuantLinear::forward(Context& context, const Weight& weight, 
             narrow = context.arena.allocate(x.dtype, x.shape);
             clamp(context, x, range, narrow);
         }
-        run.quantize_into(kFpropX, Draw::each_call, narrow, quantized, false, {}, nullptr, {}, transpose);
+        if (quantizes_both) {
+            run.quantize_both_into(kFpropX, quantized, kWgradX, saved.wgrad_x, x);
+        } else {
+            run.quantize_into(kFpropX, Draw::each_call, narrow, quantized, false, {}, nullptr, {}, transpose);
+        }
     } else {
         a = run.plain_factor(kFpropX, x, false);
     }
@@ -627,7 +638,7 @@ void QuantLinear::backward(Context& context, const Weight& weight, const Saved& 
     std::optional<QuantizedMatrix> for_dgrad, for_wgrad;
     if (run.shares_codes_of_dy()) {
         std::tie(for_dgrad, for_wgrad) = run.codes_of(dy);
-    } else if (run.quantizes_both_of_gradient(dy)) {
+    } else if (run.quantizes_both(kDgradDy, kWgradDy, dy)) {
         std::tie(for_dgrad, for_wgrad) = run.quantize_both_of_gradient(dy);
     }
     run.dgrad(weight, saved, dy, for_dgrad, dx);

@@ -57,12 +57,6 @@ void quantize_rotated_rows(Context& context, const QuantSpec& spec, const Tensor
 // values, F32 <- x with zeros for what `values` has more of rows and columns.
 void widen(Context& context, const Tensor& x, const Tensor& values);
 
-// What an operand was allocated for.
-inline Keep kept_of(const QuantizedMatrix& q) {
-    if (q.operand.shape.rank() == 0) return Keep::bytes;
-    return q.codes.shape.rank() == 0 ? Keep::operand : Keep::both;
-}
-
 inline float decode_scale(const QuantSpec& spec, uint8_t byte) {
     return spec.is_mx() ? e8m0_decode(byte) : e4m3_decode(byte);
 }

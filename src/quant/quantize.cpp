@@ -104,16 +104,15 @@ void quantize(Context& context, const QuantSpec& spec, const Tensor& x, const Ra
     if (out.operand.data != nullptr) dequantize_operand(context, out, out.operand);
 }
 
-bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& rows, const QuantSpec& columns,
-                       Keep keep) {
-    NIBBLE_ON_CUDA(context, can_quantize_both(dtype, rows, columns, keep));
+bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& rows, const QuantSpec& columns) {
+    NIBBLE_ON_CUDA(context, can_quantize_both(dtype, rows, columns));
     return false;
 }
 
 void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
                    const OperandOfBoth& columns) {
     const QuantizedMatrix &of_rows = *rows.out, &of_columns = *columns.out;
-    require(can_quantize_both(context, x.dtype, of_rows.spec, of_columns.spec, kept_of(of_rows)),
+    require(can_quantize_both(context, x.dtype, of_rows.spec, of_columns.spec),
             "{}: there is no kernel for \"{}\" along the rows and \"{}\" along the columns of {}",
             rows.options.name, to_string(of_rows.spec), to_string(of_columns.spec), name_of(x.dtype));
     require(of_rows.rows == of_rows.spec.padded_rows(x.rows()) && of_rows.cols >= x.cols() &&

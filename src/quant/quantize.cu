@@ -298,10 +298,10 @@ bool quantize_with_transpose(Context& context, const QuantSpec& spec, const Tens
     return true;
 }
 
-bool can_quantize_both(DType dtype, const QuantSpec& rows, const QuantSpec& columns, Keep keep) {
+bool can_quantize_both(DType dtype, const QuantSpec& rows, const QuantSpec& columns) {
     if (dtype != DType::bf16) return false;
     const KernelSpec of_rows = kernel_spec(rows), of_columns = kernel_spec(columns);
-    if (has_quantize_both_kernel(of_rows, of_columns, keep)) return true;
+    if (has_quantize_both_kernel(of_rows, of_columns)) return true;
     // Two reads by fast kernels take less time than one by the kernel for all specs (docs/performance.md).
     return !has_hot_kernels(of_rows, true, false) || !has_hot_kernels(of_columns, true, true);
 }
@@ -326,9 +326,7 @@ void quantize_both(Context& context, const Tensor& x, const OperandOfBoth& rows,
     }
     find_amaxes(context, jobs[0], needs_amax[0], jobs[1], needs_amax[1]);
     for (const int i : {0, 1}) give_amax(context, jobs[i], operands[i]->options);
-    const Keep keep = kept_of(*rows.out);
-    const bool is_hot =
-        keep == kept_of(*columns.out) && has_quantize_both_kernel(jobs[0].spec, jobs[1].spec, keep);
+    const bool is_hot = has_quantize_both_kernel(jobs[0].spec, jobs[1].spec);
     (is_hot ? quantize_both_hot : quantize_both_any)(context, jobs[0], jobs[1]);
     for (const int i : {0, 1}) {
         if (finish_passes(context, jobs[i], *operands[i]->out))

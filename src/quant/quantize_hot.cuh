@@ -103,6 +103,38 @@ constexpr KernelSpec quest(KernelSpec s) {  // scale=quest:std rotate=hadamard:3
     return s;
 }
 
+// Of activations and gradients, in BF16.
+struct OfActivations {
+    static constexpr std::array kSpecs = {
+        kNvfp4,
+        stochastic(kNvfp4),
+        rotated(kNvfp4, 16),
+        rotated(stochastic(kNvfp4), 16),
+        four_six(kNvfp4),
+        four_six(stochastic(kNvfp4)),
+        rotated(four_six(kNvfp4), 16),
+        rotated(four_six(stochastic(kNvfp4)), 16),
+        eden(kNvfp4),
+        twice(eden(kNvfp4)),
+        rotated(kMxfp4, 32),
+        rotated(stochastic(kMxfp4), 32),
+        quest(kMxfp4),
+        rounded_up(kMxfp4),
+        rounded_up(stochastic(kMxfp4)),
+        mxfp8(Element::e4m3),
+        fp8(Element::e4m3),
+        fp8(Element::e5m2),
+        kFp4,
+        rotated(kFp4, 128),
+        stochastic(kLog4),
+        by_row(Format::fp4, Element::e2m1),
+        by_row(Format::int4, Element::int4),
+        square(kFp4, 32),
+        outer(kNvfp4),
+        rotated(outer(stochastic(kNvfp4)), 16),
+    };
+};
+
 // Shared memory for the last stages of a rotation; at least one element.
 template <int kRotation>
 inline constexpr size_t kVectorsOfRotation = kRotation == kTileCols ? FarStages::kBytes / sizeof(uint4) : 1;

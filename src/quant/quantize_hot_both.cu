@@ -1,5 +1,5 @@
-// The fast kernels that read a gradient once for both of its orientations, along its rows and along its
-// columns: squares of 128 x 128 in shared memory.
+// The fast kernels that read a gradient, or a layer's input, once for both of its orientations, along its
+// rows and along its columns: squares of 128 x 128 in shared memory.
 #include "quant/quantize_hot.cuh"
 #include "quant/squares.cuh"
 
@@ -92,50 +92,59 @@ __global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(OfRow
     of_columns.finish();
 }
 
-// The gradients of built-in recipes, and of recipes that quantise all alike.
-struct OfRows {
-    static constexpr std::array kSpecs = {eden(kNvfp4),
-                                          twice(eden(kNvfp4)),
-                                          kNvfp4,
-                                          stochastic(kNvfp4),
-                                          stochastic(kNvfp4),
-                                          four_six(stochastic(kNvfp4)),
-                                          rotated(outer(stochastic(kNvfp4)), 16),
-                                          rotated(kMxfp4, 32),
-                                          rotated(stochastic(kMxfp4), 32),
-                                          rounded_up(kMxfp4),
-                                          rounded_up(stochastic(kMxfp4)),
-                                          mxfp8(Element::e4m3),
-                                          fp8(Element::e5m2),
-                                          stochastic(kLog4),
-                                          square(kFp4, 32)};
-};
-struct OfColumns {
-    static constexpr std::array kSpecs = [] {
-        auto specs = OfRows::kSpecs;
-        specs[4] = rotated(stochastic(kNvfp4), 16);
-        specs[5] = rotated(four_six(stochastic(kNvfp4)), 16);
-        return specs;
-    }();
-};
-constexpr size_t kPairs = OfRows::kSpecs.size();
+struct Pair {
+    KernelSpec rows, columns;
 
-// kPairs: none of them.
-size_t pair_of(const KernelSpec& rows, const KernelSpec& columns) {
-    size_t i = 0;
-    while (i < kPairs && !(rows == OfRows::kSpecs[i] && columns == OfColumns::kSpecs[i])) ++i;
-    return i;
+    friend bool operator==(const Pair&, const Pair&) = default;
+};
+constexpr Pair alike(const KernelSpec& s) { return {s, s}; }
+
+// Gradients of built-in recipes for products that emulate. They have kernels that write operands alone, too.
+constexpr std::array kOfGradients = {
+    alike(eden(kNvfp4)),
+    alike(twice(eden(kNvfp4))),
+    alike(stochastic(kNvfp4)),
+    Pair{stochastic(kNvfp4), rotated(stochastic(kNvfp4), 16)},
+    Pair{four_six(stochastic(kNvfp4)), rotated(four_six(stochastic(kNvfp4)), 16)},
+    alike(rotated(kMxfp4, 32)),
+    alike(rotated(stochastic(kMxfp4), 32)),
+    alike(rounded_up(stochastic(kMxfp4))),
+};
+// Inputs of layers that are quantised for the forward and, along their columns, for the weight gradient.
+constexpr std::array kOfInputs = {
+    Pair{kNvfp4, rotated(kNvfp4, 16)},
+    Pair{kNvfp4, stochastic(kNvfp4)},
+    Pair{four_six(kNvfp4), rotated(kNvfp4, 16)},
+    Pair{four_six(kNvfp4), rotated(four_six(kNvfp4), 16)},
+    Pair{rotated(kFp4, 128), kFp4},
+};
+// And all that have fast kernels, with themselves.
+constexpr auto kPairs = [] {
+    std::array<Pair, kOfGradients.size() + kOfInputs.size() + OfActivations::kSpecs.size()> pairs{};
+    auto next = std::ranges::copy(kOfGradients, pairs.begin()).out;
+    next = std::ranges::copy(kOfInputs, next).out;
+    std::ranges::transform(OfActivations::kSpecs, next, alike);
+    return pairs;
+}();
+
+// The first place of a pair; kPairs.size(): none.
+constexpr size_t place_of(const Pair& pair) {
+    return static_cast<size_t>(std::ranges::find(kPairs, pair) - kPairs.begin());
 }
 
-// Whether there is a kernel that writes bytes: where folding reads them (quant/fp8_codes.h).
-constexpr bool has_bytes_kernel(size_t pair) { return OfRows::kSpecs[pair].format == Format::mxfp4; }
-// Whether its kernel asks at each group what is wanted, operands or bytes.
-constexpr bool keeps_either(size_t pair) { return !has_operand_kernel(OfRows::kSpecs[pair]); }
+template <size_t kIndex>
+struct RowsOf {
+    static constexpr KernelSpec kSpec = kPairs[kIndex].rows;
+};
+template <size_t kIndex>
+struct ColumnsOf {
+    static constexpr KernelSpec kSpec = kPairs[kIndex].columns;
+};
 
 template <size_t kIndex, bool kOperandOnly>
 void launch_both(const Context& context, const Job& rows, const Job& columns) {
-    using Rows = SpecOf<OfRows, kIndex>;
-    using Columns = SpecOf<OfColumns, kIndex>;
+    using Rows = RowsOf<kIndex>;
+    using Columns = ColumnsOf<kIndex>;
     constexpr unsigned kManyBlocks = 2048, kMostSteps = 4;
     const Squares squares(rows, columns);
     const unsigned steps = std::clamp(squares.across * squares.down / kManyBlocks, 1u, kMostSteps);
@@ -179,23 +188,24 @@ void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& co
     of_row_rotation.template operator()<128>();
 }
 
-bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns, Keep keep) {
-    const size_t pair = pair_of(rows, columns);
-    if (pair == kPairs) return false;
-    return keeps_either(pair) || keep == Keep::operand || (keep == Keep::bytes && has_bytes_kernel(pair));
+bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns) {
+    return place_of(Pair{rows, columns}) < kPairs.size();
 }
 
 void quantize_both_hot(const Context& context, const Job& rows, const Job& columns) {
-    const size_t pair = pair_of(rows.spec, columns.spec);
+    const size_t place = place_of(Pair{rows.spec, columns.spec});
     const auto of = [&]<size_t kIndex>() {
-        if (pair != kIndex) return;
-        if constexpr (has_bytes_kernel(kIndex)) {
-            if (rows.operand == nullptr) return launch_both<kIndex, false>(context, rows, columns);
+        if constexpr (place_of(kPairs[kIndex]) == kIndex) {
+            if (place != kIndex) return;
+            if constexpr (kIndex < kOfGradients.size()) {
+                if (rows.codes == nullptr && columns.codes == nullptr)
+                    return launch_both<kIndex, true>(context, rows, columns);
+            }
+            launch_both<kIndex, false>(context, rows, columns);
         }
-        launch_both<kIndex, !keeps_either(kIndex)>(context, rows, columns);
     };
     [&]<size_t... kIndex>(std::index_sequence<kIndex...>) { (of.template operator()<kIndex>(), ...); }
-    (std::make_index_sequence<kPairs>());
+    (std::make_index_sequence<kPairs.size()>());
 }
 
 }  // namespace nibble::cuda

@@ -253,8 +253,8 @@ void quantize_with_transpose(const Context& context, const Job& job, uint8_t* tr
 bool has_both_amaxes_kernel(const KernelSpec& rows, const KernelSpec& columns);
 void find_both_amaxes_hot(const Context& context, const Job& rows, const Job& columns);
 void find_both_amaxes_any(const Context& context, const Job& rows, const Job& columns);
-// Both operands; keep: what is wanted of both.
-bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns, Keep keep);
+// Both operands.
+bool has_quantize_both_kernel(const KernelSpec& rows, const KernelSpec& columns);
 void quantize_both_hot(const Context& context, const Job& rows, const Job& columns);
 void quantize_both_any(const Context& context, const Job& rows, const Job& columns);
 

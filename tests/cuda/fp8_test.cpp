@@ -308,7 +308,7 @@ TEST_F(Fp8OnAGpu, FoldedCodesAndTheirCountAreThoseOfTheCpu) {
     for (const Element element : {Element::e4m3, Element::e5m2}) {
         for (const int spread : {1, 12, 40, 100}) {
             for (const auto& [rows, cols] :
-                 {std::pair<int64_t, int64_t>{1, 32}, {37, 330}, {512, 1024}, {5, 2080}}) {
+                 {std::pair<int64_t, int64_t>{1, 32}, {37, 330}, {512, 1024}, {5, 4224}}) {
                 const ArenaScope scope(arena), scope_there(gpu().arena);
                 std::vector<float> values = test::normals(rows * cols, 7);
                 for (size_t i = 0; i < values.size(); ++i)

@@ -45,9 +45,9 @@ TEST_P(LinearPartsOnGpu, AGradientIsMaskedTurnedBackAndStoredToTheBit) {
                          std::string(90, '0') + "110101");
     for (const QuantSpec* rotation :
          {static_cast<const QuantSpec*>(nullptr), &one_round, &two_rounds, &small, &plain}) {
-        for (const int64_t cols : {384, 128, 160, 33}) {
+        for (const int64_t cols : {384, 264, 128, 160, 36, 33}) {
             if (rotation != nullptr && cols % rotation->rotation_size != 0) continue;
-            for (const int64_t wanted : {cols, cols - 5}) {
+            for (const int64_t wanted : {cols, cols - 5, cols - 8}) {
                 for (const bool masks : {true, false}) {
                     for (const bool accumulates : {true, false}) {
                         const Twin gradient = Twin::random(DType::f32, {19, cols}, 1);

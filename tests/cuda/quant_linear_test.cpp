@@ -76,7 +76,7 @@ TEST_F(LinearLayers, SplitOffOutliersAsOnTheCpu) {
 
 // Who is shown the operands changes nothing of what is multiplied.
 TEST_F(LinearLayers, AreTheSameToTheBitUnderAnObserver) {
-    for (const char* name : {"quartet2", "quartet", "nvidia", "tetrajet2", "dge-occ"}) {
+    for (const char* name : {"quartet2", "quartet", "nvidia", "halo", "tetrajet2", "dge-occ"}) {
         const Recipe recipe = find_recipe(name);
         QuantLinear layer(recipe, 77, 53, 7);
         const test::LinearInput input = random_input(90, 77, 53);

@@ -68,6 +68,35 @@ TEST_P(QuantisersOfLarge, MatricesGiveTheBytesOfTheCpu) {
     }
 }
 
+constexpr std::string_view kWithFastKernels[] = {
+    "nvfp4 1x16",
+    "nvfp4 1x16 round=stochastic",
+    "nvfp4 1x16 rotate=rht:16",
+    "nvfp4 1x16 round=stochastic rotate=rht:16",
+    "nvfp4 1x16 scale=four-six:mse",
+    "nvfp4 1x16 scale=four-six:mse rotate=rht:16",
+    "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic",
+    "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic rotate=rht:16",
+    "nvfp4 1x16 scale=eden rotate=rht:128",
+    "nvfp4 1x16 scale=eden rotate=rht2:128",
+    "nvfp4 1x16 outer=1x128",
+    "nvfp4 1x16 round=stochastic outer=1x128 rotate=rht:16",
+    "mxfp4 1x32 scale=three-quarters rotate=rht:32",
+    "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32",
+    "mxfp4 1x32 scale=rceil",
+    "mxfp4 1x32 scale=rceil round=stochastic",
+    "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip",
+    "mxfp8:e4m3 1x32",
+    "fp8:e4m3 tensor",
+    "fp8:e5m2 tensor",
+    "log4 tensor round=stochastic",
+    "fp4 tensor",
+    "fp4 tensor rotate=hadamard:128",
+    "fp4 row",
+    "fp4 32x32",
+    "int4 row",
+};
+
 // What products read, alone and beside the bytes, of the specs that have kernels of their own. The numbers of
 // a tensor may be of any size: blocks whose scale is 0, scales of few bits, tensors beyond ordinary ones.
 TEST_F(Quantisers, GiveTheOperandOfTensorsOfAnySize) {
@@ -82,27 +111,7 @@ TEST_F(Quantisers, GiveTheOperandOfTensorsOfAnySize) {
             normals[i] *= block == 0 ? 0.0f : std::ldexp(size, block < 20 ? -block : 0);
         }
         std::vector<Bf16> values = rounded(normals);
-        for (const std::string_view text :
-             {"nvfp4 1x16",
-              "nvfp4 1x16 round=stochastic",
-              "nvfp4 1x16 rotate=rht:16",
-              "nvfp4 1x16 round=stochastic rotate=rht:16",
-              "nvfp4 1x16 scale=four-six:mse",
-              "nvfp4 1x16 scale=four-six:mse rotate=rht:16",
-              "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic",
-              "nvfp4 1x16 scale=four-six:mse range=16/17 round=stochastic rotate=rht:16",
-              "nvfp4 1x16 scale=eden rotate=rht:128",
-              "nvfp4 1x16 scale=eden rotate=rht2:128",
-              "mxfp4 1x32 scale=three-quarters rotate=rht:32",
-              "mxfp4 1x32 scale=three-quarters round=stochastic rotate=rht:32",
-              "mxfp4 1x32 scale=rceil",
-              "mxfp4 1x32 scale=rceil round=stochastic",
-              "mxfp4 1x32 scale=quest:std rotate=hadamard:32 mask=clip",
-              "mxfp8:e4m3 1x32",
-              "log4 tensor round=stochastic",
-              "fp4 tensor",
-              "fp4 tensor rotate=hadamard:128",
-              "int4 row"}) {
+        for (const std::string_view text : kWithFastKernels) {
             const QuantSpec spec = parse_spec(text);
             for (const bool transposed : {false, true}) {
                 const ArenaScope scope(here), scope_there(there);
@@ -133,13 +142,14 @@ TEST_F(Quantisers, GiveTheOperandOfTensorsOfAnySize) {
 // One tensor as two operands, along its rows and along its columns: what they are made of, and how.
 struct BothOf {
     QuantSpec specs[2];
-    Keep keep = Keep::operand;
+    std::array<Keep, 2> keep = {Keep::operand, Keep::operand};
     bool gives_amaxes = false;  // larger ones than those of the tensor
     bool is_padded = false;     // the contractions, further than the specs ask for
 
     std::string name() const {
-        return fmt::format("\"{}\" and \"{}\" of what is {}", to_string(specs[0]), to_string(specs[1]),
-                           keep == Keep::bytes ? "bytes" : "multiplied");
+        const auto kept = [&](size_t i) { return keep[i] == Keep::bytes ? "bytes" : "values"; };
+        return fmt::format("{} of \"{}\" and {} of \"{}\"", kept(0), to_string(specs[0]), kept(1),
+                           to_string(specs[1]));
     }
 };
 class BothOrientations : public OnGpu, public testing::WithParamInterface<std::pair<int64_t, int64_t>> {
@@ -161,7 +171,7 @@ class BothOrientations : public OnGpu, public testing::WithParamInterface<std::p
             const QuantSpec& spec = of.specs[i];
             const int64_t r = i == 0 ? rows : cols, plain = i == 0 ? cols : rows,
                           c = of.is_padded ? (plain / 128 + 2) * 128 : plain;
-            found[i] = allocate_quantized(there, spec, r, c, of.keep);
+            found[i] = allocate_quantized(there, spec, r, c, of.keep[static_cast<size_t>(i)]);
             operands[i] = {&found[i],
                            {.seed = 4, .step = 9, .micro_step = 2, .layer = 3, .gemm = Gemm(1 + i)}};
             operands[i].options.amax = amaxes.as<float>() + i;
@@ -197,7 +207,7 @@ class BothOrientations : public OnGpu, public testing::WithParamInterface<std::p
     }
     static bool can_quantize(const BothOf& of) {
         Arena there(1 << 10, Device::cuda);
-        return can_quantize_both(Context{there}, DType::bf16, of.specs[0], of.specs[1], of.keep);
+        return can_quantize_both(Context{there}, DType::bf16, of.specs[0], of.specs[1]);
     }
 };
 INSTANTIATE_TEST_SUITE_P(Sizes, BothOrientations,
@@ -216,26 +226,48 @@ TEST_P(BothOrientations, OfGradientsOfBuiltInRecipesComeFromOneRead) {
         expect_two_calls_bytes(of);
         expect_two_calls_bytes({.specs = {rows, columns}, .is_padded = true});
         if (!rows.rotates_rows()) expect_two_calls_bytes({.specs = {rows, columns}, .gives_amaxes = true});
-        if (rows.is_mx()) expect_two_calls_bytes({{rows, columns}, Keep::bytes});
+        expect_two_calls_bytes({{rows, columns}, {Keep::bytes, Keep::bytes}});
     }
 }
 
-TEST_P(BothOrientations, OfOtherSpecsComeFromOneReadUnlessBothHaveFastKernels) {
+// The product reads one of them at once; the other is kept for the backward.
+TEST_P(BothOrientations, OfInputsOfBuiltInRecipesComeFromOneRead) {
     int64_t from_one_read = 0;
-    for (size_t i = 0; i < recorded_digests().size(); ++i) {
-        // Each with itself, and with the next.
-        const QuantSpec spec = parse_spec(recorded_digests()[i].spec),
-                        next = parse_spec(recorded_digests()[(i + 1) % recorded_digests().size()].spec);
-        for (const BothOf& of : {BothOf{{spec, spec}}, BothOf{{spec, next}, Keep::bytes}}) {
-            if (!can_quantize(of)) continue;
-            expect_two_calls_bytes(of);
-            ++from_one_read;
-        }
+    for (const Recipe& recipe : builtin_recipes()) {
+        const QuantSpec &rows = recipe.fprop_x.spec, &columns = recipe.wgrad_x.spec;
+        if (recipe.wgrad_x.source != Source::original || !columns.is_quantized()) continue;
+        EXPECT_TRUE(can_quantize({{rows, columns}})) << recipe.name;
+        for (const Keep keep : {Keep::operand, Keep::bytes})
+            expect_two_calls_bytes({{rows, columns}, {keep, Keep::bytes}});
+        ++from_one_read;
     }
-    EXPECT_GT(from_one_read, 60);
+    EXPECT_EQ(from_one_read, 7);
+}
+
+TEST_P(BothOrientations, OfEverySpecComeFromOneRead) {
+    std::vector<std::string_view> specs(std::begin(kWithFastKernels), std::end(kWithFastKernels));
+    for (const RecordedDigest& recorded : recorded_digests()) specs.push_back(recorded.spec);
+    for (const std::string_view text : specs) {
+        const QuantSpec spec = parse_spec(text);
+        EXPECT_TRUE(can_quantize({{spec, spec}})) << text;
+        expect_two_calls_bytes({{spec, spec}});
+    }
     // Coins of scales that eight threads do not share.
     const QuantSpec eden = parse_spec("nvfp4 1x16 scale=eden rotate=rht:128@rows");
     expect_two_calls_bytes({{eden, eden}});
+}
+
+TEST_P(BothOrientations, OfTwoSpecsComeFromOneReadUnlessBothHaveFastKernels) {
+    int64_t from_one_read = 0;
+    for (size_t i = 0; i < recorded_digests().size(); ++i) {
+        const QuantSpec spec = parse_spec(recorded_digests()[i].spec),
+                        next = parse_spec(recorded_digests()[(i + 1) % recorded_digests().size()].spec);
+        const BothOf of = {{spec, next}, {Keep::bytes, Keep::operand}};
+        if (!can_quantize(of)) continue;
+        expect_two_calls_bytes(of);
+        ++from_one_read;
+    }
+    EXPECT_GT(from_one_read, 20);
 }
 
 // The weight gradient's x: the forward's bytes, turned, and what a product multiplies beside the bytes.
@@ -285,6 +317,10 @@ TEST_F(Quantisers, AreReadBackAsTheCpuReadsThem) {
         QuantizedMatrix q = allocate_quantized(here, spec, kRows, kCols),
                         on_gpu = allocate_quantized(there, spec, kRows, kCols);
         quantize(cpu, spec, view_of(values, {kRows, kCols}), {}, q);
+        // Scales that numbers of ordinary size do not have, each in one column of blocks.
+        const uint8_t rare[] = {0, 1, 7, 8, spec.is_mx() ? uint8_t{240} : uint8_t{126}};
+        for (int64_t row = 0; row < q.rows && spec.has_scale_bytes(); ++row)
+            std::ranges::copy(rare, q.scales.as<uint8_t>() + row * q.scales.cols());
         for (const auto part : {&QuantizedMatrix::codes, &QuantizedMatrix::scales,
                                 &QuantizedMatrix::fp32_scales, &QuantizedMatrix::tensor_scale})
             if ((q.*part).data != nullptr) copy(other, q.*part, on_gpu.*part);
