@@ -2,6 +2,7 @@
 // that are measured in the same run.
 #include "cli/bench.h"
 
+#include <deque>
 #include <memory>
 #include <utility>
 
@@ -11,6 +12,7 @@
 #include "gemm/matmul.h"
 #include "nn/nn.h"
 #include "optim/optim.h"
+#include "quant/quantize_both.h"
 #include "train/memory_plan.h"
 #include "train/random_numbers.h"
 #include "train/run_header.h"
@@ -61,6 +63,11 @@ void bench_gemm(const BenchOptions& options) {
     measure("wgrad", [&](Context& c) {
         matmul(c, Operand::transposed(y.tensor()), Operand::transposed(x.tensor()), dw.tensor(), adding);
     });
+    for (const std::string kind : {"nvfp4 outer=1x128", "fp4 32x32"}) {
+        const QuantizedTensor by_groups_x(x, parse_spec(kind)), by_groups_w(w, parse_spec(kind));
+        measure(kind + " fprop",
+                [&](Context& c) { matmul(c, by_groups_x.matrix, by_groups_w.matrix, y.tensor()); });
+    }
     for (const Fp8Sums sums : {Fp8Sums::precise, Fp8Sums::fast}) {
         if (!has_fp8_products(device)) break;
         const std::string kind = sums == Fp8Sums::precise ? "fp8" : "fp8-fast-accumulation";
@@ -92,18 +99,21 @@ void bench_quant(const BenchOptions& options) {
         "move:\n"
         "x once, or twice where its amax comes first, and what is written. Packed bytes{}\n",
         rate * 1e-9, options.tokens, options.in,
-        device == Device::cuda ? "; then the values that products read, of a known amax" : "");
+        device == Device::cuda
+            ? "; then the values that products read, of a known amax, also both from one read"
+            : "");
     const Buffer x = random_tensor(DType::bf16, {options.tokens, options.in}, device, 1);
     const auto count = static_cast<double>(x.tensor().count());
     struct Way {
         const char* name;
-        bool transposed;
+        std::vector<bool> transposed;  // one orientation, or both from one read
         Keep keep;
     };
-    std::vector<Way> ways = {{"rows", false, Keep::bytes}, {"columns", true, Keep::bytes}};
+    std::vector<Way> ways = {{"rows", {false}, Keep::bytes}, {"columns", {true}, Keep::bytes}};
     if (device == Device::cuda)
-        ways.insert(ways.end(),
-                    {{"rows_values", false, Keep::operand}, {"columns_values", true, Keep::operand}});
+        ways.insert(ways.end(), {{"rows_values", {false}, Keep::operand},
+                                 {"columns_values", {true}, Keep::operand},
+                                 {"both_values", {false, true}, Keep::operand}});
     for (const Way& way : ways) fmt::print("{:>15} {:>5}  ", way.name, "share");
     fmt::print("spec\n");
     for (const QuantSpec& spec : specs) {
@@ -112,29 +122,28 @@ void bench_quant(const BenchOptions& options) {
         for (const Way& way : ways) {
             const bool knows_amax = way.keep == Keep::operand;
             if (knows_amax && (!has_exact_operand(spec) || spec.rotates_rows())) continue;
-            Arena arena(device);
-            const int64_t rows = way.transposed ? options.in : options.tokens,
-                          cols = way.transposed ? options.tokens : options.in;
-            {
-                const ArenaScope scope(arena);
-                allocate_quantized(arena, spec, rows, cols, way.keep);
-            }
-            arena.commit();
-            QuantizedMatrix q = allocate_quantized(arena, spec, rows, cols, way.keep);
             size_t bytes = x.bytes() * (spec.takes_amax_of_tensor() && !knows_amax ? 2 : 1);
-            for (const Tensor& part : {q.codes, q.scales, q.fp32_scales, q.mask, q.operand})
-                if (part.data != nullptr) bytes += part.bytes();
-            const Buffer amax(DType::f32, {1}, device);
-            QuantizeOptions how{.transposed = way.transposed};
-            if (knows_amax) {
+            std::deque<QuantizedTensor> made;
+            std::vector<OperandOfBoth> operands;
+            const Buffer amaxes(DType::f32, {2}, device);
+            for (const bool transposed : way.transposed) {
+                QuantizedMatrix& q = made.emplace_back(x, spec, transposed, way.keep).matrix;
+                for (const Tensor& part : {q.codes, q.scales, q.fp32_scales, q.mask, q.operand})
+                    if (part.data != nullptr) bytes += part.bytes();
+                operands.push_back({&q, {.seed = 1}});
+                if (!knows_amax) continue;
                 Arena scratch(size_t{1} << 20, device);
                 Context context{scratch};
-                how.amax = amax.tensor().as<float>();
-                quantize(context, spec, x.tensor(), {.seed = 1}, q, how);
-                how.known_amax = std::exchange(how.amax, nullptr);
+                float* const amax = amaxes.tensor().as<float>() + operands.size() - 1;
+                quantize(context, spec, x.tensor(), {}, q, {.amax = amax, .transposed = transposed});
+                operands.back().options.known_amax = amax;
             }
-            const double seconds = seconds_of(
-                device, [&](Context& context) { quantize(context, spec, x.tensor(), {.seed = 1}, q, how); });
+            const double seconds = seconds_of(device, [&](Context& context) {
+                if (operands.size() == 2) return quantize_both(context, x.tensor(), operands[0], operands[1]);
+                QuantizeOptions how = operands[0].options;
+                how.transposed = way.transposed[0];
+                quantize(context, spec, x.tensor(), operands[0].key, *operands[0].out, how);
+            });
             const double share = static_cast<double>(bytes) / seconds / rate;
             row[way.name] = {{"seconds", seconds}, {"of_copy", share}};
             line += fmt::format("{:>15.1f} {:>5.2f}  ", count / seconds * 1e-9, share);
@@ -419,7 +428,9 @@ void add_bench_command(CLI::App& app) {
         add_size(command, "--out", options->out, "Features that come out");
         return std::pair(command, options);
     };
-    add_layer("gemm", "Products of bf16 operands, in the three layouts of a linear layer", bench_gemm);
+    add_layer("gemm",
+              "Products in the three layouts of a linear layer; of fp32 scales along K and of fp8, too",
+              bench_gemm);
     const auto [layer, layer_options] =
         add_layer("layer", "A linear layer under recipes: weight, forward and backward", bench_layer);
     layer->add_option("RECIPE", layer_options->names, "Built-in recipes (default: all)");

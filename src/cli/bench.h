@@ -83,7 +83,7 @@ Buffer random_integers(Shape shape, int64_t limit, Device device, uint64_t seed)
 
 // A tensor, or its transpose, quantised, in memory of its device.
 struct QuantizedTensor {
-    QuantizedTensor(const Buffer& x, const QuantSpec& spec, bool transposed = false);
+    QuantizedTensor(const Buffer& x, const QuantSpec& spec, bool transposed = false, Keep keep = Keep::bytes);
 
     Arena arena;
     QuantizedMatrix matrix;

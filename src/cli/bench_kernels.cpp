@@ -251,11 +251,9 @@ class KernelBench {
         };
         measure_of("values of nvfp4 bytes", nvfp4, kNvfp4 + kBf16, to_values);
         measure_of("values of mxfp4 bytes", mxfp4, kMxfp4 + kBf16, to_values);
-        measure_of("values of fp32 scales, transposed (jetfire)", parse_spec("fp4 32x32"),
-                   0.5 + kF32 / 32 + kF32, [](Context& c, const QuantizedMatrix& q) {
-                       const Tensor values = c.arena.allocate(DType::f32, {q.padded_cols, q.rows});
-                       dequantize_operand_transposed(c, q, values);
-                   });
+        measure_of("values and fp32 scales transposed (jetfire)", parse_spec("fp4 32x32"),
+                   0.5 + kF32 / 32 + kBf16 + kF32 / 32,
+                   [](Context& c, const QuantizedMatrix& q) { transposed_groups(c, q); });
         measure_of("mxfp4 bytes folded to fp8 codes", mxfp4, kMxfp4 + 1,
                    [](Context& c, const QuantizedMatrix& q) { folded_to_fp8(c, q, Element::e5m2); });
         measure_of("fp8 codes transposed", parse_spec("fp8:e4m3 tensor"), 2,

@@ -29,12 +29,12 @@ Buffer random_integers(Shape shape, int64_t limit, Device device, uint64_t seed)
     return moved(std::move(here), device);
 }
 
-QuantizedTensor::QuantizedTensor(const Buffer& x, const QuantSpec& spec, bool transposed)
+QuantizedTensor::QuantizedTensor(const Buffer& x, const QuantSpec& spec, bool transposed, Keep keep)
     : arena(x.tensor().device) {
     const int64_t rows = x.tensor().rows(), cols = x.tensor().cols();
     Context context{arena};
     const auto make = [&] {
-        matrix = allocate_quantized(arena, spec, transposed ? cols : rows, transposed ? rows : cols);
+        matrix = allocate_quantized(arena, spec, transposed ? cols : rows, transposed ? rows : cols, keep);
         quantize(context, spec, x.tensor(), {.seed = 1}, matrix, {.transposed = transposed});
     };
     {

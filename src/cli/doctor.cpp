@@ -184,7 +184,7 @@ bool print_kernels() {
     }
     bool is_well = true;
     for (const KernelCheck& check : checks) {
-        fmt::print("kernel      {}: off by {:.1e} of the largest number, {:.0e} at most: {}\n", check.name,
+        fmt::print("kernel      {}: off by {:.1e} of the largest number, {:g} at most: {}\n", check.name,
                    check.error, check.most, check.is_well() ? "as on the cpu" : "WRONG");
         is_well = is_well && check.is_well();
     }

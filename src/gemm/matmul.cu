@@ -1,9 +1,11 @@
 // Products by cuBLASLt. Quantised operands are expanded first, which is exact, unless FP8 tensor cores may
 // multiply their codes; scales of the whole operands are the product's alpha; factors of rows and columns are
-// applied to FP32 sums afterwards, or by the library, where it can: in FP8, on Hopper.
+// applied to FP32 sums afterwards, or by the library, where it can: in FP8, on Hopper. FP32 scales that vary
+// along K are for a kernel of our own (group_product.h).
 #include "core/has_gpu.h"
 #include "gemm/cuda_forms.h"
 #include "gemm/gpu_product.h"
+#include "gemm/group_product.h"
 #include "gemm/matmul_shape.h"
 #include "gemm/pack.cuh"
 
@@ -165,6 +167,44 @@ void finish_all(const Context& context, const Finish& f, const Tensor& c) {
     });
 }
 
+// --- FP32 scales along K ---
+
+// Two quantised operands, FP32 scales of one or both of which vary along K, and no factors of lines.
+bool are_multiplied_by_groups(const Operand& a, const Operand& b, const MatmulOptions& options) {
+    if (a.quantized == nullptr || b.quantized == nullptr) return false;
+    if (!has_fp32_values(a) && !has_fp32_values(b)) return false;
+    return options.alpha_row == nullptr && options.alpha_col == nullptr &&
+           row_scales_of(a).shape.rank() == 0 && row_scales_of(b).shape.rank() == 0;
+}
+
+// Without data where the context plans.
+GroupOperand group_operand(Context& context, const QuantizedMatrix& q) {
+    Tensor values = q.operand;
+    if (values.shape.rank() == 0) {
+        values = context.arena.allocate(DType::bf16, {q.rows, q.padded_cols});
+        q.spec.has_fp32_groups() ? dequantize_groups(context, q, values)
+                                 : nibble::dequantize_operand(context, q, values);
+    }
+    if (!q.spec.has_fp32_groups()) return {values.as<Bf16>(), q.padded_cols, nullptr, 0};
+    const Tensor scales = context.arena.allocate(DType::f32, {q.fp32_scales.cols(), q.rows});
+    if (!context.planning()) nibble::transpose(context, q.fp32_scales, scales);
+    return {values.as<Bf16>(), q.padded_cols, scales.as<float>(), q.spec.fp32_block_size()};
+}
+
+void multiply_by_groups(Context& context, const Operand& a, const Operand& b, const Tensor& c,
+                        const MatmulOptions& options) {
+    const Tensor factors = context.arena.allocate(DType::f32, {2});
+    const GroupOperand of_a = group_operand(context, *a.quantized),
+                       of_b = group_operand(context, *b.quantized);
+    if (context.planning()) return;
+    auto* const on_device = reinterpret_cast<Factors*>(factors.data);
+    launch(context, form_factors, 1, 1, 0, options.alpha.value_or(1.0f), ScaleOf(a), ScaleOf(b),
+           options.accumulate ? 1.0f : 0.0f, on_device);
+    // Beyond the smaller padding both have zeros.
+    const int64_t k = std::min(a.quantized->padded_cols, b.quantized->padded_cols);
+    multiply_groups(context, of_a, of_b, k, &on_device->alpha, &on_device->beta, c);
+}
+
 StoredMatrix stored(const Tensor& t, bool is_transposed) {
     return {t.cols(), is_transposed, address_alignment(t.data)};
 }
@@ -175,6 +215,7 @@ void matmul(Context& context, const Operand& a, const Operand& b, const Tensor& 
             const MatmulOptions& options) {
     const MatmulShape shape = shape_of_matmul(a, b, c, options);
     const ArenaScope scope(context.arena);
+    if (are_multiplied_by_groups(a, b, options)) return multiply_by_groups(context, a, b, c, options);
     const Tensor row_scales = row_scales_of(a), col_scales = row_scales_of(b);
     const bool has_lines = options.alpha_row != nullptr || options.alpha_col != nullptr ||
                            row_scales.shape.rank() > 0 || col_scales.shape.rank() > 0;

@@ -3,8 +3,10 @@
 //   C[M, N] = alpha * A[M, K] · B[N, K]ᵀ        both operands K-contiguous ("TN"), as FP4 hardware wants them
 //
 // Products of operands are exact; sums are FP32 in the library's order. Operands whose FP32 scales vary along
-// K (QuantSpec::has_fp32_groups) are rounded once to F32 and multiplied there; scales of rows and tensors are
-// factors of C. This room never decides what is quantised.
+// K (QuantSpec::has_fp32_groups) are rounded once to F32 and multiplied there; or, where both are quantised
+// and neither has scales of rows, a GPU multiplies sums over groups of K by these scales
+// (gemm/group_product.h). Scales of rows and tensors are factors of C. This room never decides what is
+// quantised.
 #pragma once
 
 #include <optional>

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kInFlight = 4;  // accesses of a thread
+constexpr int kWide = 8;      // columns of y of a thread, where rows are multiples of them
 
 // --- quantiles: a radix selection of both ends at once, 11 bits of the ordered elements at a time ---
 
@@ -114,40 +115,41 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// A block has kThreads * kWidth columns of one row of y: it lists the outliers of as many elements of x as it
-// has threads, in their order, and adds their rows of w.
+// A block has kWidth columns of one row of y for each of its threads, at most kThreads: it lists the outliers
+// of as many elements of x as it has threads, in their order, and adds their rows of w.
 template <int kWidth, typename X, typename W, typename Y>
 __global__ void __launch_bounds__(kThreads)
     outliers_kernel(const X* x, int64_t inner, int64_t cols, const float* range, const W* w,
                     const float* product, Y* y) {
-    constexpr int kWarps = kThreads / kWarp;
-    __shared__ int in_warp[kWarps];
-    __shared__ int64_t places[kThreads];
+    __shared__ int in_warp[kThreads / kWarp];
+    __shared__ int places[kThreads];
     __shared__ float rests[kThreads];
-    const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+    const int warp = thread / kWarp, lane = thread % kWarp;
     const float low = range[0], high = range[1];
     const int64_t row = blockIdx.x;
-    const int64_t col = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kWidth;
+    const int64_t col = (int64_t{blockIdx.y} * threads + thread) * kWidth;
     float sums[kWidth] = {};
     if (col < cols) load_floats(product + row * cols + col, sums);
-    for (int64_t first = 0; first < inner; first += kThreads) {
-        const int64_t k = first + threadIdx.x;
+    for (int64_t first = 0; first < inner; first += threads) {
+        const int64_t k = first + thread;
         const float v = k < inner ? to_float(x[row * inner + k]) : low;
         const bool is_outlier = k < inner && !is_inside(v, low, high);
         const unsigned outliers = __ballot_sync(0xffffffffu, is_outlier);
         if (lane == 0) in_warp[warp] = __popc(outliers);
         __syncthreads();
         int place = __popc(outliers & ((1u << lane) - 1)), count = 0;
-        for (int i = 0; i < kWarps; ++i) {
+        for (int i = 0; i < threads / kWarp; ++i) {
             if (i < warp) place += in_warp[i];
             count += in_warp[i];
         }
         if (is_outlier) {
-            places[place] = k;
+            places[place] = static_cast<int>(k);
             rests[place] = v - clamped(v, low, high);
         }
         __syncthreads();
         if (col >= cols) continue;
+#pragma unroll 4
         for (int i = 0; i < count; ++i) {
             float weights[kWidth];
             load_floats(w + places[i] * cols + col, weights);
@@ -208,15 +210,18 @@ void add_outlier_product(Context& context, const Tensor& x, const Tensor& range,
     with_elements(x, [&]<typename X>(const X* values) {
         with_elements(w_transposed, [&]<typename W>(const W* weights) {
             with_elements(y, [&]<typename Y>(Y* out) {
-                const bool wide = fits_width<W>(4, cols, {weights}) && fits_width<Y>(4, cols, {out}) &&
-                                  fits_width<float>(4, cols, {sums});
+                const bool wide = cols % kWide == 0 && fits_width<W>(kPerAccess<W>, cols, {weights}) &&
+                                  fits_width<Y>(kPerAccess<Y>, cols, {out}) &&
+                                  fits_width<float>(kPerAccess<float>, cols, {sums});
                 const auto with = [&](auto width) {
-                    const dim3 grid(static_cast<unsigned>(x.rows()),
-                                    static_cast<unsigned>(divide_up<int64_t>(cols, kThreads * width())));
-                    launch(context, outliers_kernel<width(), X, W, Y>, grid, kThreads, 0, values, x.cols(),
-                           cols, ends, weights, sums, out);
+                    const int64_t blocks = divide_up<int64_t>(cols, kThreads * width()),
+                                  threads = divide_up<int64_t>(cols, blocks * width() * kWarp) * kWarp;
+                    launch(context, outliers_kernel<width(), X, W, Y>,
+                           dim3(static_cast<unsigned>(x.rows()), static_cast<unsigned>(blocks)),
+                           dim3(static_cast<unsigned>(threads)), 0, values, x.cols(), cols, ends, weights,
+                           sums, out);
                 };
-                wide ? with(Constant<4>()) : with(Constant<1>());
+                wide ? with(Constant<kWide>()) : with(Constant<1>());
             });
         });
     });

@@ -44,6 +44,7 @@ enum class Draw : uint8_t { once, each_call };
 bool is_fresh_each_call(const QuantSpec& spec) { return spec.has_signs() && spec.signs == Signs::call; }
 
 // One side of a product as it is multiplied: quantised, or plain with the tensor scale that its values lack.
+// Of both, plain is what an observer is shown.
 struct Factor {
     std::optional<QuantizedMatrix> quantized = {};
     std::optional<FoldedMatrix> folded = {};  // of it, for a product in FP8
@@ -305,9 +306,10 @@ class QuantLinear::Execution {
         const ArenaScope scope(context_.arena);
         const int64_t contraction = std::max(a.contraction(), b.contraction());
         for (Factor* factor : {&a, &b}) {
+            if (factor->plain.shape.rank() > 0)
+                show({layer_.layer_, kOperandNames[factor == &a ? place : other_side(place)], nullptr,
+                      factor->plain, factor->is_transposed, shown(factor->scale), nullptr});
             if (factor->quantized) continue;
-            show({layer_.layer_, kOperandNames[factor == &a ? place : other_side(place)], nullptr,
-                  factor->plain, factor->is_transposed, shown(factor->scale), nullptr});
             factor->plain = factor->is_transposed
                                 ? detail::padded_rows(context_, factor->plain, contraction)
                                 : detail::padded_columns(context_, factor->plain, contraction);
@@ -427,7 +429,7 @@ class QuantLinear::Execution {
             return quantized_factor(kDgradW, q);
         }
         if (transposes_codes(kDgradW)) return {.quantized = weight.dgrad};
-        if (reads_bytes(kDgradW)) return forward_factor(weight.fprop);
+        if (reads_bytes(kDgradW)) return forward_factor(kDgradW, weight.fprop);
         const bool of_fp32 = at(is_of_forward(kDgradW) ? kFpropW : kDgradW).spec.format == Format::fp32;
         return plain_factor(kDgradW, of_fp32 ? weight.master : weight.bf16, true);
     }
@@ -440,7 +442,7 @@ class QuantLinear::Execution {
             return quantized_factor(kWgradX, q);
         }
         if (transposes_codes(kWgradX)) return {.quantized = saved.wgrad_x};
-        if (reads_bytes(kWgradX)) return forward_factor(saved.fprop_x);
+        if (reads_bytes(kWgradX)) return forward_factor(kWgradX, saved.fprop_x);
         return plain_factor(kWgradX, plain_wgrad_x(saved), true);
     }
 
@@ -448,12 +450,22 @@ class QuantLinear::Execution {
         return quantizes(kFpropX) ? saved.fprop_x.rows : saved.x.rows();
     }
 
+    // Whether a GPU multiplies square tiles of the forward by their groups along the other dimension
+    // (gemm/matmul.h).
+    bool multiplies_by_groups(Place place, const QuantSpec& forward) const {
+        return context_.device == Device::cuda && forward.has_fp32_groups() && forward.is_square() &&
+               quantizes(other_side(place)) && !at(other_side(place)).spec.has_row_scales();
+    }
     // What the forward multiplied, read along its other dimension.
-    Factor forward_factor(const QuantizedMatrix& q) const {
+    Factor forward_factor(Place place, const QuantizedMatrix& q) const {
         if (q.spec.has_fp32_scales()) {
-            const Tensor values = context_.arena.allocate(DType::f32, {q.padded_cols, q.rows});
-            dequantize_operand_transposed(context_, q, values);
-            return {.plain = values, .scale = q.tensor_scale};
+            Factor factor;
+            if (multiplies_by_groups(place, q.spec)) factor.quantized = transposed_groups(context_, q);
+            if (factor.quantized && !layer_.observer_) return factor;
+            factor.plain = context_.arena.allocate(DType::f32, {q.padded_cols, q.rows});
+            factor.scale = q.tensor_scale;
+            dequantize_operand_transposed(context_, q, factor.plain);
+            return factor;
         }
         if (q.operand.shape.rank() > 0)
             return {.plain = q.operand, .is_transposed = true, .scale = q.tensor_scale};

@@ -14,6 +14,8 @@ bool requantize_transposed(Context& context, const QuantizedMatrix& forward, con
                            QuantizedMatrix& out, const QuantizeOptions& options);
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out);
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out);
+void dequantize_groups(Context& context, const QuantizedMatrix& q, const Tensor& out);
+void transpose_groups(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out);
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out);
 void rotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds);
 void unrotate(Context& context, int size, const SignBits& signs, const Tensor& x, int rounds);

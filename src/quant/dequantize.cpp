@@ -22,13 +22,16 @@ std::array<float, kCodes> code_values(Element element) {
 void store(float value, Bf16& to) { to = {static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16)}; }
 void store(float value, float& to) { to = value; }
 
-// Calls body(row, first column, values, count) for every block of every row; values = code * scale, with the
-// scales of rows or without.
+// Which FP32 scales are in the values: none, those that vary along the columns, or those of rows, too.
+enum class Fp32Scales : uint8_t { none, groups, all };
+
+// Calls body(row, first column, values, count) for every block of every row; values = code * scale.
 template <typename Body>
-void for_each_block(const QuantizedMatrix& q, bool with_row_scales, Body&& body) {
+void for_each_block(const QuantizedMatrix& q, Fp32Scales which, Body&& body) {
     const auto values = code_values(q.spec.element);
     const int block = q.spec.block_size(), bits = q.spec.code_bits();
-    const bool with_fp32 = q.spec.has_fp32_groups() || (with_row_scales && q.spec.has_row_scales());
+    const bool with_fp32 = (which != Fp32Scales::none && q.spec.has_fp32_groups()) ||
+                           (which == Fp32Scales::all && q.spec.has_row_scales());
     const int64_t grain = std::max<int64_t>(rows_per_task(q.padded_cols), 16);
     parallel_for(q.rows, grain, [&](int64_t begin, int64_t end) {
         float operand[128];
@@ -59,8 +62,8 @@ void check_output(const QuantizedMatrix& q, const Tensor& out, int64_t rows, int
 }
 
 template <typename T>
-void dequantize_rows(const QuantizedMatrix& q, T* out) {
-    for_each_block(q, false, [&](int64_t row, int64_t col, const float* values, int count) {
+void dequantize_rows(const QuantizedMatrix& q, Fp32Scales which, T* out) {
+    for_each_block(q, which, [&](int64_t row, int64_t col, const float* values, int count) {
         T* to = out + row * q.padded_cols + col;
         for (int i = 0; i < count; ++i) store(values[i], to[i]);
     });
@@ -85,11 +88,21 @@ void dequantize_elements(const QuantizedMatrix& q, T* out) {
     q.spec.code_bits() == 8 ? look_up.template operator()<1>() : look_up.template operator()<2>();
 }
 
+// out: [padded_cols, stride], of which q.rows columns are written.
 template <typename T>
-void dequantize_columns(const QuantizedMatrix& q, T* out) {
-    for_each_block(q, true, [&](int64_t row, int64_t col, const float* values, int count) {
-        for (int i = 0; i < count; ++i) store(values[i], out[(col + i) * q.rows + row]);
+void dequantize_columns(const QuantizedMatrix& q, Fp32Scales which, int64_t stride, T* out) {
+    for_each_block(q, which, [&](int64_t row, int64_t col, const float* values, int count) {
+        for (int i = 0; i < count; ++i) store(values[i], out[(col + i) * stride + row]);
     });
+}
+
+void transpose_groups(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out) {
+    NIBBLE_ON_CUDA(context, transpose_groups(context, q, out));
+    fill_zero(context, out.operand);
+    dequantize_columns(q, Fp32Scales::none, out.padded_cols, out.operand.as<Bf16>());
+    const int64_t groups = out.fp32_scales.cols();
+    for (int64_t i = 0; i < out.fp32_scales.count(); ++i)
+        out.fp32_scales.as<float>()[i] = fp32_scale_at(q, i % groups * q.spec.fp32_block_size(), i / groups);
 }
 
 constexpr int64_t kGrain = 32;  // rows; a kernel's block has at most as many
@@ -112,8 +125,35 @@ void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor
     NIBBLE_ON_CUDA(context, dequantize_operand(context, q, out));
     if (dequantize_fast(q, out, false)) return;
     const bool has_scales = q.spec.has_scale_bytes() || q.spec.has_fp32_groups();
-    with_elements(
-        out, [&](auto* values) { has_scales ? dequantize_rows(q, values) : dequantize_elements(q, values); });
+    with_elements(out, [&](auto* values) {
+        has_scales ? dequantize_rows(q, Fp32Scales::groups, values) : dequantize_elements(q, values);
+    });
+}
+
+void dequantize_groups(Context& context, const QuantizedMatrix& q, const Tensor& out) {
+    check_output(q, out, q.rows, q.padded_cols, false);
+    require(out.dtype == DType::bf16 && q.spec.has_fp32_groups(),
+            "values of \"{}\" in {} are not what dequantize_groups() makes", to_string(q.spec),
+            name_of(out.dtype));
+    if (context.planning()) return;
+    NIBBLE_ON_CUDA(context, dequantize_groups(context, q, out));
+    dequantize_rows(q, Fp32Scales::none, out.as<Bf16>());
+}
+
+QuantizedMatrix transposed_groups(Context& context, const QuantizedMatrix& q) {
+    require(q.spec.has_fp32_groups() && q.spec.is_square() && q.codes.shape.rank() > 0,
+            "a matrix of \"{}\" has no square tiles with FP32 scales to transpose", to_string(q.spec));
+    QuantizedMatrix out;
+    out.spec = q.spec;
+    out.rows = q.padded_cols;
+    out.cols = q.rows;
+    out.padded_cols = q.spec.padded(q.rows);
+    out.tensor_scale = q.tensor_scale;
+    out.operand = context.arena.allocate(DType::bf16, {out.rows, out.padded_cols});
+    out.fp32_scales =
+        context.arena.allocate(DType::f32, {out.rows, out.padded_cols / q.spec.fp32_block_size()});
+    if (!context.planning()) transpose_groups(context, q, out);
+    return out;
 }
 
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out) {
@@ -121,7 +161,7 @@ void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, c
     if (context.planning()) return;
     NIBBLE_ON_CUDA(context, dequantize_operand_transposed(context, q, out));
     if (dequantize_fast(q, out, true)) return;
-    with_elements(out, [&](auto* values) { dequantize_columns(q, values); });
+    with_elements(out, [&](auto* values) { dequantize_columns(q, Fp32Scales::all, q.rows, values); });
 }
 
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out) {
@@ -130,7 +170,7 @@ void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out) {
     NIBBLE_ON_CUDA(context, dequantize(context, q, out));
     const float tensor_scale = *q.tensor_scale_ptr();
     float* values = out.as<float>();
-    for_each_block(q, true, [&](int64_t row, int64_t col, const float* operand, int count) {
+    for_each_block(q, Fp32Scales::all, [&](int64_t row, int64_t col, const float* operand, int count) {
         float* to = values + row * q.padded_cols + col;
         for (int i = 0; i < count; ++i) to[i] = operand[i] * tensor_scale;
     });

@@ -106,28 +106,44 @@ __global__ void __launch_bounds__(kFastThreads)
     }
 }
 
-// out [padded_cols, rows], through a tile in shared memory.
+// out [padded_cols, stride], through a tile in shared memory; zeros beyond the rows.
 template <typename T>
 __global__ void __launch_bounds__(kRows* kGroups)
-    dequantize_transposed_kernel(const __grid_constant__ Source q, T* out) {
+    dequantize_transposed_kernel(const __grid_constant__ Source q, T* out, int64_t stride) {
     using Tile = TransposedTile<T, kRows>;
     __shared__ T tile[Tile::kCount];
-    const int64_t row_tiles = divide_up<int64_t>(q.rows, kRows);
+    const int64_t row_tiles = divide_up<int64_t>(stride, kRows);
     const int64_t first_row = blockIdx.x % row_tiles * kRows, first_col = blockIdx.x / row_tiles * kTileCols;
     const int row = static_cast<int>(threadIdx.x) / kGroups, group = static_cast<int>(threadIdx.x) % kGroups;
     const int64_t col = first_col + group * kGroup;
-    if (first_row + row < q.rows && col < q.padded_cols) {
-        float values[kGroup];
-        decode_group(q, first_row + row, col, values);
+    if (col < q.padded_cols) {
+        float values[kGroup] = {};
+        if (first_row + row < q.rows) decode_group(q, first_row + row, col, values);
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) put(values[i], tile[Tile::at(group * kGroup + i, row)]);
     }
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < kTileCols * kRows; i += kRows * kGroups) {
         const int k = i / kRows, r = i % kRows;
-        if (first_col + k >= q.padded_cols || first_row + r >= q.rows) continue;
-        out[(first_col + k) * q.rows + first_row + r] = tile[Tile::at(k, r)];
+        if (first_col + k >= q.padded_cols || first_row + r >= stride) continue;
+        out[(first_col + k) * stride + first_row + r] = tile[Tile::at(k, r)];
     }
+}
+
+template <typename T>
+void dequantize_transposed(const Context& context, const Source& q, T* out, int64_t stride) {
+    const int64_t tiles = divide_up<int64_t>(stride, kRows) * divide_up<int64_t>(q.padded_cols, kTileCols);
+    launch(context, dequantize_transposed_kernel<T>, dim3(static_cast<unsigned>(tiles)),
+           dim3(kRows * kGroups), 0, q, out, stride);
+}
+
+// Scales of square tiles, which every row of a tile repeats: to[col, group] <- from[group * tile, col /
+// tile].
+__global__ void transpose_scales_kernel(const float* from, int64_t from_groups, int tile, int64_t count,
+                                        int64_t to_groups, float* to) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    to[i] = from[i % to_groups * tile * from_groups + i / to_groups / tile];
 }
 
 template <typename T>
@@ -137,22 +153,29 @@ void dequantize_rows(const Context& context, const Source& q, T* out) {
     launch(context, dequantize_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, q, out);
 }
 
+void dequantize_e2m1(const Context& context, const QuantizedMatrix& q, Bf16* out) {
+    const int64_t count = q.rows * q.padded_cols / 8;
+    const int shift = std::countr_zero(static_cast<unsigned>(q.spec.block_size()) / 8);
+    launch(context, dequantize_e2m1_kernel,
+           dim3(static_cast<unsigned>(divide_up<int64_t>(count, kFastThreads * kFastPieces))),
+           dim3(kFastThreads), 0, reinterpret_cast<const uint32_t*>(q.codes.as<uint8_t>()),
+           q.scales.as<uint8_t>(), q.spec.is_mx(), shift, count, reinterpret_cast<uint4*>(out));
+}
+
 }  // namespace
 
 void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor& out) {
-    const bool is_e2m1 = q.spec.element == Element::e2m1 && q.spec.has_scale_bytes();
-    if (is_e2m1 && !q.spec.has_fp32_groups() && out.dtype == DType::bf16) {
-        const int64_t count = out.count() / 8;
-        const int shift = std::countr_zero(static_cast<unsigned>(q.spec.block_size()) / 8);
-        launch(context, dequantize_e2m1_kernel,
-               dim3(static_cast<unsigned>(divide_up<int64_t>(count, kFastThreads * kFastPieces))),
-               dim3(kFastThreads), 0, reinterpret_cast<const uint32_t*>(q.codes.as<uint8_t>()),
-               q.scales.as<uint8_t>(), q.spec.is_mx(), shift, count,
-               reinterpret_cast<uint4*>(out.as<Bf16>()));
-        return;
-    }
+    if (q.spec.element == Element::e2m1 && q.spec.has_scale_bytes() && !q.spec.has_fp32_groups() &&
+        out.dtype == DType::bf16)
+        return dequantize_e2m1(context, q, out.as<Bf16>());
     const Source source(q, q.spec.has_fp32_groups(), false);
     with_elements(out, [&](auto* values) { dequantize_rows(context, source, values); });
+}
+
+void dequantize_groups(Context& context, const QuantizedMatrix& q, const Tensor& out) {
+    if (q.spec.element == Element::e2m1 && q.spec.has_scale_bytes())
+        return dequantize_e2m1(context, q, out.as<Bf16>());
+    dequantize_rows(context, Source(q, false, false), out.as<Bf16>());
 }
 
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out) {
@@ -161,11 +184,16 @@ void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out) {
 
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out) {
     const Source source(q, q.spec.has_fp32_scales(), false);
-    const int64_t tiles = divide_up<int64_t>(q.rows, kRows) * divide_up<int64_t>(q.padded_cols, kTileCols);
-    with_elements(out, [&]<typename T>(T* values) {
-        launch(context, dequantize_transposed_kernel<T>, dim3(static_cast<unsigned>(tiles)),
-               dim3(kRows * kGroups), 0, source, values);
-    });
+    with_elements(out, [&](auto* values) { dequantize_transposed(context, source, values, q.rows); });
+}
+
+void transpose_groups(Context& context, const QuantizedMatrix& q, const QuantizedMatrix& out) {
+    constexpr int kThreads = 256;
+    dequantize_transposed(context, Source(q, false, false), out.operand.as<Bf16>(), out.padded_cols);
+    const int64_t count = out.fp32_scales.count();
+    launch(context, transpose_scales_kernel, dim3(static_cast<unsigned>(divide_up<int64_t>(count, kThreads))),
+           kThreads, 0, q.fp32_scales.as<float>(), q.fp32_scales.cols(), q.spec.fp32_block_size(), count,
+           out.fp32_scales.cols(), out.fp32_scales.as<float>());
 }
 
 }  // namespace nibble::cuda

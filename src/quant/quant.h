@@ -109,6 +109,12 @@ void dequantize_operand(Context& context, const QuantizedMatrix& q, const Tensor
 // The same transposed, for a product over the rows: out [padded_cols, rows]. Scales of rows vary along it, so
 // they are in the values (has_fp32_scales), and out is F32.
 void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, const Tensor& out);
+// What a product reads that applies FP32 scales to its sums over groups (has_fp32_groups): code * scale
+// without them, exact in BF16. out: BF16 [rows, padded_cols].
+void dequantize_groups(Context& context, const QuantizedMatrix& q, const Tensor& out);
+// The transpose of square tiles with FP32 scales, as that product reads it: values as dequantize_groups()
+// makes them in `operand`, and FP32 scales; no codes. Allocates from context.arena.
+QuantizedMatrix transposed_groups(Context& context, const QuantizedMatrix& q);
 // Full values fl((code * scale) * tensor_scale), F32 [rows, padded_cols], in the rotated space;
 // fl(fl((code * scale) * FP32 scale) * tensor_scale) where there are FP32 scales.
 void dequantize(Context& context, const QuantizedMatrix& q, const Tensor& out);

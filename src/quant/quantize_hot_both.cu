@@ -43,10 +43,10 @@ __global__ void __launch_bounds__(kStreamThreads)
 
 // The host says how large it is: nothing in it may be laid out otherwise there, as empty members are with
 // [[no_unique_address]].
-template <typename OfRows, typename OfColumns, bool kOperandOnly>
+template <typename OfRows, bool kRowsOperandOnly, typename OfColumns, bool kColumnsOperandOnly>
 struct SharedOfQuantisers {
-    using Rows = QuantiserOf<OfRows, kOperandOnly>;
-    using Columns = QuantiserOf<OfColumns, kOperandOnly>;
+    using Rows = QuantiserOf<OfRows, kRowsOperandOnly>;
+    using Columns = QuantiserOf<OfColumns, kColumnsOperandOnly>;
     using SquareOf = Square<OfRows::kSpec.rotation != 0, OfColumns::kSpec.rotation != 0>;
 
     typename SquareOf::Shared square;
@@ -57,11 +57,11 @@ struct SharedOfQuantisers {
 
 // A thread block has `steps` squares, one below the other. A stream along columns keeps lines ahead in
 // registers, a square does not: those that are enough along the rows are enough.
-template <typename OfRows, typename OfColumns, bool kOperandOnly>
+template <typename OfRows, bool kRowsOperandOnly, typename OfColumns, bool kColumnsOperandOnly>
 __global__ void __launch_bounds__(kStreamThreads, blocks_of_multiprocessor(OfRows::kSpec, false))
     quantize_both_kernel(const __grid_constant__ Job rows, const __grid_constant__ Job columns,
                          const __grid_constant__ Squares squares, unsigned steps) {
-    using Shared = SharedOfQuantisers<OfRows, OfColumns, kOperandOnly>;
+    using Shared = SharedOfQuantisers<OfRows, kRowsOperandOnly, OfColumns, kColumnsOperandOnly>;
     auto& shared = *dynamic_shared<Shared>();
     typename Shared::SquareOf square(rows, columns, shared.square);
     typename Shared::Rows of_rows(rows, shared.rows, shared.far);
@@ -111,6 +111,7 @@ constexpr std::array kOfGradients = {
     alike(rounded_up(stochastic(kMxfp4))),
 };
 // Inputs of layers that are quantised for the forward and, along their columns, for the weight gradient.
+// These have kernels that write operands alone for the forward.
 constexpr std::array kOfInputs = {
     Pair{kNvfp4, rotated(kNvfp4, 16)},
     Pair{kNvfp4, stochastic(kNvfp4)},
@@ -141,16 +142,17 @@ struct ColumnsOf {
     static constexpr KernelSpec kSpec = kPairs[kIndex].columns;
 };
 
-template <size_t kIndex, bool kOperandOnly>
+template <size_t kIndex, bool kRowsOperandOnly, bool kColumnsOperandOnly>
 void launch_both(const Context& context, const Job& rows, const Job& columns) {
     using Rows = RowsOf<kIndex>;
     using Columns = ColumnsOf<kIndex>;
     constexpr unsigned kManyBlocks = 2048, kMostSteps = 4;
     const Squares squares(rows, columns);
     const unsigned steps = std::clamp(squares.across * squares.down / kManyBlocks, 1u, kMostSteps);
-    launch_squares(context, quantize_both_kernel<Rows, Columns, kOperandOnly>,
+    launch_squares(context, quantize_both_kernel<Rows, kRowsOperandOnly, Columns, kColumnsOperandOnly>,
                    int64_t{squares.across} * divide_up(squares.down, steps),
-                   sizeof(SharedOfQuantisers<Rows, Columns, kOperandOnly>), rows, columns, squares, steps);
+                   sizeof(SharedOfQuantisers<Rows, kRowsOperandOnly, Columns, kColumnsOperandOnly>), rows,
+                   columns, squares, steps);
 }
 
 }  // namespace
@@ -197,11 +199,16 @@ void quantize_both_hot(const Context& context, const Job& rows, const Job& colum
     const auto of = [&]<size_t kIndex>() {
         if constexpr (place_of(kPairs[kIndex]) == kIndex) {
             if (place != kIndex) return;
-            if constexpr (kIndex < kOfGradients.size()) {
+            constexpr bool kIsOfGradients = kIndex < kOfGradients.size(),
+                           kIsOfInputs = !kIsOfGradients && kIndex < kOfGradients.size() + kOfInputs.size();
+            if constexpr (kIsOfGradients) {
                 if (rows.codes == nullptr && columns.codes == nullptr)
-                    return launch_both<kIndex, true>(context, rows, columns);
+                    return launch_both<kIndex, true, true>(context, rows, columns);
             }
-            launch_both<kIndex, false>(context, rows, columns);
+            if constexpr (kIsOfInputs && has_operand_kernel(kPairs[kIndex].rows)) {
+                if (rows.codes == nullptr) return launch_both<kIndex, true, false>(context, rows, columns);
+            }
+            launch_both<kIndex, false, false>(context, rows, columns);
         }
     };
     [&]<size_t... kIndex>(std::index_sequence<kIndex...>) { (of.template operator()<kIndex>(), ...); }

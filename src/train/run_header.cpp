@@ -61,6 +61,9 @@ std::string executed(Device device, const AllowedProducts& allowed, bool fits_fp
     const bool reads_forward = b.source != Source::original && !b.spec.is_quantized();
     const bool has_fp32_scales =
         a.spec.has_fp32_groups() || b.spec.has_fp32_groups() || (reads_forward && forward.has_fp32_scales());
+    const bool by_groups = device == Device::cuda && has_fp32_scales && a.spec.is_quantized() &&
+                           b.spec.is_quantized() && !a.spec.has_row_scales() && !b.spec.has_row_scales();
+    if (by_groups) return "emulated: exact products in bf16, sums of groups times their scales in f32";
     const bool wide = has_fp32_scales || a.spec.format == Format::fp32 || b.spec.format == Format::fp32;
     return fmt::format(
         "{} in {}, sums in f32",

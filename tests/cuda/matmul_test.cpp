@@ -162,6 +162,26 @@ TEST_F(Products, OfQuantisedOperandsAreTheCpus) {
     }
 }
 
+// Tensor cores sum a group, FP32 the groups; the CPU rounds values with their scales to F32.
+TEST_F(Products, OfGroupsWithFp32ScalesAreTheCpus) {
+    const char *const outer = "nvfp4 outer=1x128", *const tiles = "fp4 32x32", *const e4m3 = "fp8:e4m3 1x128";
+    const std::pair<const char*, const char*> pairs[] = {
+        {outer, outer}, {tiles, tiles},   {e4m3, "fp8:e4m3 128x128"}, {outer, tiles},
+        {e4m3, outer},  {outer, "nvfp4"}, {"int4 tensor", tiles},     {"mxfp4 scale=three-quarters", e4m3}};
+    for (const auto& [a, b] : pairs) {
+        for (const Size size : {Size{1, 1, 1}, Size{33, 70, 40}, Size{128, 256, 256}, Size{130, 259, 1000},
+                                Size{257, 64, 96}}) {
+            Product p{size, {DType::f32, false, a}, {DType::f32, false, b}};
+            expect_as_on_the_cpu(p);
+            p.has_alpha = p.accumulates = true;
+            expect_as_on_the_cpu(p);
+            p.accumulates = false;
+            p.result = DType::bf16;
+            expect_as_on_the_cpu(p);
+        }
+    }
+}
+
 TEST_F(Products, AreMultipliedByScalesAlphaAndFactorsOfRowsAndColumns) {
     for (const Size size : {Size{64, 128, 96}, Size{33, 70, 321}}) {
         for (int which = 0; which < 16; ++which) {

@@ -337,7 +337,20 @@ TEST_F(Quantisers, AreReadBackAsTheCpuReadsThem) {
         expect_same(dequantize, DType::f32, rows, "values");
         expect_same(dequantize_operand, DType::f32, rows, "F32 operand");
         expect_same(dequantize_operand_transposed, DType::f32, columns, "transposed F32 operand");
-        if (!spec.has_fp32_groups()) expect_same(dequantize_operand, DType::bf16, rows, "BF16 operand");
+        if (spec.has_fp32_groups())
+            expect_same(dequantize_groups, DType::bf16, rows, "values of groups");
+        else
+            expect_same(dequantize_operand, DType::bf16, rows, "BF16 operand");
+        if (spec.has_fp32_groups() && spec.is_square()) {
+            const QuantizedMatrix expected = transposed_groups(cpu, q),
+                                  found = transposed_groups(other, on_gpu);
+            for (const auto part : {&QuantizedMatrix::operand, &QuantizedMatrix::fp32_scales}) {
+                const Tensor back = here.allocate((found.*part).dtype, (found.*part).shape);
+                copy(other, found.*part, back);
+                EXPECT_TRUE(bytes_of(expected.*part) == bytes_of(back))
+                    << "transposed groups of " << recorded.spec;
+            }
+        }
         if (!spec.has_fp32_scales())
             expect_same(dequantize_operand_transposed, DType::bf16, columns, "transposed BF16 operand");
     }

@@ -317,6 +317,47 @@ TEST(Quantize, OperandsHoldTheScalesThatVaryAlongTheContraction) {
     }
 }
 
+// What a product by groups reads: FP32 scales apart, and of square tiles also transposed, padded with zeros.
+TEST(Quantize, ValuesOfGroupsTimesTheirFp32ScalesAreTheOperand) {
+    Matrix x{40, 200, test::normals(40 * 200, 21)};
+    int64_t squares = 0;
+    for (const std::string& text : kSpecs) {
+        const Quantized q(text, x.tensor(), {.seed = 3});
+        const QuantizedMatrix& m = q.matrix();
+        if (!m.spec.has_fp32_groups()) continue;
+        const auto count = static_cast<size_t>(q.rows() * q.cols());
+        std::vector<float> operand(count);
+        std::vector<Bf16> groups(count);
+        Arena arena(1 << 20);
+        Context context{arena};
+        dequantize_operand(context, m, view_of(operand, {q.rows(), q.cols()}));
+        dequantize_groups(context, m, view_of(groups, {q.rows(), q.cols()}));
+        for (int64_t r = 0; r < q.rows(); ++r) {
+            for (int64_t k = 0; k < q.cols(); ++k) {
+                const auto i = static_cast<size_t>(r * q.cols() + k);
+                ASSERT_EQ(bf16_decode(groups[i]) * q.fp32_scale(r, k), operand[i]) << text;
+            }
+        }
+        if (!m.spec.is_square()) continue;
+        const QuantizedMatrix t = transposed_groups(context, m);
+        ASSERT_EQ(t.rows, q.cols());
+        ASSERT_EQ(t.padded_cols, m.spec.padded(q.rows()));
+        const int64_t tile = m.spec.fp32_block_size();
+        for (int64_t k = 0; k < t.rows; ++k) {
+            for (int64_t r = 0; r < t.padded_cols; ++r) {
+                const Bf16 value = t.operand.as<Bf16>()[k * t.padded_cols + r];
+                const float scale = t.fp32_scales.as<float>()[k * t.fp32_scales.cols() + r / tile];
+                const bool is_there = r < q.rows();
+                ASSERT_EQ(value.bits, is_there ? groups[static_cast<size_t>(r * q.cols() + k)].bits : 0)
+                    << text;
+                if (is_there) ASSERT_EQ(scale, q.fp32_scale(r, k)) << text;
+            }
+        }
+        ++squares;
+    }
+    EXPECT_GE(squares, 2);
+}
+
 // --- what a call refuses ---
 
 std::string error_of(std::string_view spec, const Tensor& x, std::string_view name = "x") {
