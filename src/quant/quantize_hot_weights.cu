@@ -1,5 +1,6 @@
-// The fast kernels for weights, in F32: once for each update of them. Those that a recipe also quantises
-// along their columns are few, for most recipes take the forward's bytes there.
+// The fast kernels for F32: weights, once for each update of them, and what is made of FP32 scales or is the
+// result of a product. Those that a recipe also quantises along their columns are few, for most recipes take
+// the forward's bytes there.
 #include "quant/quantize_hot.cuh"
 
 namespace nibble::cuda {
@@ -7,6 +8,8 @@ namespace nibble::cuda {
 namespace {
 
 using namespace hot;
+
+constexpr KernelSpec kOuterRotated = rotated(outer(stochastic(kNvfp4)), 16);
 
 struct OfWeights {
     static constexpr std::array kSpecs = {
@@ -20,6 +23,9 @@ struct OfWeights {
         fp8(Element::e4m3),
         by_row(Format::int4, Element::int4),
         by_row(Format::fp4, Element::e2m1),
+        square(kFp4, 32),
+        outer(kNvfp4),
+        kOuterRotated,
     };
 };
 
@@ -41,8 +47,12 @@ void find_amax_of_weights_hot(const Context& context, const Job& job, bool trans
     if (transposed) return launch_stream<Columns>(context, amax_stream_kernel<0, 0, Columns>, job);
     if (job.spec.rotation == 0)
         return launch_stream<Rows<false>>(context, amax_stream_kernel<0, 0, Rows<false>>, job);
-    constexpr int kOfQuest = quest(kMxfp4).rotation;
-    launch_stream<Rows<true>>(context, amax_stream_kernel<kOfQuest, 1, Rows<true>>, job);
+    const auto launch_amax = [&]<int kRotation>() {
+        if (job.spec.rotation == kRotation)
+            launch_stream<Rows<true>>(context, amax_stream_kernel<kRotation, 1, Rows<true>>, job);
+    };
+    launch_amax.template operator()<quest(kMxfp4).rotation>();
+    launch_amax.template operator()<kOuterRotated.rotation>();
 }
 
 void quantize_weights_hot(const Context& context, const Job& job, bool transposed) {

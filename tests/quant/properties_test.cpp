@@ -350,7 +350,9 @@ TEST(Quantize, ValuesOfGroupsTimesTheirFp32ScalesAreTheOperand) {
                 const bool is_there = r < q.rows();
                 ASSERT_EQ(value.bits, is_there ? groups[static_cast<size_t>(r * q.cols() + k)].bits : 0)
                     << text;
-                if (is_there) ASSERT_EQ(scale, q.fp32_scale(r, k)) << text;
+                if (is_there) {
+                    ASSERT_EQ(scale, q.fp32_scale(r, k)) << text;
+                }
             }
         }
         ++squares;
