@@ -164,26 +164,8 @@ std::string ways_of(const Recipe& recipe, Device device, const AllowedProducts& 
 
 // The other kernels of a training step, against the CPU.
 bool print_kernels() {
-    std::vector<KernelCheck> checks = {check_modifiers()};
-    for (const DType gradients : {DType::f32, DType::bf16})
-        for (const DType moments : {DType::f32, DType::bf16})
-            checks.push_back(check_update(gradients, moments));
-    for (const DType activations : {DType::f32, DType::bf16}) {
-        for (KernelCheck& check : check_kernels({activations})) checks.push_back(std::move(check));
-        checks.push_back(check_attention(activations, false));
-    }
-    for (const Recipe& recipe : builtin_recipes()) checks.push_back(check_layer(recipe));
-    for (const bool fast : {false, true}) {
-        if (!has_fp8_products(Device::cuda)) break;
-        const AllowedProducts allowed = {.fp8 = true, .fp8_folded = true, .fp8_fast_accumulation = fast};
-        for (const Recipe& recipe : builtin_recipes())
-            if (ways_of(recipe, Device::cuda, allowed) != ways_of(recipe, Device::cuda))
-                checks.push_back(check_layer(recipe, allowed));
-        for (const DType activations : {DType::f32, DType::bf16})
-            checks.push_back(check_head(activations, {.operands = HeadOperands::fp8, .fp8 = allowed.sums()}));
-    }
     bool is_well = true;
-    for (const KernelCheck& check : checks) {
+    for (const KernelCheck& check : check_everything()) {
         fmt::print("kernel      {}: off by {:.1e} of the largest number, {:g} at most: {}\n", check.name,
                    check.error, check.most, check.is_well() ? "as on the cpu" : "WRONG");
         is_well = is_well && check.is_well();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <limits>
 
 #include "core/cuda.h"
@@ -102,6 +103,15 @@ KernelCheck compare(std::string_view name, DType activations, double most, const
 }
 // What is wrong is wrong by much more; another order of sums gives 5e-6, and in BF16 6e-3.
 double most_of(DType activations) { return activations == DType::bf16 ? 0x1p-5 : 1e-4; }
+
+// Whether FP8 tensor cores make a product of a layer.
+bool multiplies_in_fp8(const Recipe& recipe, const AllowedProducts& allowed) {
+    const auto is_in_fp8 = [&](const OperandSpec& a, const OperandSpec& b) {
+        return product_way(a, b, allowed, Device::cuda) != ProductWay::emulated;
+    };
+    return is_in_fp8(recipe.fprop_x, recipe.fprop_w) || is_in_fp8(recipe.dgrad_dy, recipe.dgrad_w) ||
+           is_in_fp8(recipe.wgrad_dy, recipe.wgrad_x);
+}
 
 }  // namespace
 
@@ -272,12 +282,7 @@ KernelCheck check_modifiers() {
 KernelCheck check_layer(const Recipe& recipe, const AllowedProducts& allowed) {
     constexpr int64_t kIn = 256, kOut = 384;
     // Operands have the same bytes: what is left is the order of FP32 sums, or the narrower ones of FP8.
-    const auto is_in_fp8 = [&](const OperandSpec& a, const OperandSpec& b) {
-        return product_way(a, b, allowed, Device::cuda) != ProductWay::emulated;
-    };
-    const bool is_narrow = is_in_fp8(recipe.fprop_x, recipe.fprop_w) ||
-                           is_in_fp8(recipe.dgrad_dy, recipe.dgrad_w) ||
-                           is_in_fp8(recipe.wgrad_dy, recipe.wgrad_x);
+    const bool is_narrow = multiplies_in_fp8(recipe, allowed);
     const double most = !is_narrow ? 1e-4 : allowed.fp8_fast_accumulation ? 1e-1 : 2e-2;
     const QuantLinear layer(recipe, kIn, kOut, 3, allowed);
     const char* const how = !is_narrow                      ? ""
@@ -298,6 +303,27 @@ KernelCheck check_layer(const Recipe& recipe, const AllowedProducts& allowed) {
         if (!c.planning()) synchronize(c);  // the history ends here
         return std::vector{y, dx, dw};
     });
+}
+
+std::vector<KernelCheck> check_everything() {
+    constexpr DType kTypes[] = {DType::f32, DType::bf16};
+    std::vector<KernelCheck> checks = {check_modifiers()};
+    for (const DType gradients : kTypes)
+        for (const DType moments : kTypes) checks.push_back(check_update(gradients, moments));
+    for (const DType activations : kTypes) {
+        std::ranges::move(check_kernels({activations}), std::back_inserter(checks));
+        checks.push_back(check_attention(activations, false));
+    }
+    for (const Recipe& recipe : builtin_recipes()) checks.push_back(check_layer(recipe));
+    for (const bool fast : {false, true}) {
+        if (!has_fp8_products(Device::cuda)) break;
+        const AllowedProducts allowed = {.fp8 = true, .fp8_folded = true, .fp8_fast_accumulation = fast};
+        for (const Recipe& recipe : builtin_recipes())
+            if (multiplies_in_fp8(recipe, allowed)) checks.push_back(check_layer(recipe, allowed));
+        for (const DType activations : kTypes)
+            checks.push_back(check_head(activations, {.operands = HeadOperands::fp8, .fp8 = allowed.sums()}));
+    }
+    return checks;
 }
 
 void require_well(std::span<const KernelCheck> checks) {

@@ -45,6 +45,10 @@ KernelCheck check_modifiers();
 // the run.
 KernelCheck check_layer(const Recipe& recipe, const AllowedProducts& allowed = {});
 
+// All of these, of every kind, the layers of all built-in recipes, and what FP8 tensor cores multiply where
+// the GPU has them.
+std::vector<KernelCheck> check_everything();
+
 // Throws Error, one line that names the first that is not well.
 void require_well(std::span<const KernelCheck> checks);
 

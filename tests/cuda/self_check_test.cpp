@@ -1,6 +1,8 @@
 // What training on a GPU begins with, and `nibble doctor` shows.
 #include "train/self_check.h"
 
+#include <algorithm>
+
 #include "gemm/matmul.h"
 #include "support/on_gpu.h"
 
@@ -11,38 +13,42 @@ using SelfCheckOnGpu = OnGpu;
 
 void expect_well(const KernelCheck& check) { EXPECT_LE(check.error, check.most) << check.name; }
 
-TEST_F(SelfCheckOnGpu, FindsTheKernelsOfPassLossAndUpdateWell) {
-    for (const DType activations : {DType::f32, DType::bf16})
-        for (const bool deterministic : {true, false})
-            for (const KernelCheck& check : check_kernels({activations, deterministic, Fp8Sums::precise}))
-                expect_well(check);
-    for (const DType dtype : {DType::f32, DType::bf16}) expect_well(check_update(dtype, dtype));
-    expect_well(check_modifiers());
-}
-
-TEST_F(SelfCheckOnGpu, FindsTheHeadOnFp8TensorCoresNear) {
-    if (!has_fp8_products(Device::cuda)) GTEST_SKIP() << "this GPU does not multiply FP8";
-    for (const DType activations : {DType::f32, DType::bf16})
-        for (const Fp8Sums sums : {Fp8Sums::precise, Fp8Sums::fast})
-            expect_well(check_head(activations, {.operands = HeadOperands::fp8, .fp8 = sums}));
-}
-
-TEST_F(SelfCheckOnGpu, FindsTheLayersOfEveryRecipeWell) {
-    for (const Recipe& recipe : builtin_recipes()) expect_well(check_layer(recipe));
+TEST_F(SelfCheckOnGpu, FindsEveryKernelWellAndNamesIt) {
+    std::vector<std::string> names;
+    for (const KernelCheck& check : check_everything()) {
+        expect_well(check);
+        names.push_back(check.name);
+    }
+    std::vector<std::string> expected = {
+        "modifiers",
+        "norm of gradients, clipping and adamw",
+        "norm of gradients, clipping and adamw, gradients in bf16",
+        "norm of gradients, clipping and adamw, moments in bf16",
+        "norm of gradients, clipping and adamw, gradients in bf16, moments in bf16",
+        "head and loss of logits in bf16, bf16"};
+    for (const char* kernel : {"embedding", "rmsnorm", "bias and rope", "bias and rope of neighbours",
+                               "norms of queries and keys", "attention", "attention, gradients in any order",
+                               "swiglu", "head and loss", "head in fp8 and loss"})
+        for (const char* type : {"f32", "bf16"}) expected.push_back(fmt::format("{}, {}", kernel, type));
+    for (const Recipe& recipe : builtin_recipes()) expected.push_back("linear layer of " + recipe.name);
+    if (has_fp8_products(Device::cuda)) {
+        for (const char* sums : {"", " with fast sums"}) {
+            for (const char* recipe : {"fp8", "quartet", "quartet-sr", "tetrajet"})
+                expected.push_back(fmt::format("linear layer of {}, fp8{}", recipe, sums));
+            for (const char* type : {"f32", "bf16"})
+                expected.push_back(
+                    fmt::format("head in fp8 and loss, on fp8 tensor cores{}, {}", sums, type));
+        }
+    }
+    std::ranges::sort(names);
+    std::ranges::sort(expected);
+    EXPECT_EQ(names, expected);
 }
 
 TEST_F(SelfCheckOnGpu, FindsALayerWellThatScalesByTheStepBefore) {
     Recipe recipe = find_recipe("nvidia");
     operand(recipe, "fprop.x").spec.tensor = TensorScale::delayed;
     expect_well(check_layer(recipe));
-}
-
-TEST_F(SelfCheckOnGpu, FindsLayersInFp8Near) {
-    for (const char* recipe : {"fp8", "quartet", "quartet-sr", "tetrajet"}) {
-        expect_well(check_layer(find_recipe(recipe), {.fp8 = true, .fp8_folded = true}));
-        expect_well(check_layer(find_recipe(recipe),
-                                {.fp8 = true, .fp8_folded = true, .fp8_fast_accumulation = true}));
-    }
 }
 
 }  // namespace
