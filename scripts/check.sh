@@ -18,12 +18,13 @@ build_and_test() {  # build_and_test PRESET
 check_format() { git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror; }
 
 # The kernels, as C++, on the GPU of tests/simulated_gpu, but for tests that take it more than some minutes; the
-# quantisers' once more with the threads of a block in the other order.
+# quantisers' once more with the threads of a block in the other order, products by groups in the memory of smaller GPUs.
 build_simulated() {
     local slow='CudaAttention|RecomputeOnGpu|ResumesToTheBit|IsMonitored|IsNotChanged|GiveTheRecordedDigests'
     cmake --preset simulated >/dev/null && cmake --build build/simulated -j "$jobs" --target nibble_program test_cuda &&
         ctest --preset simulated -j "$jobs" -L cuda -E "$slow" &&
-        NIBBLE_SIMULATED_ORDER=backward ctest --preset simulated -j "$jobs" -R QuantisersOfLarge
+        NIBBLE_SIMULATED_ORDER=backward ctest --preset simulated -j "$jobs" -R QuantisersOfLarge &&
+        NIBBLE_SIMULATED_GPU=ada ctest --preset simulated -j "$jobs" -R OfGroupsWithFp32Scales
 }
 
 build_hopper() {  # tests of kernels are skipped where there is no GPU

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "core/cuda_check.cuh"
 #include "core/cuda_tensor_cores.cuh"
 #include "gemm/group_product.h"

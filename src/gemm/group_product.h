@@ -16,7 +16,7 @@ struct GroupOperand {
 
 // C[m, n] = alpha * A[m, k] · B[n, k]ᵀ + beta * C, F32 or BF16. Products of a group are summed as in all BF16
 // products; these sums, times both scales, in FP32, one after the other. k: a multiple of 8. alpha, beta: in
-// the GPU's memory; BF16 takes no beta.
+// the GPU's memory.
 void multiply_groups(const Context& context, const GroupOperand& a, const GroupOperand& b, int64_t k,
                      const float* alpha, const float* beta, const Tensor& c);
 

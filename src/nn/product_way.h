@@ -27,7 +27,7 @@ inline constexpr std::array<std::string_view, 3> kAllowedNames = {"fp8", "fp8-fo
 AllowedProducts parse_allowed(std::span<const std::string> names);
 
 enum class ProductWay : uint8_t {
-    emulated,  // values that are exact in BF16, or in F32 where they have FP32 scales
+    emulated,  // values that are exact in BF16; with FP32 scales by groups of them, or in F32 (gemm/matmul.h)
     fp8,       // the operands' codes
     folded,    // FP8 codes into which the scales are folded; emulated where these do not fit
 };

@@ -143,15 +143,16 @@ void dequantize_groups(Context& context, const QuantizedMatrix& q, const Tensor&
 QuantizedMatrix transposed_groups(Context& context, const QuantizedMatrix& q) {
     require(q.spec.has_fp32_groups() && q.spec.is_square() && q.codes.shape.rank() > 0,
             "a matrix of \"{}\" has no square tiles with FP32 scales to transpose", to_string(q.spec));
+    const int64_t tile = q.spec.fp32_block_size();
     QuantizedMatrix out;
     out.spec = q.spec;
+    out.spec.rotation = Rotation::none;  // along the other dimension
     out.rows = q.padded_cols;
     out.cols = q.rows;
-    out.padded_cols = q.spec.padded(q.rows);
+    out.padded_cols = (q.rows + tile - 1) / tile * tile;
     out.tensor_scale = q.tensor_scale;
     out.operand = context.arena.allocate(DType::bf16, {out.rows, out.padded_cols});
-    out.fp32_scales =
-        context.arena.allocate(DType::f32, {out.rows, out.padded_cols / q.spec.fp32_block_size()});
+    out.fp32_scales = context.arena.allocate(DType::f32, {out.rows, out.padded_cols / tile});
     if (!context.planning()) transpose_groups(context, q, out);
     return out;
 }

@@ -113,7 +113,8 @@ void dequantize_operand_transposed(Context& context, const QuantizedMatrix& q, c
 // without them, exact in BF16. out: BF16 [rows, padded_cols].
 void dequantize_groups(Context& context, const QuantizedMatrix& q, const Tensor& out);
 // The transpose of square tiles with FP32 scales, as that product reads it: values as dequantize_groups()
-// makes them in `operand`, and FP32 scales; no codes. Allocates from context.arena.
+// makes them in `operand`, columns padded with zeros to whole tiles, and FP32 scales; no codes, and no
+// rotation, which is along the rows now. Allocates from context.arena.
 QuantizedMatrix transposed_groups(Context& context, const QuantizedMatrix& q);
 // Full values fl((code * scale) * tensor_scale), F32 [rows, padded_cols], in the rotated space;
 // fl(fl((code * scale) * FP32 scale) * tensor_scale) where there are FP32 scales.

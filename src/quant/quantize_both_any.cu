@@ -1,5 +1,6 @@
-// One read of a gradient for both of its orientations, of every spec: for those that quantize_hot_both.cu has
-// no kernel for, rotations of rows among them. For halo's, which rotates rows, it is compiled, too.
+// One read of a gradient or an input for both of its orientations, of every spec: for those that
+// quantize_hot_both.cu has no kernel for, rotations of rows among them. For halo's, which rotates rows, it is
+// compiled, too.
 #include "quant/quantize_hot.cuh"
 #include "quant/squares.cuh"
 

@@ -111,7 +111,7 @@ constexpr std::array kOfGradients = {
     alike(rounded_up(stochastic(kMxfp4))),
 };
 // Inputs of layers that are quantised for the forward and, along their columns, for the weight gradient.
-// These have kernels that write operands alone for the forward.
+// Those of E2M1 in small blocks have kernels that write operands alone for the forward.
 constexpr std::array kOfInputs = {
     Pair{kNvfp4, rotated(kNvfp4, 16)},
     Pair{kNvfp4, stochastic(kNvfp4)},

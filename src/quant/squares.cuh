@@ -1,4 +1,4 @@
-// A gradient read once for both of its orientations: squares of 128 x 128 in shared memory. For
+// A gradient or an input read once for both of its orientations: squares of 128 x 128 in shared memory. For
 // quantize_hot_both.cu and quantize_both_any.cu.
 #pragma once
 

@@ -33,7 +33,7 @@ std::string name_of(const Recipe& recipe, Transformer::Execution execution) {
 
 bool Trainer::StepResult::is_finite() const { return std::isfinite(loss) && std::isfinite(grad_norm); }
 
-std::optional<Trainer::StepResult> Trainer::train_step() {
+std::optional<Trainer::StepResult> Trainer::train_step(bool sampled) {
     const ArenaScope scope(arena_);
     const Tensor history = kept_history();
     context_.step = static_cast<uint32_t>(step_);
@@ -41,7 +41,6 @@ std::optional<Trainer::StepResult> Trainer::train_step() {
     // The mean over all targets of the batch, whatever the micro-batches hold.
     const auto targets = static_cast<double>(counted_targets(batch().targets));
 
-    const bool sampled = monitor_ && (context_.planning() || monitor_->is_due(step_ + 1));
     if (sampled && monitor_->takes_two_passes()) take_other_pass(targets);
     std::optional<Monitor::Sample> sample;
     if (sampled) sample.emplace(*monitor_);
@@ -193,7 +192,7 @@ void Trainer::take_step() {
     const Clock::time_point begin = Clock::now();
     std::optional<StepResult> result;
     try {
-        result = train_step();
+        result = train_step(monitor_ && monitor_->is_due(step_ + 1));
     } catch (const Error& error) {  // a quantiser that met a NaN, or something else
         const std::string first = first_non_finite();
         if (first.empty()) throw;

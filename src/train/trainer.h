@@ -61,8 +61,9 @@ class Trainer {
     int64_t rounded_weights() const;  // that have something to be rounded towards
     // The gradients of the batch with other random numbers, for the monitor.
     void take_other_pass(double targets);
-    // One optimizer step. Nothing if it was interrupted: the run then stands where it stood before the step.
-    std::optional<StepResult> train_step();
+    // One optimizer step; sampled: by the monitor. Nothing if it was interrupted: the run then stands where
+    // it stood before the step.
+    std::optional<StepResult> train_step(bool sampled);
     // The validation loss with the present weights.
     TextLoss evaluate(Transformer::Execution execution);
 

@@ -234,7 +234,8 @@ void Trainer::plan_memory() {
     Transformer::StepMemory largest;
     for (auto phase = phases_.rbegin(); phase != phases_.rend(); ++phase) {  // the first one last: it stays
         model_->set_recipe(phase->recipe);
-        train_step();
+        if (monitor_) train_step(true);
+        train_step(false);
         const Transformer::StepMemory memory = model_->step_memory();
         if (memory.weights + memory.activations > largest.weights + largest.activations) largest = memory;
         model_->zero_gradients(context_);

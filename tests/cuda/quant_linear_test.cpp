@@ -46,6 +46,22 @@ TEST_F(LinearLayers, AreTheCpusInEveryRecipe) {
     }
 }
 
+// Tiles of the forward, with FP32 scales, read along their other dimension, where nothing is rotated.
+TEST_F(LinearLayers, ReadRotatedTilesOfTheForwardAsOnTheCpu) {
+    for (const char* tiles : {"fp4 32x32", "fp4 32x32 rotate=hadamard:128", "fp8:e4m3 128x128"}) {
+        for (const char* gradient : {"nvfp4 1x16", "fp4 32x32", "nvfp4 1x16 outer=1x128"}) {
+            Recipe recipe = uniform(gradient);
+            recipe.name = fmt::format("{}-and-{}", tiles, gradient);
+            std::ranges::replace(recipe.name, ' ', '-');
+            for (const char* name : {"fprop.x", "fprop.w", "dgrad.w", "wgrad.x"})
+                operand(recipe, name).spec = parse_spec(tiles);
+            for (const char* name : {"dgrad.w", "wgrad.x"}) operand(recipe, name).source = Source::same_bits;
+            expect_as_on_the_cpu(recipe, 90, 77, 53);
+            expect_as_on_the_cpu(recipe, 40, 256, 320);
+        }
+    }
+}
+
 TEST_F(LinearLayers, ScaleByTheStepBeforeAsOnTheCpu) {
     const Recipe recipe = uniform("nvfp4 1x16 tensor=delayed");
     for (const auto& [tokens, in, out] : {std::array<int64_t, 3>{256, 256, 128}, {90, 77, 53}}) {
@@ -76,7 +92,7 @@ TEST_F(LinearLayers, SplitOffOutliersAsOnTheCpu) {
 
 // Who is shown the operands changes nothing of what is multiplied.
 TEST_F(LinearLayers, AreTheSameToTheBitUnderAnObserver) {
-    for (const char* name : {"quartet2", "quartet", "nvidia", "halo", "tetrajet2", "dge-occ"}) {
+    for (const char* name : {"quartet2", "quartet", "nvidia", "halo", "tetrajet2", "jetfire", "dge-occ"}) {
         const Recipe recipe = find_recipe(name);
         QuantLinear layer(recipe, 77, 53, 7);
         const test::LinearInput input = random_input(90, 77, 53);

@@ -25,7 +25,12 @@ namespace {
 
 constexpr unsigned kMostThreads = 1024, kWarp = 32;
 constexpr size_t kStack = 256 << 10;  // bytes
-constexpr size_t kMostShared = 227 << 10;
+// NIBBLE_SIMULATED_GPU=ada: what a thread block has there.
+size_t most_shared() {
+    const char* const kind = std::getenv("NIBBLE_SIMULATED_GPU");
+    const bool is_ada = kind != nullptr && std::string_view(kind) == "ada";
+    return size_t{is_ada ? 99u : 227u} << 10;
+}
 
 [[noreturn]] void stop(std::string_view what) {
     std::fprintf(stderr, "simulated GPU: %.*s (block %u %u %u)\n", static_cast<int>(what.size()), what.data(),
@@ -61,7 +66,7 @@ class Multiprocessor {
         const std::lock_guard lock(mutex_);
         count_ = block.x * block.y * block.z;
         if (count_ == 0 || count_ > kMostThreads) stop("a block has 1 to 1,024 threads");
-        if (shared > kMostShared) stop("more shared memory than a multiprocessor has");
+        if (shared > most_shared()) stop("more shared memory than a multiprocessor has");
         body_ = body;
         of_body_ = of_body;
         gridDim = grid;
@@ -104,7 +109,7 @@ class Multiprocessor {
         std::byte bytes[16];
     };
 
-    Multiprocessor() : shared_(kMostShared / sizeof(Bytes16)), threads_(kMostThreads) {
+    Multiprocessor() : shared_(most_shared() / sizeof(Bytes16)), threads_(kMostThreads) {
         const char* const order = std::getenv("NIBBLE_SIMULATED_ORDER");
         is_backward_ = order != nullptr && std::string_view(order) == "backward";
         // Each thread may wait, and one fiber looks for the next.
@@ -359,7 +364,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
             *value = 0;
             break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-            *value = simulated_gpu::kMostShared;
+            *value = static_cast<int>(simulated_gpu::most_shared());
             break;
         case cudaDevAttrL2CacheSize:
             *value = 1 << 20;
