@@ -12,8 +12,8 @@ struct OperandOfBoth {
     RandomKey key;
     QuantizeOptions options = {};  // without `transposed`
 };
-// Whether quantize_both() takes x of this type and these specs: BF16 on a GPU, every spec with itself, and all
-// others but for two that have fast kernels while the pair has none: their two reads take less time.
+// Whether quantize_both() takes x of this type and these specs: BF16 on a GPU, every spec with itself, and
+// all others but for two that have fast kernels while the pair has none: their two reads take less time.
 bool can_quantize_both(const Context& context, DType dtype, const QuantSpec& rows, const QuantSpec& columns);
 // Quantises x, [rows, cols], and its transpose: as quantize() of each, but x is read once, and once before
 // that where amaxes are to be found. An operand's contraction may be padded with more columns than its spec
