@@ -39,4 +39,15 @@ ProductWay product_way(const OperandSpec& a, const OperandSpec& b, const Allowed
     return ProductWay::emulated;
 }
 
+bool multiplies_by_groups(const OperandSpec& a, const OperandSpec& b, const QuantSpec& forward) {
+    // Bytes of its own; or those of the forward, of which tiles are read along their other dimension.
+    const bool has_bytes = b.spec.is_quantized() && b.source != Source::same_bits,
+               reads_tiles = !has_bytes && b.source != Source::original && forward.has_fp32_groups() &&
+                             forward.is_square();
+    if (!a.spec.is_quantized() || !(has_bytes || reads_tiles)) return false;
+    const QuantSpec& of_b = has_bytes ? b.spec : forward;
+    return (a.spec.has_fp32_groups() || of_b.has_fp32_groups()) && !a.spec.has_row_scales() &&
+           !of_b.has_row_scales();
+}
+
 }  // namespace nibble

@@ -33,5 +33,8 @@ enum class ProductWay : uint8_t {
 };
 ProductWay product_way(const OperandSpec& a, const OperandSpec& b, const AllowedProducts& allowed,
                        Device device);
+// Whether a GPU multiplies two operands by groups of K (gemm/matmul.h). `forward`: what b is made from, if it
+// is.
+bool multiplies_by_groups(const OperandSpec& a, const OperandSpec& b, const QuantSpec& forward);
 
 }  // namespace nibble

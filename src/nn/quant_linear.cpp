@@ -450,17 +450,13 @@ class QuantLinear::Execution {
         return quantizes(kFpropX) ? saved.fprop_x.rows : saved.x.rows();
     }
 
-    // Whether a GPU multiplies square tiles of the forward by their groups along the other dimension
-    // (gemm/matmul.h).
-    bool multiplies_by_groups(Place place, const QuantSpec& forward) const {
-        return context_.device == Device::cuda && forward.has_fp32_groups() && forward.is_square() &&
-               quantizes(other_side(place)) && !at(other_side(place)).spec.has_row_scales();
-    }
     // What the forward multiplied, read along its other dimension.
     Factor forward_factor(Place place, const QuantizedMatrix& q) const {
         if (q.spec.has_fp32_scales()) {
             Factor factor;
-            if (multiplies_by_groups(place, q.spec)) factor.quantized = transposed_groups(context_, q);
+            if (context_.device == Device::cuda &&
+                multiplies_by_groups(at(other_side(place)), at(place), q.spec))
+                factor.quantized = transposed_groups(context_, q);
             if (factor.quantized && !layer_.observer_) return factor;
             factor.plain = context_.arena.allocate(DType::f32, {q.padded_cols, q.rows});
             factor.scale = q.tensor_scale;

@@ -57,17 +57,12 @@ std::string executed(Device device, const AllowedProducts& allowed, bool fits_fp
             exceptions.empty() ? ""
                                : fmt::format(" (emulated in bf16 where {})", fmt::join(exceptions, " or ")));
     }
+    if (device == Device::cuda && multiplies_by_groups(a, b, forward))
+        return "emulated: exact products in bf16, sums of groups times their scales in f32";
     const bool quantized = a.spec.is_quantized() || b.spec.is_quantized();
     const bool reads_forward = b.source != Source::original && !b.spec.is_quantized();
     const bool has_fp32_scales =
         a.spec.has_fp32_groups() || b.spec.has_fp32_groups() || (reads_forward && forward.has_fp32_scales());
-    // Of the forward's bytes only tiles are read so along their other dimension.
-    const auto in_groups = [](const OperandSpec& o) {
-        return o.spec.is_quantized() && !o.spec.has_row_scales() &&
-               (o.source != Source::same_bits || o.spec.has_fp32_groups());
-    };
-    const bool by_groups = device == Device::cuda && has_fp32_scales && in_groups(a) && in_groups(b);
-    if (by_groups) return "emulated: exact products in bf16, sums of groups times their scales in f32";
     const bool wide = has_fp32_scales || a.spec.format == Format::fp32 || b.spec.format == Format::fp32;
     return fmt::format(
         "{} in {}, sums in f32",

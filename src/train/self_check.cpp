@@ -95,11 +95,9 @@ KernelCheck compare(std::string name, std::vector<double> most, const Work& work
     }
     return check;
 }
-KernelCheck compare(std::string name, double most, const Work& work) {
-    return compare(std::move(name), std::vector{most}, work);
-}
-KernelCheck compare(std::string_view name, DType activations, double most, const Work& work) {
-    return compare(fmt::format("{}, {}", name, activations == DType::bf16 ? "bf16" : "f32"), most, work);
+KernelCheck compare(std::string_view name, DType activations, std::vector<double> most, const Work& work) {
+    return compare(fmt::format("{}, {}", name, activations == DType::bf16 ? "bf16" : "f32"), std::move(most),
+                   work);
 }
 // What is wrong is wrong by much more; another order of sums gives 5e-6, and in BF16 6e-3.
 double most_of(DType activations) { return activations == DType::bf16 ? 0x1p-5 : 1e-4; }
@@ -131,7 +129,7 @@ std::vector<KernelCheck> check_kernels(const KernelKinds& kinds) {
     const bool is_bf16 = type == DType::bf16;
     std::vector<KernelCheck> checks;
     const auto add = [&](const char* name, const Work& work) {
-        checks.push_back(compare(name, type, most_of(type), work));
+        checks.push_back(compare(name, type, {most_of(type)}, work));
     };
     const auto heads = [&](Context& c, uint64_t seed) { return random_heads(c, type, seed); };
 
@@ -196,7 +194,7 @@ std::vector<KernelCheck> check_kernels(const KernelKinds& kinds) {
 
 KernelCheck check_attention(DType activations, bool deterministic) {
     const std::string_view name = deterministic ? "attention" : "attention, gradients in any order";
-    return compare(name, activations, most_of(activations), [=](Context& c) {
+    return compare(name, activations, {most_of(activations)}, [=](Context& c) {
         AttentionShape shape = kAttention;
         shape.deterministic = deterministic;
         const Shape out_shape = {kTokens, kAttention.heads * kAttention.head_dim};
@@ -216,11 +214,10 @@ KernelCheck check_head(DType activations, const HeadOptions& options) {
     if (on_fp8_cores) name += ", on fp8 tensor cores";
     if (on_fp8_cores && *options.fp8 == Fp8Sums::fast) name += " with fast sums";
     if (options.logits == DType::bf16) name += " of logits in bf16";
-    name += activations == DType::bf16 ? ", bf16" : ", f32";
     // Of the loss, a sum over tokens, and of gradients: one of E5M2 that falls to the other side of a tie
     // differs by an eighth of itself.
     const std::vector<double> most = {on_fp8_cores ? 1e-2 : 1e-3, is_fp8 ? 0.15 : most_of(activations)};
-    return compare(name, most, [=](Context& c) {
+    return compare(name, activations, most, [=](Context& c) {
         const Tensor x = random(c, activations, {kTokens, kWidth}, 1),
                      weight = random(c, DType::f32, {kVocabulary, kWidth}, 2),
                      targets = random_integers(c, kTokens, kVocabulary),
@@ -236,7 +233,7 @@ KernelCheck check_update(DType gradients, DType moments) {
     std::string name = "norm of gradients, clipping and adamw";
     if (gradients == DType::bf16) name += ", gradients in bf16";
     if (moments == DType::bf16) name += ", moments in bf16";
-    return compare(name, 1e-6, [=](Context& c) {
+    return compare(name, {1e-6}, [=](Context& c) {
         const Shape shape = {300, 77};
         const Tensor master = random(c, DType::f32, shape, 1), gradient = random(c, gradients, shape, 2),
                      norm = zeros(c, DType::f64, {2}), losses = zeros(c, DType::f64, {2}),
@@ -256,7 +253,7 @@ KernelCheck check_update(DType gradients, DType moments) {
 }
 
 KernelCheck check_modifiers() {
-    return compare("modifiers", 1e-6, [](Context& c) {
+    return compare("modifiers", {1e-6}, [](Context& c) {
         constexpr int64_t kRows = 64, kCols = 512;
         const QuantSpec spec = parse_spec("nvfp4 1x16");
         const Shape shape = {kRows, kCols};
@@ -288,7 +285,7 @@ KernelCheck check_layer(const Recipe& recipe, const AllowedProducts& allowed) {
     const char* const how = !is_narrow                      ? ""
                             : allowed.fp8_fast_accumulation ? ", fp8 with fast sums"
                                                             : ", fp8";
-    return compare(fmt::format("linear layer of {}{}", recipe.name, how), most, [&](Context& c) {
+    return compare(fmt::format("linear layer of {}{}", recipe.name, how), {most}, [&](Context& c) {
         const Tensor w = random(c, DType::f32, {kOut, kIn}, 1), x = random(c, DType::bf16, {kTokens, kIn}, 2),
                      dy = random(c, DType::bf16, {kTokens, kOut}, 3),
                      y = zeros(c, DType::f32, {kTokens, kOut}), dx = zeros(c, DType::f32, {kTokens, kIn}),

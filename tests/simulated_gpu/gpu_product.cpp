@@ -4,11 +4,14 @@
 
 #include <cuda_runtime.h>
 
-#include <cstdlib>
 #include <vector>
 
 #include "numerics/bf16.h"
 #include "numerics/elements.h"
+
+namespace simulated_gpu {
+bool is_ada();
+}  // namespace simulated_gpu
 
 namespace nibble::cuda {
 
@@ -47,11 +50,9 @@ std::vector<float> columns_of(DType dtype, const void* data, const StoredMatrix&
 GpuProduct::GpuProduct(const GpuProductShape& shape, bool) : impl_(new Impl{shape}) {}
 GpuProduct::~GpuProduct() = default;
 
-// NIBBLE_SIMULATED_GPU=ada: one whose library has no scales of rows.
+// The library has no scales of rows on Ada.
 const GpuProduct* GpuProduct::find(const GpuProductShape& shape, bool) {
-    const char* const kind = std::getenv("NIBBLE_SIMULATED_GPU");
-    const bool is_ada = kind != nullptr && std::string_view(kind) == "ada";
-    return is_ada && shape.factors == FactorsFrom::row_scales ? nullptr : &get(shape);
+    return simulated_gpu::is_ada() && shape.factors == FactorsFrom::row_scales ? nullptr : &get(shape);
 }
 
 const GpuProduct& GpuProduct::get(const GpuProductShape& shape, bool measure) {

@@ -21,16 +21,18 @@ namespace simulated_gpu {
 void run(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* of_body);
 void* dynamic_shared();
 
+// NIBBLE_SIMULATED_GPU=ada: a GPU of that kind, in what tests need of it.
+bool is_ada() {
+    const char* const kind = std::getenv("NIBBLE_SIMULATED_GPU");
+    return kind != nullptr && std::string_view(kind) == "ada";
+}
+
 namespace {
 
 constexpr unsigned kMostThreads = 1024, kWarp = 32;
 constexpr size_t kStack = 256 << 10;  // bytes
-// NIBBLE_SIMULATED_GPU=ada: what a thread block has there.
-size_t most_shared() {
-    const char* const kind = std::getenv("NIBBLE_SIMULATED_GPU");
-    const bool is_ada = kind != nullptr && std::string_view(kind) == "ada";
-    return size_t{is_ada ? 99u : 227u} << 10;
-}
+// Of a thread block.
+size_t most_shared() { return size_t{is_ada() ? 99u : 227u} << 10; }
 
 [[noreturn]] void stop(std::string_view what) {
     std::fprintf(stderr, "simulated GPU: %.*s (block %u %u %u)\n", static_cast<int>(what.size()), what.data(),

@@ -30,6 +30,13 @@ TEST(RunHeader, SaysHowOperandsWithFp32ScalesAlongTheSumAreMultiplied) {
     }
 }
 
+// Whether the backward names their spec or reads them as plain values.
+TEST(RunHeader, SaysThatTilesOfTheForwardAreMultipliedByGroups) {
+    Recipe recipe = find_recipe("jetfire");
+    recipe.dgrad_w = {Source::forward, parse_spec("bf16")};
+    EXPECT_EQ(executed(recipe, "dgrad", Device::cuda), kByGroups);
+}
+
 // What has the same bits with one scale for the tensor is read as plain values.
 TEST(RunHeader, SaysThatAGpuMultipliesOtherOperandsOfTheForwardInF32) {
     Recipe recipe = find_recipe("fp8");
